@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -44,6 +43,8 @@ SHOWN_MM = (1.0, 1.0, 1.0)
 AXIAL, CORONAL = 2, 1
 BACKGROUND, TEXT = "#0d1117", "#e6ebef"
 PAGE_SIZE, REPORT_SIZE = (1280, 960), (1100, 1150)
+_IS_SHOWN = "name => name.textContent === 'pancreas'"
+"""Among the names on the page: the organ that the planes go through, as many others lie around it."""
 
 
 # --- slices of a result -----------------------------------------------------------------------------
@@ -162,20 +163,9 @@ def serve_page(ct: Path, model: Path, folder: Path) -> bytes:
         page.choose_file("#file", ct)
         page.wait_for("document.querySelector('#result').dataset.shown", seconds=600)
         page.wait_for("document.querySelector('.below .where').textContent.includes('mm')", seconds=300)
-        _click(page, ".picture", 0.27, 0.19)  # the crosshair into the upper abdomen, on the coronal plane
+        page.evaluate(f"[...document.querySelectorAll('.organ .name')].find({_IS_SHOWN}).click()")
         time.sleep(3)  # the 3D view is drawn last
         return page.screenshot()
-
-
-def _click(page: chromium.Page, selector: str, right: float, down: float) -> None:
-    """At a place in an element, as shares of its width and height."""
-    x, y, width, height = page.evaluate(
-        f"(() => {{ const r = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
-        "return [r.x, r.y, r.width, r.height]; })()"
-    )
-    place = {"x": x + right * width, "y": y + down * height, "button": "left", "clickCount": 1}
-    for kind in ("mousePressed", "mouseReleased"):
-        page.call("Input.dispatchMouseEvent", type=kind, **place)
 
 
 def report_page(report: Path, folder: Path) -> bytes:

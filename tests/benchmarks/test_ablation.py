@@ -1,4 +1,4 @@
-"""The ablation's rows: recipes that can be trained, and that lack what they are named after."""
+"""The ablation's rows: recipes that can be trained, and that lack the part in their name."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""The node's benchmark on small studies: kills lose nothing and double nothing."""
+"""The node's benchmark on small studies: kills lose and duplicate nothing."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+import pytest
 
 from helpers.nodes import series
 from helpers.untrained_models import untrained_bundle
@@ -15,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import node  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_again_and_again_loses_no_study_and_doubles_none(
     tmp_path: Path,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of partial annotation: which cases it compares, and how its table reads."""
+"""The benchmark of partial annotation: the compared cases, and the format of its table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEFT, RIGHT = ORGANS = ("left kidney", "right kidney")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Of four cases the first lacks an organ, the second says that it has all."""
+    """Of four cases, the first lacks an organ, the second is declared complete."""
     made = tiny_dataset(tmp_path_factory.mktemp("tiny"))
     drawn = [frozenset({LEFT}), frozenset(ORGANS), None, None]
     return replace(made, cases=tuple(replace(c, annotated=d) for c, d in zip(made.cases, drawn, strict=True)))

@@ -1,6 +1,6 @@
 """The prediction benchmark: its ZoomSeg row from end to end on a tiny scan, and the arithmetic of the rest.
 
-The peers' rows need an environment of their own and are not run here.
+The peers' rows need a separate environment and are not run here.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
+@pytest.mark.slow
 def test_zoomseg_is_measured_from_end_to_end(tmp_path: Path) -> None:
     model = untrained_bundle()
     bundle.save(model, tmp_path / "model")

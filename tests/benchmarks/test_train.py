@@ -1,6 +1,6 @@
-"""The training benchmark: how its table reads, and under which conditions rows stand in one.
+"""The training benchmark: the format of its table, and the conditions under which rows can be compared.
 
-Its rows train for minutes, and nnU-Net's need an environment of their own: they are not run here.
+Its rows train for minutes, and nnU-Net's need a separate environment: they are not run here.
 """
 
 from __future__ import annotations

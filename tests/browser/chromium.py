@@ -26,10 +26,10 @@ class Page:
         self._connection = connection
         self._count = 0
         self.complaints: list[str] = []
-        """Errors that the page's scripts raised, and what its content security policy refused."""
+        """Errors raised by the page's scripts, and violations of its content security policy."""
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol, and what it gives."""
+        """A command of the protocol; returns its result."""
         self._count += 1
         self._connection.send(json.dumps({"id": self._count, "method": method, "params": parameters}))
         while True:
@@ -65,7 +65,7 @@ class Page:
         raise AssertionError(f"not within {seconds} s: {expression}; complaints: {self.complaints}")
 
     def choose_file(self, selector: str, path: Path) -> None:
-        """Put a file into a file input, as a user's choice does."""
+        """Put a file into a file input, like a user."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
@@ -82,12 +82,12 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, **place)
 
     def press(self, name: str) -> None:
-        """Press the button on which ``name`` stands."""
+        """Press the button with this text."""
         found = f"[...document.querySelectorAll('button')].find(b => b.textContent === {json.dumps(name)})"
         self.evaluate(f"{found}.click()")
 
     def choose(self, selector: str, option: str) -> None:
-        """Choose an option of a select by what it says."""
+        """Choose an option of a select by its text."""
         self.evaluate(
             f"(() => {{ const s = document.querySelector({json.dumps(selector)});"
             f"s.value = [...s.options].find(o => o.text === {json.dumps(option)}).value;"
@@ -95,11 +95,11 @@ class Page:
         )
 
     def text(self, selector: str) -> str:
-        """What an element says."""
+        """The text of an element."""
         return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent"))
 
     def drag(self, start: tuple[float, float], end: tuple[float, float], button: str = "left") -> None:
-        """Press a mouse button at a point of the window, move, and let go; a click if it is one point."""
+        """Press a mouse button at a point of the window, move, and release it; a click if it is one point."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=start[0], y=start[1])
         how = {"button": button, "clickCount": 1}
         self.call("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], **how)
@@ -116,12 +116,12 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, code=f"Key{letter.upper()}", key=letter)
 
     def resize(self, width: int, height: int) -> None:
-        """Give the window another size, as on another device."""
+        """Change the size of the window, as on another device."""
         how = {"deviceScaleFactor": 1, "mobile": width < 500}
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **how)
 
     def screenshot(self) -> bytes:
-        """What is seen, as PNG."""
+        """The visible content, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 

@@ -1,4 +1,4 @@
-"""The script that takes the documentation's pictures runs, and its pictures show what they are of."""
+"""The script that takes the documentation's pictures runs, and its pictures show the expected content."""
 
 from __future__ import annotations
 

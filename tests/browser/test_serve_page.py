@@ -24,12 +24,12 @@ pytestmark = [
     pytest.mark.skipif(chromium.EXECUTABLE is None, reason="no Chromium here (Debian's package: chromium)"),
 ]
 COLOURFUL = 0.12
-"""A pixel whose red, green and blue differ by more is of an organ: scans are grey."""
+"""A pixel whose red, green and blue differ by more belongs to an organ, as scans are grey."""
 
 
 def colourful(page: chromium.Page) -> int:
-    """Pixels of the viewer's picture that are not grey (the crosshair is among them, and the cube that says
-    where the patient's left is)."""
+    """Pixels of the viewer's picture that are not grey (including the crosshair, and the orientation
+    cube)."""
     picture: npt.NDArray[np.float32] = matplotlib.image.imread(io.BytesIO(page.screenshot()))[..., :3]
     x, y, width, height = page.evaluate(
         "(() => { const r = document.querySelector('.picture').getBoundingClientRect();"
@@ -76,7 +76,7 @@ def test_a_scan_is_dropped_segmented_looked_at_and_downloaded(tmp_path: Path) ->
 
 
 def settled(page: chromium.Page) -> int:
-    """``colourful`` once drawing has come to rest."""
+    """``colourful`` after drawing has finished."""
     last = -1
     for _ in range(30):
         time.sleep(0.5)
@@ -88,7 +88,7 @@ def settled(page: chromium.Page) -> int:
 
 
 def downloaded(path: Path) -> bytes:
-    """A download, once it is complete."""
+    """A download, when it is complete."""
     for _ in range(100):
         if path.is_file():
             return path.read_bytes()

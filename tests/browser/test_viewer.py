@@ -55,7 +55,7 @@ class Served:
 
 
 def reorient(file: Path, axes: str) -> None:
-    """Store a scan along other axes; every voxel stays where it is in the world."""
+    """Store a scan along other axes; every voxel keeps its world position."""
     image = nib.load(file)
     wanted = nib.orientations.axcodes2ornt(axes)
     change = nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
@@ -98,7 +98,7 @@ def wait_until_shown(page: chromium.Page) -> None:
 
 
 def at(page: chromium.Page, x: float, y: float) -> tuple[float, float]:
-    """A point of the picture, as shares of its sides, in the window."""
+    """A point of the picture, relative to its size, in the window."""
     left, top, width, height = page.evaluate(
         "(() => { const r = document.querySelector('.picture').getBoundingClientRect();"
         "return [r.x, r.y, r.width, r.height]; })()"
@@ -107,7 +107,7 @@ def at(page: chromium.Page, x: float, y: float) -> tuple[float, float]:
 
 
 def position(page: chromium.Page) -> list[int]:
-    """Where the crosshair is, in mm."""
+    """Position of the crosshair in mm."""
     found = re.match(r"(-?\d+), (-?\d+), (-?\d+) mm", page.text(".below .where"))
     assert found is not None
     return [int(n) for n in found.groups()]

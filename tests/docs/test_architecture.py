@@ -30,7 +30,7 @@ def defined(module: Path) -> set[str]:
 
 
 def missing_code(text: str) -> list[str]:
-    """Modules that are not there, and names right behind a module that it does not define."""
+    """Missing modules, and names after a module that it does not define."""
     missing: list[str] = []
     for module, name in re.findall(r"`([\w/]+\.py)`(?:\s+`([A-Za-z_][\w.]*)`)?", text):
         path = (ROOT if module.startswith("tests/") else SOURCE) / module

@@ -1,4 +1,4 @@
-"""What is generated in CONTRIBUTING.md is up to date, and complete."""
+"""Generated parts of CONTRIBUTING.md are up to date, and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the documentation names exists: commands, options, Python calls, links, pages. Examples load."""
+"""Everything named in the documentation exists: commands, options, Python calls, links, pages. Examples
+load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every example runs, on tiny data, and gives what it promises."""
+"""Every example runs, on tiny data, and gives the expected results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, a model trained on it for a moment, its results, and another model's."""
+    """A data set, a model trained on it briefly, its results, and another model's."""
     root = tmp_path_factory.mktemp("examples")
     data = tiny_dataset(root / "data")
     (root / "recipe.yaml").write_text(dump(tiny_recipe(together=True, iterations=100, lr=2e-2)))
@@ -47,7 +47,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, *arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run an example as its command line does; the exit code."""
+    """Run an example like its command line; returns the exit code."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     try:
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -60,6 +60,7 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_one_scan(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,8 +177,8 @@ def test_package(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def run_notebook(name: str, parameters: dict[str, object]) -> dict[str, Any]:
-    """Its cells one after the other, with other parameters than it says; what it leaves, and what its cells
-    show, by their id."""
+    """Run a notebook's cells one after the other, with other parameters; returns its files, and the outputs
+    of its cells by their id."""
     cells = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))["cells"]
     space: dict[str, Any] = {}
     for cell in cells:
@@ -234,6 +235,7 @@ def test_training_notebook_makes_phantoms_where_there_is_no_data(
     assert len(list((tmp_path / "data" / "labelsTr").iterdir())) == 8
 
 
+@pytest.mark.slow
 def test_quickstart_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
@@ -252,7 +254,7 @@ def test_quickstart_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.name)
 def test_a_notebook_is_valid_and_without_outputs(notebook: Path) -> None:
-    """As nbformat 4.5 has it."""
+    """According to nbformat 4.5."""
     book = json.loads(notebook.read_text(encoding="utf-8"))
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in book["cells"]]

@@ -1,4 +1,4 @@
-"""The figures of the documentation are what its script draws, and pages show only figures that are there."""
+"""The figures of the documentation are those drawn by its script, and pages only show existing figures."""
 
 from __future__ import annotations
 

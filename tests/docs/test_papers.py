@@ -1,5 +1,5 @@
-"""The pages on the papers say of every sentence which line of the recipe and which code does it. Here: the
-recipe has that line, and the code is there."""
+"""The pages on the papers assign a line of the recipe and code to every sentence. These tests check that the
+recipe has that line, and that the code exists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = re.compile(r"[A-Za-z_][\w.]*$")
 
 
 def rows(text: str) -> Iterator[tuple[str, str]]:
-    """Recipe and Code of every row of the tables that go through a paper."""
+    """Recipe and Code of every row of the tables on a paper."""
     inside = False
     for line in text.splitlines():
         inside = line == HEADER or (inside and line.startswith("|"))
@@ -56,8 +56,8 @@ def defined(module: Path) -> set[str]:
 
 
 def missing_code(text: str) -> list[str]:
-    """Modules, functions and classes of the Code column that are not there. A name belongs to a module of
-    its row, or, where the row has none, of the row before; ``nn.`` is torch's."""
+    """Missing modules, functions and classes of the Code column. A name belongs to a module of its row or, if
+    the row has none, of the row before; ``nn.`` is torch's."""
     missing: list[str] = []
     known: set[str] = set()
     for _, code in rows(text):
@@ -113,7 +113,7 @@ def _says(path: str, value: object, span: str) -> bool:
 
 
 def missing_files(text: str) -> list[str]:
-    """Files of the repository that a page names by their whole path and that are not there."""
+    """Missing files of the repository that a page names by their whole path."""
     named = [span for span in SPAN.findall(text) if re.match(r"(src|tests|docs|benchmarks)/[\w./-]+$", span)]
     return [name for name in named if not (ROOT / name).exists()]
 

@@ -1,5 +1,5 @@
-"""The documentation site: it builds without a warning, its reference has what the package has, and reading it
-needs nothing from elsewhere."""
+"""The documentation site: it builds without a warning, its reference is complete, and reading it needs
+nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build(settings: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_from_elsewhere(page: str) -> Iterator[str]:
-    """Addresses of other machines that a browser asks as soon as it shows this HTML or CSS."""
+    """Addresses of other machines that a browser requests as soon as it shows this HTML or CSS."""
     yield from (page_url or css_url for page_url, css_url in LOADED.findall(page))
     if 'class="mermaid"' in page:  # drawn by a script that the theme gets from elsewhere
         yield "mermaid"

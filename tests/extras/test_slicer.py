@@ -39,7 +39,7 @@ class Base:
 
 @pytest.fixture
 def slicer(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """Slicer's modules, as far as they are asked."""
+    """Slicer's modules, as far as they are used."""
     made = MagicMock()
     made.util.startupEnvironment.return_value = dict(os.environ)
     made.util.saveNode.side_effect = lambda node, path: Path(path).write_bytes(node.content) > 0
@@ -81,7 +81,7 @@ def volume(content: bytes = b"voxels") -> SimpleNamespace:
 
 @pytest.fixture
 def command(tmp_path: Path) -> str:
-    """Stands in for ``zoomseg``: writes what the real one does, or fails as it is told."""
+    """Replaces ``zoomseg``: writes the same files, or fails as requested."""
     script = tmp_path / "zoomseg"
     script.write_text(f"""#!{sys.executable}
 import pathlib, sys, time

@@ -1,7 +1,7 @@
-"""What must hold whatever comes.
+"""Properties that must hold for any input.
 
 A command ends by itself, in time and memory, with a known exit code and, if it failed, a few clear lines;
-nothing outside its folder is touched, and nothing in there looks complete that is not.
+nothing outside its folder is changed, and no incomplete file in it looks complete.
 """
 
 # mypy: allow-untyped-calls

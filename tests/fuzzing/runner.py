@@ -1,4 +1,4 @@
-"""Runs inputs in a worker process that may die, hang or grow, and says what became of each."""
+"""Runs inputs in a worker process that may die, hang or grow, and reports the outcome of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound files that inputs are made from: the tests' tiny scans, series, data set, models and recipes.
+"""Valid files from which inputs are made: the tests' tiny scans, series, data set, models and recipes.
 
 The same bytes in every process, so that a seed means the same input everywhere.
 """

@@ -1,4 +1,4 @@
-"""Commands that do what none may do, to show that it is noticed. Each gets ``COMMAND OUT GIVEN``."""
+"""Commands with forbidden behaviour, to test that it is detected. Each gets ``COMMAND OUT GIVEN``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """Losses of the first 20 steps of each shipped recipe, shrunk to a tiny data set.
 
-Atlases are laid over the scans as they are: registration of images as tiny as these turns the last bit of a
-voxel into another transform.
+Atlases are not registered: on images as tiny as these, the last bit of a voxel changes the transform.
 
     uv run python tests/golden/losses.py
 
-writes them anew to ``losses.json``: for a change that is meant to change training, and only then.
+writes them anew to ``losses.json``: only for changes that are intended to change training.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ def test_every_shipped_recipe_is_covered() -> None:
     assert sorted(GOLDEN) == sorted(names())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_losses(name: str) -> None:
     found = first_run(name)

@@ -1,4 +1,4 @@
-"""The GPU gives the CPU's answer. Skipped where there is no CUDA GPU."""
+"""The GPU's prediction equals the CPU's. Skipped without a CUDA GPU."""
 
 from __future__ import annotations
 

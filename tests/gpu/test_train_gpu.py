@@ -1,4 +1,4 @@
-"""A GPU trains what the CPU trains. Skipped where there is no CUDA GPU."""
+"""Training on a GPU equals that on a CPU. Skipped without a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Losses(Silent):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without augmentation: noise is another on another device."""
+    """Without augmentation: noise differs between devices."""
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     data = tiny_dataset(tmp_path / "data")
     recipe = retrained(tiny_recipe(together, iterations=5), augmentation=Augmentation())

@@ -1,4 +1,4 @@
-"""A package in an environment that holds what it says it needs, and nothing else."""
+"""A package in an environment with only its stated requirements."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The wheel, installed without extras into an environment of its own: what predicts, evaluates, checks, shows
-and serves is all there, it is small, and what trains says what to install."""
+"""The wheel, installed without extras into a separate environment: prediction, evaluation, checks, viewing
+and serving work, it is small, and training commands state what to install."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_it_holds_nothing_that_only_training_needs(environment: Path) -> None:
 
 
 def test_it_is_small(environment: Path) -> None:
-    """In blocks of the disk, as ``du`` counts; what Python compiles comes on top."""
+    """In blocks of the disk, as counted by ``du``, without the files that Python compiles."""
     files = [path for path in packages(environment).rglob("*") if "__pycache__" not in path.parts]
     assert sum(path.lstat().st_blocks * 512 for path in files) < LIMIT_MB << 20
 
@@ -78,7 +78,7 @@ def test_it_predicts(predicted: Path) -> None:
 
 
 def test_it_evaluates(environment: Path, predicted: Path) -> None:
-    """A label map against itself: whatever was found there agrees."""
+    """A label map compared with itself: everything agrees."""
     out = predicted.parent / "evaluation"
     references = predicted.parent / "references"
     references.mkdir()

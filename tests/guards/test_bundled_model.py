@@ -1,4 +1,4 @@
-"""The model in the package: small, in half precision, with a card, and working on a machine without data."""
+"""The included model: small, in half precision, with a card, and usable on a machine without data."""
 
 from __future__ import annotations
 

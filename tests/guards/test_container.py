@@ -1,5 +1,5 @@
-"""The container's files fit together, and what it installs is small enough. No builder is needed: what the
-image holds is counted in the environment of the tests."""
+"""The container's files are consistent, and the packages that it installs are small enough. No builder is
+needed: their size is measured in the environment of the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILES = (ROOT / "Dockerfile", ROOT / "deploy" / "orthanc" / "Dockerfile")
 LIMIT_MB = 700
 BASE_MB = 150
-"""Of the image that it starts from, unpacked (about 120 when this was written)."""
+"""Size of its base image, unpacked (about 120 when this was written)."""
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -31,7 +31,7 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 
 
 def required(names: Iterable[str]) -> set[str]:
-    """Distributions that these requirements bring, with all that they need in turn."""
+    """Distributions required by these, including their own requirements."""
     found: set[str] = set()
     waiting = [Requirement(name) for name in names]
     while waiting:

@@ -1,5 +1,5 @@
-"""What must never be in the repository: places that exist on one machine only, unsafe loading, large
-files. Every guard is a function from files to complaints, and is shown files it must complain about."""
+"""Content that must never be in the repository: paths of a single machine, unsafe loading, large files. Every
+guard is a function from files to complaints, and is tested with files about which it must complain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNSAFE_CALLS = {
 
 
 def repository_files() -> list[Path]:
-    """Everything that is committed or about to be."""
+    """All files that are committed or about to be."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

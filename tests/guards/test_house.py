@@ -1,4 +1,4 @@
-"""The house stays in order: public names are explained, modules tested, shipped recipes load."""
+"""Rules of the repository: public names are documented, modules tested, shipped recipes load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoomseg.recipe import load
 
 ROOT = Path(__file__).parents[2]
 TESTED_ELSEWHERE: dict[str, str] = {}
-"""Module -> the file that tests it and why there."""
+"""Module -> the file that tests it, with the reason."""
 
 
 def untested(modules: Iterable[Path], package: Path, tests: Path, elsewhere: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""A kind of a recipe that was declared and then forgotten is pointed at.
+"""A kind of a recipe that was declared and then forgotten is reported.
 
-mypy (``exhaustive-match``) points at a ``match`` without it, ``tests/docs`` at documentation without it.
-Here is the rest: no ``match`` hides it in a wildcard, and a test names it.
+mypy (``exhaustive-match``) reports a ``match`` without it, ``tests/docs`` documentation without it. These
+tests check the rest: no ``match`` hides it in a wildcard, and a test names it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from generate_contributing import KEYS, ROOT, Key, of_key, places
 
 
 def hidden(key: Key, source: Path | None = None) -> list[str]:
-    """Functions whose ``match`` on this key's kinds has a case for all the rest."""
+    """Functions whose ``match`` on this key's kinds has a wildcard case."""
     found = of_key(key, places() if source is None else places(source))
     return [p.function for p in found if p.match and p.wildcard]
 

@@ -1,4 +1,4 @@
-"""Files beside the code that other programs read: workflows, forms, hooks, the citation, what is packaged."""
+"""Files that other programs read: workflows, forms, hooks, the citation, packaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def missing_in_citation(data: dict[str, Any]) -> list[str]:
 
 
 def broken_form(form: dict[str, Any]) -> list[str]:
-    """What GitHub would refuse of an issue form: parts without what they need, ids that come twice."""
+    """What GitHub would refuse in an issue form: parts without required fields, duplicate ids."""
     wrong = [key for key in ("name", "description", "body") if not form.get(key)]
     kinds = {
         "markdown": "value",
@@ -144,6 +144,6 @@ def test_hooks_run_in_the_projects_own_environment() -> None:
 
 
 def test_the_wheel_holds_the_package_alone() -> None:
-    """And what the hook takes from another (``hatch_build.py``)."""
+    """And the files that the hook copies from another package (``hatch_build.py``)."""
     expected = {"packages": ["src/zoomseg"], "hooks": {"custom": {}}}
     assert SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"] == expected

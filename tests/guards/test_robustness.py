@@ -1,6 +1,5 @@
-"""Whatever comes: no traceback, no signal, no hang, no 4 GB, nothing outside the command's folder, and
-nothing that only looks complete. ``benchmarks/robustness_fuzz.py`` runs any number of inputs, or one again.
-"""
+"""For any input: no traceback, no signal, no hang, no 4 GB, nothing outside the command's folder, and nothing
+that only looks complete. ``benchmarks/robustness_fuzz.py`` runs any number of inputs, or repeats one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What tests of several rooms share: small data sets, models, recipes, files and servers."""
+"""Helpers shared by tests of several packages: small data sets, models, recipes, files and servers."""

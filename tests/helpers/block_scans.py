@@ -1,4 +1,4 @@
-"""Scans made of blocks of fat and muscle in air, and what a model trained on them knows."""
+"""Scans made of blocks of fat and muscle in air, and the training domain of a model trained on them."""
 
 from __future__ import annotations
 

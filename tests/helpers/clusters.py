@@ -17,8 +17,8 @@ from zoomseg.io.scans import ScanInput, write_image
 
 
 class Crashes(WorkerPlugin):
-    """The process dies where it would read a scan that is called ``always-...``; the first one to read
-    ``once-...`` dies, too."""
+    """The process dies when it reads a scan called ``always-...``; the first process to read ``once-...``
+    dies, too."""
 
     name = "crashes"
 
@@ -38,7 +38,7 @@ class Crashes(WorkerPlugin):
 
 
 class Told:
-    """An observer that remembers."""
+    """An observer that records all calls."""
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
@@ -56,7 +56,7 @@ class Told:
 
 
 def job_of(out: Path, *models: Path, ship: bool = False) -> Job:
-    """Of the tiny model's organs, on the CPU."""
+    """A job for the tiny model's organs, on the CPU."""
     return Job(
         id="1f",
         models=tuple(map(str, models)),
@@ -78,7 +78,7 @@ def job_of(out: Path, *models: Path, ship: bool = False) -> Job:
 
 
 def tiny_model(folder: Path) -> Path:
-    """With ONNX graphs, so that workers need no torch, which takes seconds to import."""
+    """The tiny model with ONNX graphs, so that workers need no torch, which takes seconds to import."""
     from helpers.untrained_models import untrained_bundle
     from zoomseg.backends.onnx_graph import write_graphs
 
@@ -95,7 +95,7 @@ def tiny_scans(folder: Path, *names: str) -> list[ScanInput]:
 
 
 def label_maps(out: Path) -> dict[str, bytes]:
-    """By file, of all results but the account."""
+    """Contents of all results except ``run.json``, by file."""
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))

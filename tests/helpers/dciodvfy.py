@@ -1,4 +1,4 @@
-"""dciodvfy of dicom3tools, which judges DICOM objects, for tests of what is written."""
+"""dciodvfy of dicom3tools, which validates DICOM objects, for tests of writing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ needed = pytest.mark.skipif(
 )
 
 KNOWN_WARNINGS = (
-    "Unrecognized defined term = <99ZOOMSEG>",  # our own scheme: defined terms may be added to
+    "Unrecognized defined term = <99ZOOMSEG>",  # our own scheme: defined terms may be extended
     "Missing attribute or value that would be needed to build DICOMDIR",  # not known of the series
 )
 
 
 def found_by(path: Path) -> list[str]:
-    """Errors and warnings that nobody knows of yet."""
+    """Errors and warnings that are not in the list of known ones."""
     ran = subprocess.run(
         [str(VERIFIER), "-new", str(path)], capture_output=True, text=True, errors="replace", check=False
     )

@@ -1,4 +1,4 @@
-"""DICOM series that exist in memory only, and organs drawn on them, for tests of SEG and RTSTRUCT."""
+"""DICOM series in memory, and organs annotated on them, for tests of SEG and RTSTRUCT."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FloatArray = npt.NDArray[np.float64]
 ORGANS = LabelSchema(("liver", "left kidney", "right_kidney", "spleen", "my lesion"), (1, 2, 3, 7, 9))
 
 AXIAL = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0))
-"""RAS directions of axes i and j as scanners have them: to the patient's left, to the back."""
+"""RAS directions of axes i and j as in scanners: to the patient's left, to the back."""
 SAGITTAL = ((0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
 CORONAL = ((-1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
 
 
 def oblique() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Axial, turned about all three axes."""
+    """Axial, rotated about all three axes."""
     a, b, c = 0.4, -0.3, 0.7
     x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
@@ -74,12 +74,12 @@ def series_on(grid: Grid, enhanced: bool = False) -> DicomSeries:
 
 
 def interpolated(series: DicomSeries, k: int) -> DicomSeries:
-    """The same without the stored slice of plane k."""
+    """The series without the stored slice of plane k."""
     return dataclasses.replace(series, slices=(*series.slices[:k], None, *series.slices[k + 1 :]))
 
 
 def drawn_on(grid: Grid) -> LabelMap:
-    """Organs of all kinds of shapes: with a hole, in pieces, at the border, of one voxel; no spleen."""
+    """Organs of various shapes: with a hole, in pieces, at the border, of one voxel; no spleen."""
     rng = np.random.default_rng(3)
     classes = np.zeros(grid.shape, dtype=np.uint8)
     classes[1:9, 1:9, 1:6] = 1
@@ -91,7 +91,7 @@ def drawn_on(grid: Grid) -> LabelMap:
 
 
 def spoiled(path: Path, change: Callable[[Dataset], None]) -> Path:
-    """A copy of a DICOM file, beside it, changed."""
+    """A changed copy of a DICOM file, beside it."""
     dataset = pydicom.dcmread(path)
     change(dataset)
     out = path.with_name("spoiled.dcm")

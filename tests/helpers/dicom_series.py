@@ -1,4 +1,4 @@
-"""DICOM series made up for tests: small, complete, and wrong in just the way that a test asks for."""
+"""Synthetic DICOM series for tests: small, complete, and wrong only in the way that a test requests."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def _pixels(dataset: Dataset, values: Array) -> None:
 
 
 def stack(values: Array, step: Sequence[float] = (0, 0, 2), **tags: Any) -> list[Dataset]:
-    """A series: slice k lies at ``(-10, -20, 30) + k * step`` mm (LPS)."""
+    """A series: slice k is at ``(-10, -20, 30) + k * step`` mm (LPS)."""
     places = [np.array([-10, -20, 30]) + k * np.array(step, dtype=float) for k in range(len(values))]
     return [image(v, place, **tags) for v, place in zip(values, places, strict=True)]
 
 
 def write(folder: Path, datasets: Sequence[Dataset], change: Callable[[Dataset], None] | None = None) -> Path:
-    """Files in an order that is not that of the slices."""
+    """Write files in an order that differs from that of the slices."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, dataset in enumerate(datasets):
         if change is not None:
@@ -96,7 +96,7 @@ def item(**tags: object) -> Dataset:
 
 
 def multi_frame(values: Array, frames: Sequence[dict[str, Any]], shared: dict[str, Any]) -> Dataset:
-    """An enhanced MR object: a functional group's name and item for each frame, and those that all share."""
+    """An enhanced MR object: name and item of a functional group for each frame, and those that all share."""
     dataset = image(values, (0, 0, 0), SOPClassUID=EnhancedMRImageStorage, Modality="MR")
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         delattr(dataset, keyword)
@@ -108,7 +108,7 @@ def multi_frame(values: Array, frames: Sequence[dict[str, Any]], shared: dict[st
 
 
 def numbered_series(folder: Path, number: int, study: str = "1.2.3", **tags: Any) -> Path:
-    """A series on disk, with numbers of its own."""
+    """A series on disk, with its own numbers."""
     uid = f"1.2.3.{study}.{number}"
     return write(
         folder, stack(ramp(), SeriesNumber=number, SeriesInstanceUID=uid, StudyInstanceUID=study, **tags)

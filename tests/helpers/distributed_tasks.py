@@ -1,4 +1,4 @@
-"""Tasks that processes do together, as ``torchrun`` starts them; each leaves what it found in a folder."""
+"""Tasks shared by processes, as started by ``torchrun``; each process leaves its results in a folder."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ LOSSES: tuple[LossSpec, ...] = (
 
 
 def start(data: Path, out: Path) -> list[int | None]:
-    """Do all tasks in ``WORLD`` processes; their exit codes."""
+    """Run all tasks in ``WORLD`` processes; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch._dynamo", "zoomseg.training.loop"]
-    )  # slow to import, and once is enough
+    )  # slow to import; once is enough
     children = [context.Process(target=_child, args=(rank, port, data, out)) for rank in range(WORLD)]
     for child in children:
         child.start()
@@ -82,7 +82,7 @@ def _child(rank: int, port: int, data: Path, out: Path) -> None:
 
 
 def exchanged(processes: Processes) -> dict[str, Tensor]:
-    """What comes of one number of each process."""
+    """Results of exchanging one number of each process."""
     here = float(processes.rank + 1)
     sums, means, firsts = ([torch.full((2, 3), here), torch.tensor([7])] for _ in range(3))
     processes.add_up(sums)
@@ -103,8 +103,8 @@ def exchanged(processes: Processes) -> dict[str, Tensor]:
 
 
 def loss_gradients(processes: Processes) -> dict[str, Tensor]:
-    """Every kind of loss on a batch, and the gradient for the logits that are here. The first patch, with
-    which this process is alone with ``WORLD`` of them, counts nowhere; nor does a class occur in all."""
+    """Every kind of loss on a batch, and the gradient of the local logits. The first patch, the only one of
+    this process if there are ``WORLD`` of them, does not count; nor does every class occur."""
     generator = torch.Generator().manual_seed(3)
     whole = torch.randn(BATCH, 4, 3, 4, 5, generator=generator)
     target = torch.randint(0, 3, (BATCH, 3, 4, 5), generator=generator).to(torch.uint8)
@@ -121,7 +121,7 @@ def loss_gradients(processes: Processes) -> dict[str, Tensor]:
 
 
 def recipe(together: bool) -> Recipe:
-    """Steps proportional to gradients, which do not blow up the last bits of small ones."""
+    """Steps proportional to gradients, which do not amplify the last bits of small ones."""
     made = tiny_recipe(together, STEPS)
     return retrained(made, batch=BATCH, optimiser=SGD(lr=0.05), gradient_clip=0.5)
 
@@ -134,13 +134,13 @@ def training(
     resume: bool = False,
     seconds: float | None = None,
 ) -> None:
-    """Train, and leave what was drawn: the cases of every batch, and the patches made here."""
+    """Train, and leave what was drawn: the cases of every batch, and the patches computed here."""
     settings = Settings(CPU, seconds=seconds, resume=resume, processes=processes)
     drawn: list[Batch] = []
     exact = nullcontext() if together else _in_float64()
     with exact, _watched(drawn), mock.patch.object(loop, "LOG_EVERY_STEPS", 1):
         loop.train(open_dataset(data), SPLIT, recipe(together), out, settings, Silent())
-    # Validation patches, which one process alone draws, are drawn one at a time.
+    # Validation patches, which only one process draws, are drawn one at a time.
     steps = [batch for batch in drawn if len(batch.cases) == BATCH]
     record = out.with_name(f"{out.name}-{processes.rank}-of-{processes.world}")
     record.with_suffix(".json").write_text(json.dumps([batch.cases for batch in steps]))
@@ -154,8 +154,8 @@ def training(
 
 @contextmanager
 def _in_float64() -> Iterator[None]:
-    """Networks and losses in float64. A later stage reads stored answers of the earlier one, rounded so
-    coarsely that in float32 the last bits of a weight would decide about whole levels."""
+    """Networks and losses in float64. A later stage reads stored predictions of the earlier one, rounded so
+    coarsely that in float32 the last bits of a weight would change whole levels."""
     build, forward = loop.build_network, StageGroup.forward
 
     def build_double(*args: Any) -> nn.Module:
@@ -187,7 +187,7 @@ def _watched(drawn: list[Batch]) -> Iterator[None]:
 
 
 def interrupted(data: Path, out: Path, processes: Processes) -> None:
-    """The last process alone is told to stop, in the second step."""
+    """Only the last process is interrupted, in the second step."""
     draw = PatchSource.draw
     calls = 0
 
@@ -209,7 +209,7 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
 
 
 def _decided(data: Path, out: Path, processes: Processes) -> None:
-    """Only the first process is told what to train; they go on for two more epochs of a step each."""
+    """Only the first process receives the request; all continue for two more epochs of a step each."""
     made = retrained(recipe(True), steps_per_epoch=1)
     path = out.with_name(f"recipe-{processes.rank}.yaml")
     if processes.first:
@@ -233,7 +233,7 @@ def _refused(data: Path, out: Path, processes: Processes) -> None:
 
 
 def _deserted(data: Path, out: Path, processes: Processes) -> None:
-    """The last process fails in the second step; the first says so and ends."""
+    """The last process fails in the second step; the first reports it and ends."""
     settings = Settings(CPU, processes=processes)
     draw = PatchSource.draw
 

@@ -1,4 +1,4 @@
-"""Python environments of their own, without anything of the one that runs the tests."""
+"""Separate Python environments, without anything of the one that runs the tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def uv(*arguments: str | Path, environment: Path) -> None:
 
 
 def made(folder: Path, *installed: str | Path) -> Path:
-    """An environment in ``folder / "env"`` with what pip would install by these names."""
+    """An environment in ``folder / "env"`` with the packages that pip would install for these names."""
     environment = folder / "env"
     uv("venv", environment, environment=environment)
     uv("pip", "install", "--no-compile", *installed, environment=environment)
@@ -34,5 +34,5 @@ def made(folder: Path, *installed: str | Path) -> Path:
 
 
 def alone() -> dict[str, str]:
-    """The variables of a shell in which no Python was set up."""
+    """The variables of a shell without a Python environment."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}

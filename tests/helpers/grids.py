@@ -1,4 +1,4 @@
-"""Grids, boxes and fields that the tests of geometry and interpolation share.
+"""Grids, boxes and fields for tests of geometry and interpolation.
 
 A ramp is a volume whose three channels hold each voxel's own world coordinates (mm): whatever
 resampling does to it, the values must still be the new voxels' coordinates.
@@ -31,7 +31,7 @@ def centre_mm(grid: Grid) -> np.ndarray:
 
 
 def ramp(grid: Grid) -> Volume:
-    """Float64, so that what is measured is the interpolation and not the storage."""
+    """Float64, so that the interpolation is measured and not the storage."""
     return Volume(np.moveaxis(grid.world(indices(grid)), -1, 0).copy(), grid)
 
 
@@ -54,7 +54,7 @@ def oriented(
     flip: tuple[int, int, int] = (0, 0, 0),
     angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Grid:
-    """Voxel axis ``a`` runs along world axis ``order[a]``, backwards where ``flip[a]``, then turned."""
+    """Voxel axis ``a`` runs along world axis ``order[a]``, backwards if ``flip[a]``, then rotated."""
     affine = np.zeros((4, 4))
     affine[3, 3] = 1
     for a in range(3):
@@ -81,7 +81,7 @@ def spacings() -> st.SearchStrategy[tuple[float, float, float]]:
 
 @st.composite
 def grids(draw: st.DrawFn, low: int = 1, high: int = 9, oblique: bool = False) -> Grid:
-    """Any orientation and spacing; ``oblique`` also turns the axes away from the world's."""
+    """Any orientation and spacing; ``oblique`` also rotates the axes relative to the world's."""
     order, flip = draw(st.sampled_from(SIGNED_PERMUTATIONS))
     angle = st.floats(-40.0, 40.0) if oblique else st.just(0.0)
     return oriented(

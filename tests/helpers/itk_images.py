@@ -1,4 +1,4 @@
-"""Images that SimpleITK, the counterpart, reads and writes, in this package's terms."""
+"""Images read and written by SimpleITK, the reference implementation, in this package's terms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def values(dtype: str, shape: tuple[int, int, int], seed: int) -> npt.NDArray[Any]:
-    """Any bits that are finite numbers."""
+    """Random bits that are finite numbers."""
     rng, kind = np.random.default_rng(seed), np.dtype(dtype)
     if kind.kind == "f":
         return rng.normal(size=shape).astype(kind)
@@ -33,7 +33,7 @@ def values(dtype: str, shape: tuple[int, int, int], seed: int) -> npt.NDArray[An
 
 @st.composite
 def grids(draw: st.DrawFn) -> Grid:
-    """Small grids, turned in any way, also to the other hand."""
+    """Small grids, in any orientation and handedness."""
     number = st.floats(-1, 1)
     turned, _ = np.linalg.qr(np.array([draw(number) for _ in range(9)]).reshape(3, 3) + 3 * np.eye(3))
     spacing = np.array([draw(st.floats(0.01, 20)) for _ in range(3)])
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
 
 
 def write(path: Path, array: npt.NDArray[Any], grid: Grid, compressed: bool) -> None:
-    """A file of SimpleITK's, little-endian."""
+    """A file written by SimpleITK, little-endian."""
     image, spacing = sitk.GetImageFromArray(np.ascontiguousarray(array.T)), np.array(grid.spacing_mm)
     affine = FLIP @ grid.affine
     image.SetSpacing(spacing.tolist())
@@ -64,7 +64,8 @@ def write(path: Path, array: npt.NDArray[Any], grid: Grid, compressed: bool) -> 
 
 
 def swapped(path: Path, array: npt.NDArray[Any], little: bytes, big: bytes) -> Path:
-    """The same file with its uncompressed voxels in the other byte order, as ``little`` and ``big`` say."""
+    """The same file with its uncompressed voxels in the other byte order, which replaces ``little`` by
+    ``big`` in the header."""
     stored = array.astype(array.dtype.newbyteorder("<")).tobytes(order="F")
     head = path.read_bytes()
     assert head.endswith(stored)
@@ -76,24 +77,24 @@ def swapped(path: Path, array: npt.NDArray[Any], little: bytes, big: bytes) -> P
 
 
 Drawn = tuple[str, Grid, int]
-"""Type of the voxels, where they lie, and the seed that draws them."""
+"""Type of the voxels, their grid, and the seed that draws them."""
 ANY_VOXELS = st.tuples(st.sampled_from(NUMBERS), grids(), st.integers(0, 2**32 - 1))
 STORED = ("raw", "packed", "big")
 
 
 @dataclass(frozen=True)
 class Format:
-    """One of the formats that ITK shares with this package, whose functions are under test."""
+    """One of the formats that ITK and this package support, with the functions under test."""
 
     suffix: str
     save: Callable[[Path, npt.NDArray[Any], Grid], None]
     header: Callable[[Path], ItkHeader]
     little: bytes
     big: bytes
-    """How its header says either byte order."""
+    """The byte order in its header."""
 
     def check_written(self, folder: Path, drawn: Drawn) -> None:
-        """SimpleITK and this package read what is written."""
+        """SimpleITK and this package read what was written."""
         dtype, grid, seed = drawn
         path, array = folder / f"a{self.suffix}", values(dtype, grid.shape, seed)
         self.save(path, array, grid)
@@ -106,7 +107,7 @@ class Format:
         assert np.allclose(header.grid.affine, grid.affine, rtol=0, atol=1e-12)
 
     def check_read(self, folder: Path, drawn: Drawn, stored: str) -> None:
-        """What SimpleITK writes is read, stored in any of the ways ``STORED``."""
+        """Files of SimpleITK are read, in all storage forms of ``STORED``."""
         dtype, grid, seed = drawn
         path, array = folder / f"a{self.suffix}", values(dtype, grid.shape, seed)
         write(path, array, grid, stored == "packed")
@@ -123,7 +124,7 @@ class Format:
         assert np.allclose(header.grid.affine, affine, rtol=0, atol=1e-9)
 
     def check_equal_files(self, folder: Path) -> None:
-        """Equal images are equal files, in whatever order and byte order their voxels lie in memory."""
+        """Equal images give equal files, for any memory order and byte order of their voxels."""
         array, grid = values("int16", (3, 4, 5), 0), Grid.from_spacing((3, 4, 5), (1.0, 2.0, 3.0))
         a, b = (folder / f"{name}{self.suffix}" for name in "ab")
         self.save(a, array, grid)
@@ -131,7 +132,7 @@ class Format:
         assert a.read_bytes() == b.read_bytes()
 
     def check_refused(self, folder: Path, dtype: str) -> None:
-        """Numbers that the format has not are refused by their name."""
+        """Types that the format does not support are refused by name."""
         grid = Grid.from_spacing((3, 4, 5), (1.0, 1.0, 1.0))
         told = rf"a\{self.suffix}: the format has no numbers of type {dtype}"
         with pytest.raises(OutputError, match=told):

@@ -1,4 +1,4 @@
-"""Networks whose answers are known, and the tiny scan that they answer for."""
+"""Networks with known predictions, and the tiny scan for them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from zoomseg.recipe.spec import Recipe
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
 SURE = 20.0
-"""A logit beside zeros: a probability of one, but for rounding."""
+"""A logit relative to zeros: a probability of one, up to rounding."""
 
 
 def each(answer: Callable[[np.ndarray, Tile], np.ndarray]) -> StageNetwork:
-    """A network from what it answers to a single tile."""
+    """A network from a function of a single tile."""
 
     def network(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
         assert len(x_BCIJK) == len(tiles)
@@ -30,7 +30,7 @@ def each(answer: Callable[[np.ndarray, Tile], np.ndarray]) -> StageNetwork:
 
 
 def constant(c: int, logit: float = SURE) -> StageNetwork:
-    """A network that says class ``c`` wherever it is asked."""
+    """A network that predicts class ``c`` everywhere."""
 
     @each
     def network(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
@@ -46,13 +46,13 @@ def softmax(logits_BCIJK: np.ndarray) -> np.ndarray:
 
 
 def thresholds(image: np.ndarray) -> np.ndarray:
-    """Class indices of a normalised image ``[I, J, K]``: the tiny organs are bright, each in its way."""
+    """Class indices of a normalised image ``[I, J, K]``: the tiny organs differ in brightness."""
     return (image > 0.55).astype(np.int64) + (image > 0.75)
 
 
 @each
 def threshold(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
-    """A network that answers with the thresholds of the middle of what it reads."""
+    """A network that predicts by thresholds of the middle of its input."""
     halo = [(a - b) // 2 for a, b in zip(tile.outer.shape, tile.inner.shape, strict=True)]
     assert tuple(x_BCIJK.shape[2:]) == tile.outer.shape
     i, j, k = (slice(h, h + n) for h, n in zip(halo, tile.inner.shape, strict=True))
@@ -74,7 +74,7 @@ def mean_of(networks: Sequence[StageNetwork]) -> StageNetwork:
 
 
 def stripes(classes: str, logit: float = SURE) -> StageNetwork:
-    """A network that says one class for every index of the scan's first axis (``"001120..."``)."""
+    """A network that predicts one class per index of the scan's first axis (``"001120..."``)."""
     hot = np.array([[int(c) == own for c in classes] for own in range(3)], dtype=np.float32)
     sure = softmax(hot[None] * np.float32(logit))[0]
 

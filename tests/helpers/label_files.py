@@ -1,4 +1,4 @@
-"""Small label files and scans on disk, for tests of what reads folders of them."""
+"""Small label files and scans on disk, for tests of functions that read folders of them."""
 
 from __future__ import annotations
 

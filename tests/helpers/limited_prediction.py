@@ -45,8 +45,8 @@ BUNDLED = Path(bundle.__file__).parents[1] / "models" / "abdomen-ct"
 
 
 def untrained() -> Bundle:
-    """Two stages of 40 classes; the fine one on tiles that hold the scan in one row. Certain of the
-    background, so that no time goes into deciding between classes that noise makes alike."""
+    """Two stages of 40 classes; the fine one has tiles that cover the scan in one row. Background is certain,
+    so that no time is spent on classes that differ only by noise."""
     torch.manual_seed(0)
     recipe = tiny_recipe(together=True).model_copy(update={"on_missing": "whole_volume"})
     coarse, fine = recipe.stages
@@ -85,11 +85,11 @@ def scan() -> Volume:
 
 
 class ReachedError(Exception):
-    """The last stage was accepted."""
+    """The limit was accepted: the last stage was reached."""
 
 
 def least(made: Predictor) -> int:
-    """The limit under which the scan is just accepted: raised to what each refusal asks for."""
+    """The lowest accepted limit: raised to the value that each refusal states."""
     last, before = made.bundle.recipe.stages[-1].name, 0
 
     def tell(progress: TileProgress) -> None:
@@ -100,7 +100,7 @@ def least(made: Predictor) -> int:
         try:
             predict(made, tell)
         except MemoryLimitError as error:
-            before = before or peak()  # a process that took more before it was asked cannot shrink
+            before = before or peak()  # memory already in use cannot shrink
             assert peak() <= max(made.limits.ram, before), "more was taken than was allowed"
             made.limits.ram = error.needed
         except ReachedError:
@@ -122,7 +122,7 @@ def peak() -> int:
 
 
 def limited(made: Predictor, ram: int) -> dict[str, object]:
-    # What a process asks for but never touches counts here and is no memory: so much more is let pass.
+    # Allocated but untouched memory counts here although it is not used, hence this tolerance.
     resource.setrlimit(resource.RLIMIT_DATA, (ram + HOARDED, ram + HOARDED))
     made.limits.ram = ram
     began, before = time.perf_counter(), peak()

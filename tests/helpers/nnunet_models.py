@@ -1,5 +1,5 @@
-"""Small models as nnU-Net v2 writes them: its networks written anew, with its names of weights and its order
-of axes, and random weights in plans, data set description and checkpoint."""
+"""Small models in the format of nnU-Net v2: its networks reimplemented, with its names of weights and its
+order of axes, and random weights in plans, data set description and checkpoint."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class _Blocks(nn.Module):
 
 
 class Network(nn.Module):
-    """``PlainConvUNet``, or ``ResidualEncoderUNet``, with its heads of deep supervision; of slices, if it has
-    2 ``dimensions``."""
+    """``PlainConvUNet``, or ``ResidualEncoderUNet``, with its heads of deep supervision; for slices, if it
+    has 2 ``dimensions``."""
 
     def __init__(
         self, residual: bool, channels: int = 1, classes: int = len(LABELS), dimensions: int = 3
@@ -124,14 +124,14 @@ class Network(nn.Module):
 
 
 def _of_axes(sizes: list[list[int]], dimensions: int) -> list[list[int]]:
-    """The last axes' of every level."""
+    """The last axes of every level."""
     return [size[-dimensions:] for size in sizes]
 
 
 def random_network(
     residual: bool, channels: int = 1, seed: int = 0, classes: int = len(LABELS), dimensions: int = 3
 ) -> Network:
-    """With weights, biases and norms that all matter."""
+    """A network in which weights, biases and norms all have an effect."""
     torch.manual_seed(seed)
     network = Network(residual, channels, classes, dimensions)
     for parameter in network.parameters():
@@ -167,7 +167,7 @@ def architecture(residual: bool, dimensions: int = 3) -> dict[str, Any]:
 
 
 def old_numbers() -> dict[str, Any]:
-    """Of ``architecture(False)``, as plans had them before nnU-Net 2.4."""
+    """The numbers of ``architecture(False)`` in plans before nnU-Net 2.4."""
     return {
         "UNet_class_name": "PlainConvUNet",
         "UNet_base_num_features": 4,
@@ -183,7 +183,7 @@ def old_numbers() -> dict[str, Any]:
 def plans(
     residual: bool = False, scheme: str = "CTNormalization", transpose: tuple[int, ...] = (0, 1, 2)
 ) -> Any:
-    """A dictionary to change and to write."""
+    """Plans as a dictionary, to be changed and written."""
     function = "resample_data_or_seg_to_shape"
     options = {"is_seg": False, "order_z": 0, "force_separate_z": None}
     return {
@@ -230,7 +230,7 @@ def plans(
 
 
 def stored(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict with the names under which nnU-Net's modules have the same weights again."""
+    """The state dict with the additional names that nnU-Net's modules have for the same weights."""
     own = dict(network.state_dict())
     for name in list(own):
         module, _, part = name.rpartition(".")
@@ -241,7 +241,7 @@ def stored(network: nn.Module) -> dict[str, Tensor]:
 
 
 def checkpoint(network: nn.Module, configuration: str = "3d_fullres") -> dict[str, Any]:
-    """As ``nnUNetTrainer.save_checkpoint`` has it, numpy's numbers included."""
+    """In the format of ``nnUNetTrainer.save_checkpoint``, including numpy's numbers."""
     return {
         "network_weights": stored(network),
         "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},

@@ -1,4 +1,4 @@
-"""DICOM nodes on localhost with a tiny model, what sends to them, and archives that take their results."""
+"""DICOM nodes on localhost with a tiny model, senders, and archives that receive their results."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from zoomseg.serve.worker import Task, WorkerDiedError
 
 SENDER = "SENDER"
 SECONDS = 60.0
-"""For which a test waits, on a machine that does other things, too."""
+"""Timeout of a test, on a machine that is also used otherwise."""
 
 Reply = Callable[[Dataset], int]
 
 
 def series(number: int = 1, study: str = "1.2.3", slices: int | None = None, **tags: Any) -> list[Dataset]:
-    """A small CT series in which the tiny model finds something; objects have UIDs of their own."""
+    """A small CT series in which the tiny model finds something; objects have their own UIDs."""
     values = tiny_case(9)[0].data[0].round().astype(np.int16).transpose(2, 1, 0)
     uid = f"{study}.{number}"
     given = {"SeriesInstanceUID": uid, "StudyInstanceUID": study, "SeriesNumber": number} | tags
@@ -57,7 +57,7 @@ def series(number: int = 1, study: str = "1.2.3", slices: int | None = None, **t
 
 
 def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> Settings:
-    """Of a node that takes everything from this machine and sends it to an archive."""
+    """Settings of a node that accepts everything from this machine and sends it to an archive."""
     model = folder / "model" / "tiny"
     if not model.exists():
         bundle.save(untrained_bundle(), model)
@@ -118,8 +118,7 @@ def running(found: Settings, dry_run: bool = False) -> Iterator[Node]:
 def association(
     node: Node, objects: Sequence[Dataset], title: str = SENDER, called: str = "ZOOMSEG", **options: Any
 ) -> Iterator[pynetdicom.association.Association]:
-    """An association for objects, in the transfer syntaxes that they have; aborted at the end if it is still
-    there."""
+    """An association for objects, in their transfer syntaxes; aborted at the end if it is still open."""
     ae = pynetdicom.AE(title)
     for sop_class, syntax in {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in objects}:
         ae.add_requested_context(sop_class, syntax)
@@ -133,7 +132,7 @@ def association(
 
 
 def push(node: Node, objects: Sequence[Dataset], release: bool = True, **options: Any) -> list[int]:
-    """Send objects in one association; the status of each."""
+    """Send objects in one association; returns the status of each."""
     with association(node, objects, **options) as found:
         assert found.is_established
         answers = [found.send_c_store(one).Status for one in objects]
@@ -143,7 +142,7 @@ def push(node: Node, objects: Sequence[Dataset], release: bool = True, **options
 
 
 def until(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """What something is once it is true."""
+    """The first true value of a function."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = what()
@@ -154,7 +153,7 @@ def until(what: Callable[[], Any], seconds: float = SECONDS) -> Any:
 
 
 def ended(node: Node, count: int = 1) -> list[NodeJob]:
-    """The jobs of a node once so many have ended."""
+    """The jobs of a node after this many have ended."""
 
     def all_ended() -> list[NodeJob]:
         jobs = node.jobs.all()
@@ -166,14 +165,14 @@ def ended(node: Node, count: int = 1) -> list[NodeJob]:
 
 
 def finished(node: Node, count: int = 1) -> list[NodeJob]:
-    """As ``ended``, all of them well."""
+    """As ``ended``, all of them successful."""
     jobs = ended(node, count)
     assert [job.state for job in jobs] == [State.FINISHED] * count, [job.error for job in jobs]
     return jobs
 
 
 class Archive:
-    """Takes what it is sent, or answers as it is told."""
+    """Accepts objects, or answers with a given reply."""
 
     def __init__(self, reply: Reply | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.objects: list[Dataset] = []

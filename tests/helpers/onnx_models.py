@@ -1,4 +1,4 @@
-"""Models of one stage whose networks are also there as ONNX graphs: each kind of network once, tiny."""
+"""Models of one stage whose networks also exist as ONNX graphs: each kind of network once, tiny."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[spec.NetworkSpec, Padding, Index3]] = {
 
 
 def one_stage(kind: str, seed: int = 0) -> Bundle:
-    """A model of two channels that looks once, at the whole scan, with a network of this kind."""
+    """A model with two channels and a single stage for the whole scan, with a network of this kind."""
     network, padding, tile = KINDS[kind]
     recipe = tiny_recipe(together=False)
     stage = recipe.stages[0]
@@ -65,7 +65,7 @@ def one_stage(kind: str, seed: int = 0) -> Bundle:
 
 
 def converted(kind: str, folder: Path, half: bool = False, seed: int = 0) -> Bundle:
-    """Of one stage, ``coarse``, as it is read from the folder."""
+    """A model of one stage, ``coarse``, as read from the folder."""
     bundle.save(one_stage(kind, seed), folder, half)
     write_graphs(folder)
     return bundle.load(folder)

@@ -1,4 +1,4 @@
-"""Orthanc, for tests against a real archive; where it is not installed, they are skipped and say so."""
+"""Orthanc, for tests with a real archive; if it is not installed, they are skipped with a message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @dataclass
 class Orthanc:
-    """One that runs."""
+    """A running Orthanc."""
 
     client: httpx.Client
     dicom_port: int
@@ -54,7 +54,7 @@ class Orthanc:
             assert self.client.post("/instances", content=file.getvalue()).json()["Status"] == "Success"
 
     def objects(self, study_uid: str) -> list[Dataset]:
-        """All that it has of a study."""
+        """All its objects of a study."""
         query = {"Level": "Instance", "Query": {"StudyInstanceUID": study_uid}}
         found = self.client.post("/tools/find", json=query).json()
         files = (self.client.get(f"/instances/{one}/file").content for one in found)
@@ -68,7 +68,7 @@ class Orthanc:
 
 @contextmanager
 def orthanc(folder: Path, node_port: int, route: bool) -> Iterator[Orthanc]:
-    """Orthanc that knows a node, and hands series on to it if asked to."""
+    """Orthanc that knows a node, and forwards series to it on request."""
     http, dicom = free_port(), free_port()
     folder.mkdir()
     told = {

@@ -1,4 +1,4 @@
-"""Scans as small NIfTI files, sound and damaged."""
+"""Scans as small NIfTI files, valid and damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = LabelSchema(("liver", "spleen"), (7, 300))
 
 
 def oblique(spacing: tuple[float, float, float] = (1.5, 2.0, 3.0)) -> np.ndarray:
-    """Rotated by 20 and 35 degrees, with a negative determinant, as scanners write it."""
+    """Rotated by 20 and 35 degrees, with a negative determinant, as from scanners."""
     a, b = np.deg2rad([20, 35])
     about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])

@@ -1,4 +1,4 @@
-"""A server without sockets and networks, whose worker does what it is told; and a real one in a process."""
+"""A server without sockets and networks, with a scripted worker; and a real one in a process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ SUMMARY = (
 
 
 class ScriptedWorker:
-    """Waits in every task until it is let go; a scan that holds ``bad`` fails, ``fatal`` kills it."""
+    """Waits in every task until it is released; a scan that contains ``bad`` fails, ``fatal`` kills the
+    worker."""
 
     def __init__(self, go: threading.Event) -> None:
         self._go = go
@@ -67,7 +68,7 @@ class ScriptedWorker:
 
 
 def write_results(out: Path, case: str) -> None:
-    """What a prediction leaves."""
+    """Write the files of a prediction."""
     out.mkdir()
     write_labels(out / f"{case}.nii.gz", tiny_case(0)[1])
     (out / "summary.csv").write_text(SUMMARY.format(case=case))
@@ -83,7 +84,7 @@ def scan_bytes(folder: Path) -> bytes:
 
 
 class Server:
-    """Everything behind a client."""
+    """A client with the server's components."""
 
     def __init__(self, folder: Path, waiting: int, max_upload: int, who: Access) -> None:
         self.go = threading.Event()
@@ -98,14 +99,14 @@ class Server:
         return self.workers[-1]
 
     def post(self, content: bytes, name: str = "a.nii.gz") -> str:
-        """The id of a new job."""
+        """Post a scan; returns the id of the new job."""
         answer = self.client.post("/jobs", params={"name": name}, content=content)
         assert answer.status_code == 201, answer.text
         job_id: str = answer.json()["id"]
         return job_id
 
     def wait(self, job_id: str, *states: str) -> dict[str, object]:
-        """The job once it is in one of these states."""
+        """The job when it has reached one of these states."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
             job: dict[str, object] = self.client.get(f"/jobs/{job_id}").json()
@@ -117,7 +118,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, waiting: int = 8, max_upload: int = 10**6, who: Access = LOCAL) -> Iterator[Server]:
-    """A server that runs until the end."""
+    """A server that runs until the end of the context."""
     server = Server(folder, waiting, max_upload, who)
     server.runner.start()
     try:
@@ -128,13 +129,13 @@ def serving(folder: Path, waiting: int = 8, max_upload: int = 10**6, who: Access
 
 
 def noise(count: int) -> bytes:
-    """Bytes that are no scan."""
+    """Bytes that are not a scan."""
     return np.random.default_rng(0).bytes(count)
 
 
 @contextmanager
 def server_process(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """`zoomseg serve` of a model, and a client; killed at the end if it still runs."""
+    """`zoomseg serve` with a model, and a client; killed at the end if it still runs."""
     arguments = ["serve", "-m", str(model), "--port", "0", "--folder", str(folder), "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "zoomseg", *arguments], stdout=subprocess.PIPE, text=True

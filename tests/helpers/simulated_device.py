@@ -1,10 +1,10 @@
-"""A second device, for machines without one: CPU memory under another name, into which nothing comes but by a
-copy. An operation on tensors of both fails, as it does between a GPU and the CPU; results are the CPU's.
+"""A second device, for machines without one: CPU memory under another name, which data enter only by a copy.
+An operation on tensors of both fails, as it does between a GPU and the CPU; results are the CPU's.
 
     python tests/helpers/simulated_device.py FOLDER
 
-trains and predicts on it and on the CPU, and prints how far apart they are. A process of its own: torch knows
-one such device at most, and never forgets it.
+trains and predicts on it and on the CPU, and prints their differences. It needs a separate process: torch
+supports one such device at most, and never unregisters it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ AUGMENTATION = Augmentation(
 
 
 class Elsewhere(Tensor):
-    """A tensor on the other device; ``held`` are its voxels."""
+    """A tensor on the other device; ``held`` are its values."""
 
     held: Tensor
 
@@ -89,7 +89,7 @@ class Elsewhere(Tensor):
 
 
 def held_by_cpu(argument: Any) -> Any:
-    """Of a tensor on the other device its voxels, and of a device the CPU."""
+    """The values of a tensor on the other device, or the CPU instead of a device."""
     if isinstance(argument, Elsewhere):
         return argument.held
     return torch.device("cpu") if isinstance(argument, torch.device) else argument
@@ -103,7 +103,7 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     strangers = [x for x in tensors if not isinstance(x, Elsewhere) and x.ndim > 0]
     if there and strangers and name not in COPIES:
         raise RuntimeError(f"{func} on tensors of two devices: {[tuple(x.shape) for x in tensors]}")
-    # In inference mode ``to`` comes here whole, with the device as an argument without a name.
+    # In inference mode ``to`` arrives here unchanged, with the device as an argument without a name.
     asked = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.device)]
     stays = asked[0].type == PLACE.type if asked else bool(there)
     own = tree_map(held_by_cpu, (args, kwargs))
@@ -115,7 +115,7 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class Generator(torch.Generator):
-    """One of the CPU serves the other device."""
+    """A generator of the CPU serves the other device."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
         return _generator("cpu")
@@ -126,33 +126,33 @@ _everywhere = torch.library.Library("_", "IMPL")
 
 
 def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
-    """``torch.tensor`` fills a tensor where no operation is seen."""
+    """``torch.tensor`` fills a tensor without an observable operation."""
     made = _tensor(data, **kwargs)
     return made if device is None else made.to(device)
 
 
 def set_up() -> None:
     _setup_privateuseone_for_python_backend(NAME)
-    torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # autocast asks
+    torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # autocast queries it
     _everywhere.fallback(compute, "PrivateUse1")
     torch.tensor, torch.Generator = tensor, Generator
 
 
 class Other(Device):
-    """Treated as a GPU, which has data on it and batches made ahead."""
+    """Treated as a GPU, with data on it and prefetched batches."""
 
     batches_ahead = 2
     room_for_data = 1 << 30
 
 
 class Crowded(Other):
-    """One without room for data."""
+    """A GPU without space for data."""
 
     room_for_data = 0
 
 
 def augmented(together: bool) -> Recipe:
-    """With SGD: AdamW makes a whole step of a gradient that is nothing but rounding."""
+    """With SGD: AdamW would turn a gradient of rounding errors into a whole step."""
     made = tiny_recipe(together, iterations=8)
     return retrained(made, augmentation=AUGMENTATION, ema_decay=0.0, optimiser=SGD(lr=0.02))
 
@@ -172,7 +172,7 @@ def apart(one: Bundle, two: Bundle) -> float:
 
 
 def mixed() -> bool:
-    """Whether tensors of both devices can be added, which no test here could then tell."""
+    """Whether tensors of both devices can be added, so that no test here would detect mixing."""
     try:
         torch.ones(2) + torch.ones(2, device=PLACE)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Every shipped recipe, kind by kind as it is, with few channels and small patches: for the tiny data set."""
+"""Every shipped recipe, with its own kinds, few channels and small patches: for the tiny data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoomseg.recipe.network_shapes import FLAT_AXIS
 
 
 def shrunk(name: str, data: Dataset, iterations: int) -> spec.Recipe:
-    """The recipe as shipped, with fewer channels, voxels and steps, made to suit the data set's labels."""
+    """The shipped recipe with fewer channels, voxels and steps, fitted to the data set's labels."""
     recipe = load(name)
     if isinstance(recipe, spec.PlannedRecipe):
         small = {
@@ -40,7 +40,7 @@ def _stage(stage: spec.Stage, iterations: int) -> spec.Stage:
         grid["shape"] = tile
     roi = stage.roi
     if isinstance(roi, spec.BodyMask):
-        roi = roi.model_copy(update={"threshold": -30.0})  # in the tiny data set all is body
+        roi = roi.model_copy(update={"threshold": -30.0})  # in the tiny data set everything is body
     # 20 voxels would move every patch off a scan of 12x10x8.
     shift = min(2.0, stage.training.augmentation.translation_vox)
     change = stage.training.augmentation.model_copy(update={"translation_vox": shift})
@@ -61,7 +61,7 @@ def _stage(stage: spec.Stage, iterations: int) -> spec.Stage:
 
 
 def _network(stage: spec.Stage) -> tuple[spec.NetworkSpec, Index3, Index3]:
-    """A network of the same kind, the patch and the tile that suit it."""
+    """A network of the same kind, with a patch and a tile that fit it."""
     match stage.network:
         case spec.UNet3D() if stage.grid.padding == "valid":
             return spec.UNet3D(channels=(8, 16)), (24, 24, 24), (24, 24, 24)
@@ -88,7 +88,7 @@ def _network(stage: spec.Stage) -> tuple[spec.NetworkSpec, Index3, Index3]:
 
 
 def shrunk_with_atlas(data: Dataset) -> spec.Recipe:
-    """The small-organ recipe's coarse stage, which also sees the atlas prior."""
+    """The small-organ recipe's coarse stage, which also reads the atlas prior."""
     whole = shrunk("valindria2018-small-organs", data, iterations=2)
     coarse = whole.stages[0].model_copy(
         update={"inputs": (spec.ImageInput(), spec.AtlasInput(labels=data.schema.names))}

@@ -1,4 +1,4 @@
-"""A data set and recipes small enough to train within seconds: two organs in a box of noise."""
+"""A data set and recipes for training within seconds: two organs in a box of noise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiny_case(seed: int, nan: bool = False) -> tuple[Volume, LabelMap]:
 
 
 def tiny_dataset(root: Path, cases: int = 4) -> Dataset:
-    """Written in nnU-Net raw layout."""
+    """The data set in nnU-Net raw layout."""
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     for seed in range(cases):
@@ -118,7 +118,7 @@ def retrained(recipe: Recipe, **changes: object) -> Recipe:
 
 
 def small_plan(path: Path, **other: float) -> str:
-    """The default recipe with few steps, and channels and patches that suit the tiny data set; ``other``
+    """The default recipe with few steps, and channels and patches that fit the tiny data set; ``other``
     numbers replace these."""
     small = {
         "base_channels": (4, 4),

@@ -1,4 +1,4 @@
-"""A folder of weights as TotalSegmentator v2 stores them, with small random networks in place of its own."""
+"""A folder of weights as stored by TotalSegmentator v2, with small random networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that need no training: the tiny recipe, or any, with the weights it starts from."""
+"""Models without training: the tiny recipe, or any, with initial weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def untrained_bundle(seed: int = 0) -> Bundle:
 
 
 def valid_bundle() -> Bundle:
-    """Of a recipe whose first stage computes without padding."""
+    """A model whose first stage computes without padding."""
     recipe = tiny_recipe(together=True)
     coarse, fine = recipe.stages
     grid = coarse.grid.model_copy(update={"tile": (44, 44, 44), "padding": "valid"})
@@ -37,7 +37,7 @@ def predictor(seed: int = 0) -> Predictor:
 
 
 def lived(module: nn.Module) -> nn.Module:
-    """``module`` with batch norms that have seen something, as those of trained networks have."""
+    """``module`` with non-trivial statistics of batch norms, as in trained networks."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm3d):
             part.running_mean.normal_()  # type: ignore[union-attr, operator]
@@ -48,7 +48,7 @@ def lived(module: nn.Module) -> nn.Module:
 def untrained(
     recipe: Recipe, schema: LabelSchema, channels: tuple[str, ...] = ("CT",), seed: int = 0
 ) -> Bundle:
-    """Of any recipe, with batch norms as trained networks have them."""
+    """A model of any recipe, with statistics of batch norms as in trained networks."""
     torch.manual_seed(seed)
     modules = {s.name: lived(build_network(s, recipe, schema, len(channels))) for s in recipe.stages}
     return Bundle(

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "helpers" / "simulated_device.py"
 
 
+@pytest.mark.slow
 def test_another_device_computes_what_the_cpu_does(tmp_path: Path) -> None:
     """Also with its data held there, where only the rounding of coordinates differs, and with batches made in
     threads."""

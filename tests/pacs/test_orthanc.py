@@ -63,6 +63,7 @@ def judged(objects: list[Dataset], folder: Path) -> None:
         assert [line for line in ran.stderr.splitlines() if line.startswith("E:")] == []
 
 
+@pytest.mark.slow
 @orthanc.needed
 def test_a_study_that_is_pushed_is_routed_and_its_results_come_back_once(tmp_path: Path) -> None:
     port = orthanc.free_port()

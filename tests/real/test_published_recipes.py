@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no re
 CPU = Device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder", "stages"),
     [

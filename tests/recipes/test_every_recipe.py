@@ -47,6 +47,7 @@ def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Predic
     return watch.rows, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> None:
     recipe = shrunk(name, data, STEPS)

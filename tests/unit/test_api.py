@@ -42,6 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model"
 
 
+@pytest.mark.slow
 def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path: Path) -> None:
     model = zoomseg.load(trained, device="cpu")
     image, truth = tiny_case(7)

@@ -1,9 +1,9 @@
-"""What an organ's name is called in SNOMED CT.
+"""SNOMED CT codes of organ names.
 
-Values are those of the DICOM context groups (PS3.16, mostly CID 7151 and CID 4) where they have the organ;
-ribs, gluteal muscles and a few others are SNOMED CT codes beyond them. Which side is meant is said by a
-modifier (CID 244), except where anatomists name each side (left and right atrium). A name that is not in the
-table gets a code of ZoomSeg's own scheme that carries the name itself.
+Values are those of the DICOM context groups (PS3.16, mostly CID 7151 and CID 4) where they contain the organ;
+ribs, gluteal muscles and a few others are further SNOMED CT codes. The side is given by a modifier (CID 244),
+except where each side has its own anatomical name (left and right atrium). A name that is not in the table
+gets a code of ZoomSeg's own scheme that contains the name itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRIVATE_SCHEME = "99ZOOMSEG"
 
 @dataclass(frozen=True)
 class Code:
-    """A coded concept: the triple that DICOM writes."""
+    """A coded concept: the triple of DICOM."""
 
     value: str
     meaning: str
@@ -43,8 +43,8 @@ class CodedOrgan:
 
 
 def coded(name: str) -> CodedOrgan:
-    """The code of an organ, however its name is spelled (``right_kidney``, ``RightKidney``, ``kidney R``).
-    Names that are not known get a code of ``PRIVATE_SCHEME``."""
+    """The code of an organ, for any spelling of its name (``right_kidney``, ``RightKidney``, ``kidney R``).
+    Unknown names get a code of ``PRIVATE_SCHEME``."""
     found = find_organ(name, _TABLE)
     if found is None:
         return CodedOrgan(ANATOMICAL, _private(name), None)
@@ -54,15 +54,15 @@ def coded(name: str) -> CodedOrgan:
 
 
 def _private(name: str) -> Code:
-    """A code value is at most 16 characters, a meaning at most 64, and neither may hold a backslash."""
+    """A code value has at most 16 characters, a meaning at most 64, and neither may contain a backslash."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
     value = plain if plain == name and len(name) <= 16 else f"ORGAN-{zlib.crc32(name.encode()):08X}"
     return Code(value, short_text(name) or value, PRIVATE_SCHEME)
 
 
 def short_text(text: str, longest: int = 64) -> str:
-    """Text as a DICOM value of limited length holds it: no backslash, which would divide it in two, and no
-    control characters."""
+    """Text as a DICOM value of limited length: without backslashes, which separate values, and control
+    characters."""
     return re.sub(r"[\\\x00-\x1f\x7f-\x9f]+", " ", text).strip()[:longest].rstrip()
 
 
@@ -227,4 +227,4 @@ def _rows() -> Iterator[tuple[str, Code]]:
 
 _TABLE = {organ_words(name): code for name, code in _rows()}
 _PAIRS = {organ_words(name) for name in ("kidneys", "lungs", "adrenals", "adrenal glands")}
-"""Names of both sides together."""
+"""Names of organs that comprise both sides."""

@@ -1,4 +1,4 @@
-"""The colours that organs are shown in: the same in every viewer, report and file."""
+"""Display colours of organs: the same in every viewer, report and file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ RGB = tuple[int, int, int]
 
 
 def organ_colour(name: str) -> RGB:
-    """The colour of an organ, however its name is spelled; left ones are darker than right ones. Names that
-    are not known have a colour of their own, the same on every machine."""
+    """The colour of an organ, for any spelling of its name; left ones are darker than right ones. Unknown
+    names get a colour of their own, the same on every machine."""
     found = find_organ(name, _TABLE)
     if found is None:
         return _unlike_any(name)
@@ -155,7 +155,7 @@ _ORGANS: Mapping[str, RGB] = {
 
 
 def _shade(colour: RGB, number: int) -> RGB:
-    """Neighbours in a row of like bones differ."""
+    """Different shades for neighbours in a row of similar bones."""
     return (colour[0] - number % 3 * 34, colour[1] - number % 2 * 28, colour[2] - number % 4 * 24)
 
 

@@ -1,4 +1,4 @@
-"""Each organ of a label map: how large, where, how bright, and where the scan cuts it off."""
+"""Measurements of each organ of a label map: size, position, intensity, and where the scan cuts it off."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class OrganMeasurement:
     mean: float
     median: float
     box: Box
-    """The smallest that holds it, in voxel indices."""
+    """The smallest that contains it, in voxel indices."""
     corners_mm: tuple[Vector3, Vector3]
     """Lowest and highest RAS+ coordinates of the box, outer faces of its voxels included."""
     centroid_mm: Vector3
     """RAS+."""
     cut: Sides = NO_SIDES
-    """Where it reaches the scan's last plane of voxels, and may go on outside."""
+    """Sides at which it reaches the scan's last plane of voxels, and may continue outside."""
 
     @property
     def touches_scan_border(self) -> bool:
@@ -44,11 +44,11 @@ class OrganMeasurement:
 def measure(
     case_id: str, labels: LabelMap, image: Volume, organs: Iterable[str]
 ) -> dict[str, OrganMeasurement]:
-    """The organs of these that a label map has, on the image's grid.
+    """Measure those of the organs that a label map contains, on the image's grid.
 
     Raises:
-        GeometryError: labels and image lie on different grids.
-        LabelError: an organ that the schema does not know.
+        GeometryError: labels and image are on different grids.
+        LabelError: an organ that is not in the schema.
     """
     if not labels.grid.same_as(image.grid):
         raise GeometryError(f"case {case_id}: labels and image lie on different grids")
@@ -66,7 +66,7 @@ def measure(
 def _measured(
     own: npt.NDArray[np.bool_], values: npt.NDArray[np.number[Any]], box: Box, grid: Grid
 ) -> OrganMeasurement:
-    """Of an organ's voxels and the intensities in its box."""
+    """From an organ's voxels and the intensities in its box."""
     as_they_lie = np.argsort(own.strides)[::-1]
     inside = values.transpose(as_they_lie)[own.transpose(as_they_lie)]
     along = [own.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
@@ -86,8 +86,8 @@ def _measured(
 
 
 def _median(values: npt.NDArray[np.number[Any]]) -> float:
-    """Of values that may be put in another order, in a quarter of numpy's own time; it looks for NaN first,
-    which no scan that was read has."""
+    """Median of values that may be reordered, in a quarter of the time of numpy's, which first searches for
+    NaN; scans contain none after reading."""
     half = (len(values) - 1) // 2
     values.partition(half)
     low = float(values[half])
@@ -95,7 +95,7 @@ def _median(values: npt.NDArray[np.number[Any]]) -> float:
 
 
 def box_mm(grid: Grid, box: Box) -> tuple[Vector3, Vector3]:
-    """Lowest and highest RAS+ coordinates of a box of a grid, its voxels' outer faces included; of an oblique
-    grid, those of the box's corners."""
+    """Lowest and highest RAS+ coordinates of a box of a grid, including its voxels' outer faces; for an
+    oblique grid, those of the box's corners."""
     low, high = (corner.tolist() for corner in grid.box_mm(box.start, box.stop))
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])

@@ -1,6 +1,6 @@
-"""Organs by name, however a data set spells it: the one table of synonyms and abbreviations.
+"""Organs by name, for any spelling in data sets: the only table of synonyms and abbreviations.
 
-Spellings are those of BTCV, FLARE 2022, AMOS (``arota`` included), TotalSegmentator, CHAOS and VISCERAL, and
+Spellings are those of BTCV, FLARE 2022, AMOS (including ``arota``), TotalSegmentator, CHAOS and VISCERAL, and
 of the papers that abbreviate them.
 """
 
@@ -55,13 +55,13 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "urinary bladder": ("bladder", "bla"),
     "vertebra L1": ("first lumbar vertebra", "lumbar vertebra 1"),
 }
-"""An organ -> other whole names of it; those of a paired organ hold for either side."""
+"""An organ -> other complete names of it; those of a paired organ apply to either side."""
 _ADRENALS: Mapping[str, str] = {"rad": "right adrenal", "lad": "left adrenal"}
-"""What a data set means that has both; alone, LAD is the left anterior descending artery."""
+"""Meaning in a data set that has both; alone, LAD is the left anterior descending artery."""
 
 
 def _words(name: str) -> frozenset[str]:
-    """The words of a name that tell it from others, each in one spelling."""
+    """The distinguishing words of a name, each in one spelling."""
     tokens = [t for token in name_tokens(name) for t in (side_word(token) or _SAME.get(token, token)).split()]
     if "gallbladder" in tokens and "bladder" in tokens:  # "gall bladder"
         tokens.remove("bladder")
@@ -72,21 +72,21 @@ _MEANING = {_words(other): _words(organ) for organ, others in _SYNONYMS.items() 
 
 
 def organ_words(name: str) -> frozenset[str]:
-    """The words of an organ's name that tell it from others, in one spelling: ``right_kidney``,
-    ``RightKidney``, ``kidney R`` and ``RK`` are alike, and so are ``IVC`` and ``postcava``."""
+    """The distinguishing words of an organ's name, in one spelling: ``right_kidney``, ``RightKidney``,
+    ``kidney R`` and ``RK`` are equal, and so are ``IVC`` and ``postcava``."""
     words = _words(name)
     sides = words.intersection(_SIDES)
     return _MEANING.get(words) or _MEANING.get(words - sides, words - sides) | sides
 
 
 def label_of(organ: str, schema: LabelSchema) -> str | None:
-    """The label of a data set that means ``organ``: as ``LabelSchema.find`` finds it, else by its synonyms;
-    None if there is none."""
+    """The label of a data set that means ``organ``: as found by ``LabelSchema.find``, otherwise by its
+    synonyms; None if there is none."""
     spelled = schema.find(organ)
     if spelled is not None:
         return spelled
     wanted = organ_words(organ)
-    if not wanted:  # "muscle": nothing is told from anything else
+    if not wanted:  # "muscle": no distinguishing word is left
         return None
     meanings = dict(zip(schema.names, schema.names, strict=True))
     adrenals = {n: _ADRENALS[n.lower()] for n in schema.names if n.lower() in _ADRENALS}
@@ -97,16 +97,16 @@ def label_of(organ: str, schema: LabelSchema) -> str | None:
 
 @dataclass(frozen=True)
 class Match(Generic[Row]):
-    """A row of a table. ``side`` is ``"left"`` or ``"right"`` where the row is of either side and the name
-    says which."""
+    """A row of a table. ``side`` is ``"left"`` or ``"right"`` if the row is for either side and the name
+    states one."""
 
     row: Row
     side: str | None
 
 
 def find_organ(name: str, table: Mapping[frozenset[str], Row]) -> Match[Row] | None:
-    """The row of an organ in a table by ``organ_words``: as named, else without its side; None if neither is
-    there."""
+    """The row of an organ in a table by ``organ_words``: as named, otherwise without its side; None if
+    neither is there."""
     words = organ_words(name)
     if words in table:
         return Match(table[words], None)

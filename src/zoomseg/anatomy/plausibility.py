@@ -1,8 +1,9 @@
-"""Whether organs lie where they can: left ones left, the liver right of the spleen and over the kidneys.
+"""Plausibility of organ positions: left ones on the left, the liver to the right of the spleen and above the
+kidneys.
 
-Such rules catch what no probability tells: a scan whose header has a side or its head the wrong way round,
-or a network that took one kidney for the other. They speak only where they must be right: an organ that the
-scan cuts off may have its middle outside, so nothing is said of it that what lies outside could undo.
+Such rules detect what probabilities do not show: a scan whose header is wrong in a side or in head and feet,
+or a network that confused the kidneys. They only report certain errors: an organ that the scan cuts off may
+have its centre outside, so nothing is reported that its part outside could invalidate.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from zoomseg.anatomy.organ_names import find_organ, organ_words
 from zoomseg.core.labels import LabelSchema
 
 SIDES_SWAPPED = "sides_swapped"
-"""A left organ lies right of its right one."""
+"""A left organ lies to the right of its right one."""
 MIRRORED_SCAN = "mirrored_scan?"
-"""Organs that have their side in nearly everybody lie on the other one."""
+"""Organs that are on the same side in nearly everybody lie on the other one."""
 UPSIDE_DOWN = "upside_down?"
 """Organs of the upper body lie below those of the lower one."""
 
@@ -35,16 +36,16 @@ _ABOVE: tuple[tuple[str, str], ...] = (
     ("lung", "kidney"),
     ("brain", "heart"),
 )
-"""Pairs that lie so in everybody, whole organs given. A kidney is both of them: all that there are."""
+"""Pairs with this order in everybody, if the organs are complete. "Kidney" comprises all kidneys present."""
 
 
 def plausibility_flags(
     schema: LabelSchema, found: Mapping[str, OrganMeasurement]
 ) -> dict[str, tuple[str, ...]]:
-    """Flags of the organs that do not lie where they can, by organ; those that do are left out.
+    """Flags of the organs in implausible positions, by organ; plausible ones are omitted.
 
     Args:
-        found: the organs that are there, by their names in the schema.
+        found: the organs present, by their names in the schema.
     """
     flags: dict[str, list[str]] = {}
 
@@ -72,8 +73,8 @@ def _called(organ: str, names: Iterable[str]) -> list[str]:
 
 
 def _before(one: OrganMeasurement, other: OrganMeasurement, axis: int) -> bool:
-    """Whether one organ's middle lies before another's for certain, along a canonical axis: nothing that the
-    scan cut off can move the one up, nor the other one down."""
+    """Whether one organ's centre certainly lies before another's along a canonical axis: no part cut off by
+    the scan can move the former up, or the latter down."""
     if one.cut[axis][1] or other.cut[axis][0]:
         return False
     return one.centroid_mm[axis] < other.centroid_mm[axis]

@@ -1,8 +1,8 @@
-"""Where organs lie beside each other: what training cases show of it, and which parts of a label map lie far
-from all of that. Plain numpy, in world coordinates: the same however a scan is stored.
+"""Relative positions of organs: their range in training cases, and the parts of a label map that lie far
+outside it. Plain numpy, in world coordinates: independent of the storage of a scan.
 
-An organ that is found in the pelvis because something there is as bright as a stomach is in one piece and
-sure of itself: neither its size nor its probability gives it away, its place does.
+An organ found in the pelvis, because something there is as bright as a stomach, is in one piece and has high
+probabilities: neither its size nor its probability reveals the error, but its position does.
 """
 
 from __future__ import annotations
@@ -19,74 +19,75 @@ from zoomseg.core.geometry import Grid, Sides, Vector3
 from zoomseg.core.morphology import Components
 
 SAMPLED_MM = 3.0
-"""Places are taken from voxels about so far apart; what is smaller is of no account here."""
+"""Positions are computed from voxels about this far apart; smaller structures do not matter here."""
 
 ANCHORS = 8
-"""By so many other organs an organ's place is known: those around it that tell it best."""
+"""Number of other organs that define an organ's position: those that define it most precisely."""
 
 MARGIN_MM = 30.0
-"""Patients differ from those in training by so much, and are still like them."""
+"""Distance by which patients may differ from those in training and still be alike."""
 
 LEAST_ANCHORS = 2
-"""By fewer, nothing is said of an organ's place."""
+"""With fewer, an organ's position is not judged."""
 
 LEAST_CASES = 5
-"""What fewer cases show may be what one patient is like."""
+"""Fewer cases may represent a single patient."""
 
 UNBOUNDED_MM = 2000.0
-"""Stands for a side that has no bound where organs are compared by how well they tell a place: a person's
-height."""
+"""Replaces an unknown bound when organs are compared by the precision of the positions they define: a
+person's height."""
 
 Classes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 Span = tuple[float, float]
 Bounds = tuple[float | None, float | None]
-"""Lowest and highest; None: no bound is known."""
+"""Lowest and highest; None: unknown."""
 Offsets = tuple[Bounds, Bounds, Bounds]
-"""Of an organ's bounding box from another organ's median, mm, along x, y, z."""
+"""Range of an organ's bounding box relative to another organ's median, mm, along x, y, z."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of one organ in one scan, RAS+ millimetres."""
+    """Position of one organ in one scan, RAS+ millimetres."""
 
     median_mm: Vector3
-    """Along each axis of the scan; unlike a mean it does not mind a few voxels elsewhere."""
+    """Along each axis of the scan; unlike a mean it is robust to a few voxels elsewhere."""
     low_mm: Vector3
     high_mm: Vector3
-    """Corners of its bounding box, outer faces of its voxels included."""
+    """Corners of its bounding box, including the outer faces of its voxels."""
     cut: Sides
-    """At which sides it reaches the end of the scan, and may go on outside."""
+    """Sides at which it reaches the end of the scan, and may continue outside."""
     volume_ml: float
 
     @property
     def whole(self) -> bool:
-        """Whether all of it lies inside the scan."""
+        """Whether the complete organ lies inside the scan."""
         return not any(side for axis in self.cut for side in axis)
 
 
 @dataclass(frozen=True)
 class OrganPlaces:
-    """What training cases show of one organ."""
+    """Range of one organ in training cases."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
 
     volume_ml: Span | None
-    """Least of the cases that hold it whole, and largest of all; None: too few hold it whole."""
+    """Smallest of the cases that contain it completely, and largest of all; None: too few contain it
+    completely."""
     offsets_mm: Mapping[str, Offsets]
-    """By the organ that it is seen from."""
+    """By the reference organ."""
 
 
 @dataclass(frozen=True)
 class _Found:
     place: Place
     box: tuple[slice, slice, slice]
-    """Of the label map; what is smaller than the sampling may lie outside."""
+    """Of the label map; structures smaller than the sampling may lie outside."""
 
 
 def places(classes: Classes, grid: Grid) -> dict[int, Place]:
-    """The place of every class in a label map ``[I, J, K]``, by class index."""
+    """The position of every class in a label map ``[I, J, K]``, by class index."""
     return {c: found.place for c, found in _found(classes, grid).items()}
 
 
@@ -119,7 +120,7 @@ def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
 
 
 def learn(cases: Sequence[Mapping[str, Place]], names: Iterable[str]) -> dict[str, OrganPlaces]:
-    """What cases (places by organ) show of each of these organs, where they show anything."""
+    """The ranges of these organs in cases (positions by organ), where they can be determined."""
     names = tuple(names)
     out = {}
     for name in names:
@@ -142,8 +143,8 @@ def _volumes(places_of: Sequence[Place]) -> Span | None:
 
 
 def _offsets(cases: Sequence[Mapping[str, Place]], name: str, other: str) -> Offsets:
-    """Where an organ lies beside another one that is whole. A side at which the scan cuts the organ says
-    nothing of where it ends."""
+    """The position of an organ relative to another one that is complete. A side at which the scan cuts the
+    organ does not show where it ends."""
     pairs = [(case[name], case[other]) for case in cases if name in case and other in case]
     seen = [(own, anchor) for own, anchor in pairs if anchor.whole]
 
@@ -171,24 +172,24 @@ def _size(offsets: Offsets) -> float:
 
 @dataclass(frozen=True)
 class Part:
-    """A connected part of an organ that lies far from where training had the organ."""
+    """A connected part of an organ that lies far from the organ's range in training."""
 
     voxels: int
     volume_ml: float
     distance_mm: float
-    """From there, along the axis on which it is farthest."""
+    """From that range, along the axis on which it is largest."""
 
 
 @dataclass(frozen=True)
 class Misplaced:
-    """What lies out of place of one class of a label map."""
+    """The misplaced parts of one class of a label map."""
 
     parts: tuple[Part, ...]
     alone: bool
-    """Whether no other part of the organ lies in place."""
+    """Whether no other part of the organ lies within its range."""
 
     def note(self, organ: str) -> str:
-        """In a line, what was taken out, or that all of the organ lies elsewhere."""
+        """One line that states what was removed, or that the whole organ lies elsewhere."""
         volume = sum(part.volume_ml for part in self.parts)
         distance = max(part.distance_mm for part in self.parts)
         place = "its position in the training scans"
@@ -204,16 +205,16 @@ def misplaced(
     names: Sequence[str],
     known: Mapping[str, OrganPlaces],
 ) -> dict[int, Misplaced]:
-    """Find parts of organs that lie out of place in a label map ``[I, J, K]``, and take out of it (in place)
-    those of organs that also have a part where they belong: that one is the organ. Where there is none, the
-    organ may lie elsewhere in this patient, and stays.
+    """Find misplaced parts of organs in a label map ``[I, J, K]``, and remove them (in place) if the organ
+    also has a part within its range, which is the organ. If there is none, the organ may lie elsewhere in
+    this patient, and is kept.
 
     Args:
         names: of the classes from 1 on.
-        known: what training cases showed.
+        known: the ranges in training cases.
 
     Returns:
-        By class index, what was found.
+        Findings by class index.
     """
     seen = _found(classes, grid)
     by_name = {names[c - 1]: found.place for c, found in seen.items()}
@@ -230,20 +231,21 @@ def misplaced(
 
 @dataclass(frozen=True)
 class _Around:
-    """Where an organ's box may lie, ``[anchors, 3]`` RAS+ mm, as every organ around it has it."""
+    """The possible range of an organ's box, ``[anchors, 3]`` RAS+ mm, according to every organ around it."""
 
     low_mm: FloatArray
     high_mm: FloatArray
 
     def reach_mm(self, place: Place) -> float:
-        """How far the organ's box reaches beyond that, in the anchors' median; 0 where it is inside."""
+        """Distance by which the organ's box extends beyond that range, by the anchors' median; 0 if it is
+        inside."""
         below = (self.low_mm - place.low_mm).max(axis=1)
         above = (np.array(place.high_mm) - self.high_mm).max(axis=1)
         return float(np.median(np.maximum(np.maximum(below, above), 0.0)))
 
     def distance_mm(self, low_mm: FloatArray, high_mm: FloatArray) -> FloatArray:
-        """How far boxes ``[N, 3]`` lie from that, in the anchors' median; above 0 only for those of which all
-        lies outside."""
+        """Distance of boxes ``[N, 3]`` from that range, by the anchors' median; above 0 only for those
+        completely outside."""
         below = (self.low_mm[:, None] - high_mm[None]).max(axis=2)
         above = (low_mm[None] - self.high_mm[:, None]).max(axis=2)
         distance: FloatArray = np.median(np.maximum(np.maximum(below, above), 0.0), axis=0)
@@ -251,8 +253,8 @@ class _Around:
 
 
 def _around(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlaces]) -> _Around | None:
-    """By the organs around it that are whole, and of a size that training knows of them; None if too few
-    are."""
+    """From the surrounding organs that are complete, and of a size known from training; None if there are too
+    few."""
     lows, highs = [], []
     for other, offsets in known[name].offsets_mm.items() if name in known else ():
         place = found.get(other)
@@ -265,8 +267,8 @@ def _around(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlac
 
 
 def usual_volume(volume_ml: float, known: OrganPlaces | None, whole: bool = True) -> bool:
-    """Whether an organ is between half of the smallest and twice the largest of training; True where training
-    does not say. Of one that is not ``whole`` in the scan only the upper end counts."""
+    """Whether an organ is between half of the smallest and twice the largest of training; True if these are
+    unknown. For one that is not ``whole`` in the scan, only the upper limit applies."""
     if known is None or known.volume_ml is None:
         return True
     low, high = known.volume_ml
@@ -280,7 +282,7 @@ def _take_out(
     c: int,
     around: _Around,
 ) -> Misplaced | None:
-    """In ``box`` of a label map, of which ``part_of`` is a view."""
+    """Remove the part in ``box`` of a label map, of which ``part_of`` is a view."""
     parts, start = Components.of(part_of == c), np.array([side.start for side in box])
     distance = around.distance_mm(*grid.box_mm(start + parts.low, start + parts.high))
     out = distance > 0

@@ -1,1 +1,1 @@
-"""Atlas priors: registration of labelled scans, label fusion."""
+"""Atlas priors: registration of labelled scans, and label fusion."""

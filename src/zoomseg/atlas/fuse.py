@@ -1,9 +1,8 @@
-"""Label fusion: atlases that are already registered to a scan vote for its labels.
+"""Label fusion: atlases registered to a scan vote for its labels.
 
-Everything here is on one grid. Beyond a volume its edge voxels go on, in the scan and in the atlases
-alike.
+All arrays are on one grid. Beyond a volume its edge voxels are repeated, for the scan and the atlases.
 
-Shapes: N atlases, I J K voxels, S shifts of the search window, M contextual features, V voxels in doubt.
+Shapes: N atlases, I J K voxels, S shifts of the search window, M contextual features, V undecided voxels.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from zoomseg.core.region import bounding_box
 from zoomseg.recipe.spec import AtlasFusionSpec, IntensityFusion, MajorityFusion, PatchFusion
 
 CONTEXT_RADII_VOX = (2, 4, 8, 16)
-"""How far from a voxel its surroundings are compared: four distances, each double the last, as in the
-authors' implementation; it starts at 4 voxels, which are half as large as the ones used here."""
+"""Distances at which the surroundings of a voxel are compared: four, each double the previous one, as in the
+authors' implementation; theirs start at 4 voxels, which are half as large as the ones used here."""
 
 BLOCK_BYTES = 200_000_000
-"""About so much memory holds the distances (and the contextual features) that are worked on at a time."""
+"""Approximate memory of the distances (and the contextual features) that are processed at a time."""
 
 EPSILON = 1e-6
-"""Added to every h, so that a perfect match divides by something."""
+"""Added to every h, so that a perfect match does not divide by zero."""
 
 Shift = tuple[int, int, int]
 
@@ -86,9 +85,9 @@ def _vote(labels: Tensor, weights: Tensor, classes: int) -> Tensor:
 
 
 def _weights(distances: Tensor) -> Tensor:
-    """exp(-d / h) with h the smallest distance of the voxel's candidates ``[N, ...]`` (Coupe et al. 2011):
-    where one matches well the others hardly count, where none does all count nearly alike. Shifted by the
-    smallest d / h, which cancels when weights are made shares, so that none underflows to nothing."""
+    """exp(-d / h) with h the smallest distance of the voxel's candidates ``[N, ...]`` (Coupe et al. 2011): if
+    one matches well, the others hardly count; if none does, all count almost equally. Shifted by the smallest
+    d / h, which cancels in the shares, so that no weight underflows."""
     smallest = distances.amin(dim=0)
     return torch.exp(-(distances - smallest) / (smallest + EPSILON))
 
@@ -119,12 +118,12 @@ def _local_differences(target: Tensor, images: Tensor, radius: int) -> Tensor:
 
 
 def context_offsets() -> list[Shift]:
-    """Where the surroundings are looked at: eight directions in each of the three planes (18 in all, as
-    they share the axes), four distances each."""
+    """Offsets of the surroundings: eight directions in each of the three planes (18 in total, as they share
+    the axes), four distances each."""
     directions = [d for d in itertools.product((-1, 0, 1), repeat=3) if 1 <= sum(map(abs, d)) <= 2]
     out: list[Shift] = []
     for radius, direction in itertools.product(CONTEXT_RADII_VOX, directions):
-        # Diagonal ones lie on the same circle as the straight ones.
+        # Diagonal ones lie on the same circle as the axis-aligned ones.
         step = radius if sum(map(abs, direction)) == 1 else round(radius / 2**0.5)
         out.append((step * direction[0], step * direction[1], step * direction[2]))
     return out
@@ -137,9 +136,9 @@ def window(radius: int) -> list[Shift]:
 
 @dataclass(frozen=True, eq=False)
 class _Features:
-    """What a volume is compared by. ``patch [4, I, J, K]``: intensity and the unit vector of its gradient,
-    compared over the patch; ``image`` and ``surroundings [I, J, K]`` (mean over 3x3x3), whose difference at
-    each of the offsets is compared at the voxel alone."""
+    """The features by which a volume is compared. ``patch [4, I, J, K]``: intensity and the unit vector of
+    its gradient, compared over the patch; ``image`` and ``surroundings [I, J, K]`` (mean over 3x3x3), whose
+    difference at each of the offsets is compared at the voxel alone."""
 
     patch: Tensor
     image: Tensor
@@ -181,8 +180,8 @@ def _central_difference(image: Tensor, axis: int) -> Tensor:
 
 
 def _cut(volumes: Tensor, box: Box, margin: int) -> Tensor:
-    """The box and a margin around it; where that leaves the volume its edge goes on. The margin is taken
-    by index, so that no padded copy of the whole volume is made."""
+    """The box and a margin around it; beyond the volume its edge is repeated. The margin is read by index, so
+    that no padded copy of the whole volume is made."""
     for axis in range(3):
         index = torch.arange(box.start[axis] - margin, box.stop[axis] + margin)
         volumes = volumes.index_select(1 + axis, index.clamp(0, volumes.shape[1 + axis] - 1))
@@ -190,9 +189,10 @@ def _cut(volumes: Tensor, box: Box, margin: int) -> Tensor:
 
 
 def _scale(features: Iterable[Tensor], radius: int) -> Tensor:
-    """What a squared difference is multiplied by: 1 / range², with the range that each feature ``[C, ...]``
-    has over all atlases and the search window, so that features of any unit count alike. One that all
-    candidates share tells none of them from the others and counts nothing. ``radius`` smaller all round."""
+    """Factor of squared differences: 1 / range², with the range of each feature ``[C, ...]`` over all atlases
+    and the search window, so that features of any unit count equally. A feature that is equal in all
+    candidates distinguishes none of them and counts nothing. The result is smaller by ``radius`` on every
+    side."""
     low = high = torch.empty(0)
     for feature in features:
         least, most = _pool(-feature, radius).neg_(), _pool(feature, radius)
@@ -214,8 +214,8 @@ def _pool(volumes: Tensor, radius: int) -> Tensor:
 
 
 def _fuse_patches(spec: PatchFusion, target: Tensor, images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Voxels whose whole search window says the same in all atlases have their answer; the others are
-    worked on in slabs."""
+    """Voxels whose whole search window has the same label in all atlases are decided; the others are
+    processed in slabs."""
     low, high = (
         sign * _pool(sign * _pad(labels.float(), spec.search_radius_vox), spec.search_radius_vox)
         for sign in (-1, 1)
@@ -270,8 +270,8 @@ def _fuse_slab(
 
 
 def _shifted(volume: Tensor, shift: Shift, radius: int, shape: Shift) -> Tensor:
-    """The part of ``shape`` that lies ``shift`` from the middle of a volume ``radius`` larger all round
-    (the last three axes)."""
+    """The part of ``shape`` at ``shift`` from the middle of a volume that is larger by ``radius`` on every
+    side (the last three axes)."""
     for axis in range(3):
         volume = volume.narrow(axis - 3, radius + shift[axis], shape[axis])
     return volume
@@ -296,8 +296,8 @@ def _patch_distances(
 def _context_distances(
     spec: PatchFusion, slab: Box, active: Tensor, scan: _Features, atlases: list[_Features]
 ) -> Tensor:
-    """Squared, scaled differences of the contextual features at the voxel ``[N * S, V]``. The features of
-    one voxel lie side by side in memory, as whole voxels are picked."""
+    """Squared, scaled differences of the contextual features at the voxel ``[N * S, V]``. The features of one
+    voxel are contiguous in memory, as whole voxels are selected."""
     reach = spec.search_radius_vox
     scale = _scale((atlas.context_in(slab, reach) for atlas in atlases), reach)[:, active].T.contiguous()
     wanted = scan.context_in(slab, 0)[:, active].T.contiguous()

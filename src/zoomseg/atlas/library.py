@@ -66,8 +66,8 @@ class Atlas:
 
 
 def atlas_grid(grid: Grid, spec: AtlasSpec) -> Grid:
-    """The grid of registration and fusion over a scan: the recipe's spacing, an axis that is coarser than
-    that as it is."""
+    """The grid of registration and fusion over a scan: the recipe's spacing; an axis that is coarser keeps
+    its own."""
     wanted = [max(own, asked) for own, asked in zip(grid.spacing_mm, spec.spacing_mm, strict=True)]
     return grid.with_spacing((wanted[0], wanted[1], wanted[2]))
 
@@ -89,12 +89,12 @@ class AtlasLibrary:
 
     @classmethod
     def build(cls, spec: AtlasSpec, cases: Iterable[tuple[str, Volume, LabelMap]]) -> AtlasLibrary:
-        """Bring cases (id, normalised image, labels; canonical orientation) to the atlas grid. Of several
-        channels the first is kept. Cases should be annotated completely: what is not drawn in an atlas
-        counts as a vote for background.
+        """Resample cases (id, normalised image, labels; canonical orientation) to the atlas grid. Of several
+        channels the first is kept. Cases should be annotated completely: voxels not annotated in an atlas
+        count as a vote for background.
 
         Raises:
-            DatasetError: no case, a case twice, or one that holds classes beyond the schema's.
+            DatasetError: no case, a case twice, or one with classes beyond the schema's.
             LabelError: the cases' labels differ.
         """
         atlases = []
@@ -113,7 +113,7 @@ class AtlasLibrary:
         return tuple(others[(2 * i + 1) * len(others) // (2 * number)] for i in range(number))
 
     def reduced(self) -> AtlasLibrary:
-        """Only the atlases that are used for a scan which is none of them."""
+        """Only the atlases used for a scan that is none of them."""
         return AtlasLibrary(self.spec, self.schema, self.chosen())
 
     def prior(
@@ -128,10 +128,10 @@ class AtlasLibrary:
         """Register the chosen atlases to a scan and fuse their labels.
 
         Args:
-            image: the scan, normalised as the atlases were, canonical orientation.
-            exclude: the case that this scan is, if it is one of the atlases.
-            cache: folder in which registered atlases, and what was fused of them, are kept for the next time.
-            on_warning: is told of every atlas that is dropped.
+            image: the scan, normalised like the atlases, canonical orientation.
+            exclude: the case of this scan, if it is one of the atlases.
+            cache: folder in which registered atlases, and fused labels, are kept for later.
+            on_warning: called for every atlas that is dropped.
             on_progress: ``(done, total)`` after every atlas, and after fusion.
 
         Returns:
@@ -169,13 +169,13 @@ class AtlasLibrary:
         stacked = torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
         scan = torch.from_numpy(target.data[0])
         probabilities = fuse(self.spec.fusion, scan, *stacked, self.schema.classes).numpy()
-        if file is not None and len(images) == len(atlases):  # else the warning must come again
+        if file is not None and len(images) == len(atlases):  # else the warning must be repeated
             write_bytes_atomic(file, safetensors.save({"probabilities": np.ascontiguousarray(probabilities)}))
         on_progress(len(atlases) + 1, len(atlases) + 1)
         return StagePrediction(probabilities, grid, self.schema.names, Region.whole(grid), ATLAS)
 
     def save(self, folder: Path) -> None:
-        """Write the library; ``load`` reads it back as it is.
+        """Write the library, to be read by ``load``.
 
         Raises:
             OutputError: no permission, full disk; an earlier library in the folder is still usable.
@@ -209,8 +209,8 @@ class AtlasLibrary:
         """Read a library.
 
         Raises:
-            ModelError: missing or damaged files, voxels that are not what ``atlases.json`` says, or a
-                format that a later ZoomSeg wrote.
+            ModelError: missing or damaged files, voxels that differ from ``atlases.json``, or a format of a
+                later ZoomSeg.
         """
         manifest = _read_manifest(folder)
         try:
@@ -234,7 +234,7 @@ def _first_channel(image: Volume) -> Volume:
 
 
 def _in_half(image: Volume) -> Volume:
-    """In float16, infinite where that cannot hold a value: ``Atlas`` refuses it."""
+    """The image in float16, with infinite values outside its range, which ``Atlas`` refuses."""
     with np.errstate(over="ignore"):
         return Volume(image.data.astype(np.float16), image.grid)
 
@@ -243,7 +243,7 @@ def _in_half(image: Volume) -> Volume:
 
 
 def _registered(target: Volume, atlas: Atlas, spec: AtlasSpec, cache: Path | None) -> Atlas:
-    """The atlas on the scan's atlas grid, from the cache if it has been there before."""
+    """The atlas on the scan's atlas grid, from the cache if it is there."""
     file = None if cache is None else cache / f"{_key(target, atlas, spec)}.safetensors"
     if file is not None:
         found = _read_registered(file, target.grid, atlas)
@@ -262,7 +262,7 @@ def _registered(target: Volume, atlas: Atlas, spec: AtlasSpec, cache: Path | Non
 
 
 def _key(target: Volume, atlas: Atlas, spec: AtlasSpec) -> str:
-    """A hash of all that the registered atlas depends on."""
+    """A hash of everything on which the registered atlas depends."""
     digest = hashlib.sha256(f"{registration.VERSION} {spec.registration}".encode())
     for volume in (target, atlas.image):
         digest.update(repr((volume.grid.shape, volume.grid.affine.tolist())).encode())
@@ -272,13 +272,13 @@ def _key(target: Volume, atlas: Atlas, spec: AtlasSpec) -> str:
 
 
 def _fused_key(target: Volume, atlases: Sequence[Atlas], spec: AtlasSpec) -> str:
-    """A hash of all that the fused labels depend on."""
+    """A hash of everything on which the fused labels depend."""
     keys = [_key(target, atlas, spec) for atlas in atlases]
     return hashlib.sha256("\n".join([spec.fusion.model_dump_json(), *keys]).encode()).hexdigest()[:32]
 
 
 def _read_fused(file: Path, shape: tuple[int, ...]) -> AnyNumpy | None:
-    """Probabilities from the cache; None where it holds none that could be."""
+    """Probabilities from the cache; None if there are no valid ones."""
     try:
         probabilities = safetensors.load(read_file(file, MAX_WEIGHTS_BYTES))["probabilities"]
     except (OSError, SafetensorError, ValueError, KeyError):
@@ -288,7 +288,8 @@ def _read_fused(file: Path, shape: tuple[int, ...]) -> AnyNumpy | None:
 
 
 def _read_registered(file: Path, grid: Grid, atlas: Atlas) -> Atlas | None:
-    """What the cache holds; None where it holds nothing, or nothing usable: then it is made again."""
+    """The registered atlas from the cache; None if there is none, or no valid one: it is then computed
+    again."""
     try:
         tensors = safetensors.load(read_file(file, MAX_WEIGHTS_BYTES))
         image, labels = tensors["image"], tensors["labels"]

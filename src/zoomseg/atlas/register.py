@@ -1,6 +1,6 @@
 """Registration of one scan to another with ANTs: affine, then symmetric diffeomorphic (SyN).
 
-ANTs (the optional extra ``atlas``) finds the transform; the voxels are moved by ``core.resample``, as
+ANTs (the optional extra ``atlas``) estimates the transform; ``core.resample`` resamples the voxels, as
 everywhere else.
 """
 
@@ -22,13 +22,13 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.files import reason_of
 
 VERSION = 1
-"""Raised whenever the same two scans are registered differently than before: cached results are then old."""
+"""Incremented whenever the registration of the same two scans changes: cached results are then outdated."""
 
 SEED = 1
 _THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
-# For scans of about 80 x 80 x 110 voxels: 15 to 20 seconds on one core (see decision 0007). The finest
-# level is left out, as it takes most of the time and gains little where the voxels are large already.
+# For scans of about 80 x 80 x 110 voxels: 15 to 20 seconds on one core (see decision 0007). The finest level
+# is omitted, as it takes most of the time and gains little for voxels that are already large.
 _AFFINE = {
     "aff_iterations": (200, 60),
     "aff_shrink_factors": (4, 2),
@@ -44,8 +44,8 @@ class RegistrationError(ZoomSegError):
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Which point of ``moving`` belongs to each voxel of ``fixed``: fractional voxel indices
-    ``[I, J, K, 3]`` of the moving grid, float32.
+    """The point of ``moving`` that corresponds to each voxel of ``fixed``: fractional voxel indices ``[I, J,
+    K, 3]`` of the moving grid, float32.
 
     Raises:
         RegistrationError: they are not finite.
@@ -64,12 +64,12 @@ class Warp:
             raise RegistrationError("no transform was found between the two scans (it is not finite)")
 
     def image(self, volume: Volume) -> Volume:
-        """A moving image on the fixed grid, linear; beyond it its edge voxels go on."""
+        """A moving image on the fixed grid, linear; beyond it its edge voxels are repeated."""
         self._check(volume.grid)
         return Volume(sample_linear(volume.data, self.coordinates), self.fixed)
 
     def labels(self, labels: LabelMap) -> LabelMap:
-        """A moving label map on the fixed grid, nearest neighbour; beyond it there is background."""
+        """A moving label map on the fixed grid, nearest neighbour; background beyond it."""
         self._check(labels.grid)
         moved = sample_nearest(labels.data[None], self.coordinates, outside=0)[0]
         return LabelMap(moved, self.fixed, labels.schema)
@@ -80,10 +80,10 @@ class Warp:
 
 
 def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"]) -> Warp:
-    """Find where the voxels of ``fixed`` lie in ``moving``, by their first channels: mutual information for
-    the affine transform, local cross-correlation for the deformation.
+    """Find the positions of the voxels of ``fixed`` in ``moving``, by their first channels: mutual
+    information for the affine transform, local cross-correlation for the deformation.
 
-    Runs on one thread, whatever torch may use: only then do two runs give the same bits.
+    Runs on one thread, independent of torch's setting: only then are results reproducible bit for bit.
 
     Raises:
         MissingPackageError: ANTs is not installed.
@@ -95,7 +95,7 @@ def register(fixed: Volume, moving: Volume, kind: Literal["affine", "deformable"
     with tempfile.TemporaryDirectory(prefix="zoomseg-register-") as folder:
         try:
             displacement = _displacement(ants, _image(ants, fixed), _image(ants, moving), kind, folder)
-        except Exception as error:  # whatever the library throws: RuntimeError, ValueError, its own
+        except Exception as error:  # the library raises RuntimeError, ValueError and its own exceptions
             message = f"no transform was found between the two scans ({reason_of(error)})"
             raise RegistrationError(message) from error
     return Warp(fixed.grid, moving.grid, _coordinates(fixed.grid, moving.grid, displacement))
@@ -107,8 +107,8 @@ def library() -> Any:
     Raises:
         MissingPackageError: it is not installed.
     """
-    # Read once, when the library first runs a filter. It has no other switch, and on more threads
-    # than one its sums, and with them its results, differ from run to run.
+    # Read once, when the library first runs a filter. There is no other setting, and with more than one
+    # thread its sums, and hence its results, differ between runs.
     os.environ[_THREADS] = "1"
     try:
         import ants
@@ -126,8 +126,8 @@ def _check_content(volume: Volume, name: str) -> None:
 
 
 def _displacement(ants: Any, fixed: Any, moving: Any, kind: str, folder: str) -> FloatArray:
-    """Where ANTs sends each fixed voxel: displacement in its world ``[I, J, K, 3]``, mm."""
-    ants.config.set_ants_deterministic(on=False, seed_value=SEED)  # its "on" allows other transforms only
+    """Displacement that ANTs assigns to each fixed voxel in its world ``[I, J, K, 3]``, mm."""
+    ants.config.set_ants_deterministic(on=False, seed_value=SEED)  # its "on" allows only other transforms
     found = ants.registration(fixed, moving, "Affine", outprefix=f"{folder}/affine", **_AFFINE)
     transforms = found["fwdtransforms"]
     if kind == "deformable":
@@ -148,8 +148,8 @@ def _displacement(ants: Any, fixed: Any, moving: Any, kind: str, folder: str) ->
 def _image(ants: Any, volume: Volume) -> Any:
     world = _itk_world(volume.grid)
     spacing = np.array(volume.grid.spacing_mm)
-    # ANTs starts from the centres of mass: of a z-scored scan, whose values sum to about zero, that would be
-    # anywhere. Counted from the lowest value on, it is where the tissue is.
+    # ANTs starts from the centres of mass, which are arbitrary for a z-scored scan, whose values sum to about
+    # zero. Measured from the lowest value, they are in the tissue.
     data = volume.data[0].astype(np.float32)
     return ants.from_numpy(
         np.ascontiguousarray(data - data.min(), dtype=np.float32),
@@ -160,9 +160,9 @@ def _image(ants: Any, volume: Volume) -> Any:
 
 
 def _itk_world(grid: Grid) -> FloatArray:
-    """The affine that ANTs is told: LPS instead of RAS, and with axes at right angles. A sheared grid
-    (gantry tilt) gets the nearest such axes, as ITK's files cannot hold others; since only indices come
-    back (``_coordinates``), that makes the affine transform one shear larger and nothing wrong."""
+    """The affine for ANTs: LPS instead of RAS, and with perpendicular axes. A sheared grid (gantry tilt) gets
+    the nearest such axes, as ITK's files cannot store others; since only indices are returned
+    (``_coordinates``), this adds a shear to the affine transform and no error."""
     spacing = np.array(grid.spacing_mm)
     u, _, v = np.linalg.svd(grid.affine[:3, :3] / spacing)
     world = grid.affine.copy()
@@ -171,7 +171,7 @@ def _itk_world(grid: Grid) -> FloatArray:
 
 
 def _coordinates(fixed: Grid, moving: Grid, displacement: FloatArray) -> Float32Array:
-    """Moving indices of the fixed voxels, by the worlds in which the displacement was found."""
+    """Moving indices of the fixed voxels, via the worlds in which the displacement was estimated."""
     here, there = _itk_world(fixed), np.linalg.inv(_itk_world(moving))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in fixed.shape), indexing="ij"), axis=-1)
     points = index @ here[:3, :3].T + here[:3, 3] + displacement

@@ -1,1 +1,1 @@
-"""What computes a stage's network: devices, torch, ONNX graphs."""
+"""Computation of a stage's network: devices, torch, ONNX graphs."""

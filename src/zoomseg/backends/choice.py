@@ -1,4 +1,5 @@
-"""Which backend computes a model's networks, and why. No torch, unless a GPU may be there."""
+"""Choice of the backend that computes a model's networks, with the reason. Without torch, unless there may be
+a GPU."""
 
 from __future__ import annotations
 
@@ -20,18 +21,18 @@ BACKENDS: tuple[Backend, ...] = (*get_args(Compiler), "torch")
 class Choice:
     backend: Backend
     note: str = ""
-    """What whoever chose ``auto`` should know."""
+    """Information for users of ``auto``."""
 
 
 def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
-    """The backend that computes the networks of these models, which answer together.
+    """The backend that computes the networks of these models of an ensemble.
 
     Args:
         name: ``auto`` or one of ``BACKENDS``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; whether it is there is not asked.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; its existence is not checked.
 
     Raises:
-        BackendError: unknown, not installed, or it does not compute on this device.
+        BackendError: unknown, not installed, or it does not support this device.
         ModelError: it needs ONNX graphs, which a model lacks.
         ZoomSegError: no device has such a name.
     """
@@ -69,7 +70,7 @@ def _fastest(on_gpu: bool, models: Sequence[Bundle]) -> Backend:
 
 
 def _idle_gpu() -> str:
-    """What is missing to use a GPU that is there, if anything is."""
+    """What is missing to use an existing GPU, if anything."""
     if installed("torch") or not has_gpu_driver():
         return ""
     lacking = "PyTorch, which would use it, is not installed"
@@ -85,7 +86,7 @@ def _torch(reason: str) -> Backend:
 
 
 def _without_graphs(models: Sequence[Bundle]) -> str | None:
-    """The first model of which a stage has no graph, as it is named to people."""
+    """The first model with a stage without a graph, by its name for users."""
     for model in models:
         if any(stage.name not in model.graphs for stage in model.recipe.stages):
             return str(model.folder or f"'{model.recipe.name}'")

@@ -1,5 +1,5 @@
-"""Libraries that compile a network for the CPU from its ONNX graph: which is there, and one way to call
-them all. No torch."""
+"""Libraries that compile a network for the CPU from its ONNX graph: their availability, and a common
+interface. Without torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from zoomseg.core.tiling import PointwiseHead
 
 Compiler: TypeAlias = Literal["openvino", "onnxruntime"]
 COMPILERS: tuple[Compiler, ...] = ("openvino", "onnxruntime")
-"""Faster first: on a CPU without bfloat16 by half, on one with it four times."""
+"""The fastest first: it is faster by half on a CPU without bfloat16, and four times with it."""
 
 
 class BackendError(ZoomSegError):
-    """Nothing is there that could compute a network, or it refuses the network."""
+    """No library can compute a network, or it refuses the network."""
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
 
 
 def pointwise_head(compiler: Compiler, graph: Path | bytes) -> PointwiseHead | None:
-    """As ``openvino_network.pointwise_head``; None also where the library computes graphs only as a whole.
+    """As ``openvino_network.pointwise_head``; None also if the library can only run whole graphs.
 
     Raises:
         BackendError: the library refuses the network.
@@ -60,7 +60,7 @@ def pointwise_head(compiler: Compiler, graph: Path | bytes) -> PointwiseHead | N
 def _refusals(compiler: Compiler) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the libraries' own errors share no base
+    except Exception as error:  # the libraries' own errors have no common base
         line = " ".join(str(error).split())[:160]
         other = next(name for name in COMPILERS if name != compiler)
         raise BackendError(f"{compiler} cannot load the network ({line}); try {other} instead") from error

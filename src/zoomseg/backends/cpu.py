@@ -1,4 +1,4 @@
-"""What the compiled networks share: their type, and how many cores they may use. No torch."""
+"""Common parts of compiled networks: their type, and the number of threads. Without torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 Network = Callable[[FloatArray], FloatArray]
-"""Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network can
-read. One call at a time, which may write over the answer of the call before."""
+"""Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network
+accepts. Only one call at a time, which may overwrite the output of the previous one."""
 Precision = Literal["fastest", "float32"]
 """``fastest`` allows bfloat16 where the CPU multiplies it natively."""
 
 
 def usable_threads() -> int:
-    """Cores that this process may use where that is fewer than there are, else 0: the runtime's choice.
-    ``OMP_NUM_THREADS`` counts, as with torch."""
+    """Number of cores that this process may use if there are fewer than in the machine, otherwise 0: the
+    runtime's choice. ``OMP_NUM_THREADS`` is respected, as by torch."""
     cores = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     asked = os.environ.get("OMP_NUM_THREADS", "")

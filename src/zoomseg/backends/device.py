@@ -1,5 +1,5 @@
-"""Which device computes, and how: precision, threads, allocator. Torch is imported only where a GPU, or
-training, needs it."""
+"""The computing device: precision, threads, allocator. Torch is imported only if a GPU, or training, needs
+it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     import torch
 
 CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
-"""Input voxels that keep a device busy: more at once only take memory."""
+"""Input voxels that keep a device busy: more at once only use memory."""
 
 CORE_RATES = {True: 5e10, False: 2e10}
-"""Multiply-adds a second that convolutions reach in training, a core, in bfloat16 or not: 5.2e10 were
+"""Multiply-adds per second and core that convolutions reach in training, in bfloat16 or not: 5.2e10 were
 measured (AMD EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
 GPU_RATE = 5e12
-"""The same of a modest GPU; others are faster."""
+"""The same for a modest GPU; others are faster."""
 WRONG_CUDNN = (90800, 91500)
-"""From this version on, and again right from that one."""
+"""From the first version on, and before the second."""
 HOARDED = 256 << 20
-"""Bytes that glibc asks for beyond what is needed, where freed memory is kept."""
+"""Bytes that glibc requests beyond what is needed, if freed memory is kept."""
 HELD_SHARE = 0.1
-"""Of a GPU's memory, for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
+"""Share of a GPU's memory for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """``kind`` is ``cpu`` or ``cuda:N``; ``bfloat16`` whether networks compute in it, or in float32
-    throughout."""
+    """``kind`` is ``cpu`` or ``cuda:N``; ``bfloat16`` states whether networks compute in bfloat16, or in
+    float32 throughout."""
 
     kind: str = "cpu"
     bfloat16: bool = False
@@ -56,13 +56,13 @@ class Device:
 
     @property
     def place(self) -> torch.device:
-        """Torch's name of it."""
+        """Torch's name of the device."""
         import torch
 
         return torch.device(self.kind)
 
     def put(self, values: AnyNumpy) -> Array:
-        """Values where the device computes: a torch tensor there, or on a CPU as they are."""
+        """Values on the device: as a torch tensor there, or unchanged on a CPU."""
         if self.kind == "cpu":
             return values
         import torch
@@ -76,7 +76,8 @@ class Device:
 
     @contextmanager
     def tuned(self) -> Iterator[None]:
-        """cuDNN tries its algorithms for every shape and takes the fastest: worth it where there are few."""
+        """Let cuDNN try its algorithms for every shape and use the fastest: sensible if there are few
+        shapes."""
         import torch
 
         before = torch.backends.cudnn.benchmark
@@ -87,22 +88,23 @@ class Device:
             torch.backends.cudnn.benchmark = before
 
     def tiles_at_once(self, voxels: int) -> int:
-        """How many tiles of so many voxels a network gets together, so that the device is kept busy."""
+        """Number of tiles of this many voxels per call of a network that keeps the device busy."""
         return max(1, (GPU_VOXELS if self.is_gpu else CPU_VOXELS) // voxels)
 
     @property
     def batches_ahead(self) -> int:
-        """How many batches are made while one is learned from: a CPU has no one else to make them."""
+        """Number of batches prepared in advance: on a CPU none, as no other processor prepares them."""
         return 2 if self.is_gpu else 0
 
     @property
     def room_for_data(self) -> int:
-        """Bytes of training data that may lie beside the networks: a GPU need not wait for the disk then."""
+        """Bytes of training data that may be held beside the networks, so that a GPU need not wait for the
+        disk."""
         return int(HELD_SHARE * self.memory_bytes) if self.is_gpu else 0
 
     @property
     def multiply_adds_per_second(self) -> float:
-        """About what convolutions reach in training: enough to tell minutes from hours beforehand."""
+        """Approximate rate of convolutions in training: sufficient to estimate the duration in advance."""
         if self.is_gpu:
             return GPU_RATE
         import torch
@@ -111,7 +113,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The hardware's own."""
+        """The hardware's own name."""
         if self.is_gpu:
             import torch
 
@@ -128,7 +130,7 @@ class Device:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no device's name, be it there or not.
+    """Refuse names that are no device's, without checking its existence.
 
     Raises:
         ZoomSegError: it is none.
@@ -138,7 +140,7 @@ def check_name(name: str) -> None:
 
 
 def resolve(name: str) -> Device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` to a device that is there.
+    """The existing device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         ZoomSegError: no such device on this machine.
@@ -158,13 +160,13 @@ def resolve(name: str) -> Device:
     count, index = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
     if index >= count:
         raise ZoomSegError(f"device '{name}' was requested, but there are {count}, from cuda:0")
-    # By number: "cuda" is another one in a thread that chose another.
+    # By number: "cuda" denotes another one in a thread that selected another.
     return Device(f"cuda:{index}", cuda_bfloat16(torch.device("cuda", index)))
 
 
 def cuda_is_available() -> bool:
-    """Whether torch has a GPU to compute on. Torch, which takes seconds to load, is asked only where there is
-    a driver."""
+    """Whether torch can compute on a GPU. Torch, which takes seconds to load, is only queried if there is a
+    driver."""
     if not installed("torch") or not has_gpu_driver():
         return False
     import torch
@@ -181,9 +183,9 @@ def has_gpu_driver() -> bool:
 
 
 def cuda_bfloat16(place: torch.device) -> bool:
-    """Whether cuDNN convolves bfloat16 in 3D on this GPU. Before Ampere torch does it without cuDNN, which
-    takes many times the time and memory, and so it does with the versions of cuDNN that convolve half
-    precision wrongly (github.com/pytorch/pytorch/issues/163539 and 166122)."""
+    """Whether cuDNN supports bfloat16 for 3D convolutions on this GPU. Before Ampere, torch computes them
+    without cuDNN, which takes many times the time and memory, and also with the versions of cuDNN that are
+    wrong in half precision (github.com/pytorch/pytorch/issues/163539 and 166122)."""
     import torch
 
     version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
@@ -193,7 +195,7 @@ def cuda_bfloat16(place: torch.device) -> bool:
 
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32. Only
-    Linux says so."""
+    Linux reports it."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -203,18 +205,18 @@ def fast_bfloat16() -> bool:
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory: 3D feature maps are otherwise mapped and zeroed by the kernel
-    at every layer, a third of the run time of a U-Net on a CPU."""
+    """Make glibc keep freed memory: otherwise, the kernel maps and zeroes 3D feature maps at every layer,
+    which takes a third of the run time of a U-Net on a CPU."""
     _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, top_pad=HOARDED)
 
 
 def give_back_memory() -> None:
-    """Tell glibc to give what is freed back at once, and to ask for no more than is needed."""
+    """Make glibc return freed memory at once, and request no more than is needed."""
     _set_malloc(mmap_threshold=1 << 20, trim_threshold=1 << 20, top_pad=1 << 20)
 
 
 def trim_memory() -> None:
-    """Give what is freed already back, once."""
+    """Return memory that has already been freed, once."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

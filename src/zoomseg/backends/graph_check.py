@@ -1,9 +1,10 @@
-"""Whether an ONNX graph of a model folder reads its own stage's weights and no other file.
+"""Check that an ONNX graph of a model folder reads its own stage's weights and no other file.
 
-ONNX lets every tensor of a graph lie in another file, at any path. What comes from outside is therefore
-walked before a runtime sees it, by protobuf's wire format (protobuf.dev/programming-guides/encoding) and the
-field numbers of onnx.proto: the ``onnx`` package need not be installed to predict. Everything that graphs of
-``onnx_graph.py`` do not have (subgraphs, functions, sparse tensors) is refused, as a tensor could hide there.
+ONNX allows every tensor of a graph to be in another file, at any path. External graphs are therefore checked
+before a runtime loads them, by protobuf's wire format (protobuf.dev/programming-guides/encoding) and the
+field numbers of onnx.proto: prediction does not require the ``onnx`` package. Everything that graphs of
+``onnx_graph.py`` do not contain (subgraphs, functions, sparse tensors) is refused, as it could contain
+tensors.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import TypeAlias
 from zoomseg.core.errors import quoted
 
 LARGEST = 1 << 20
-"""Bytes of a graph: those of our networks have less than a tenth."""
+"""Maximum number of bytes of a graph: those of our networks have less than a tenth."""
 
 _Field: TypeAlias = "tuple[int, int | bytes]"
-"""Number and value: bytes of strings, messages and packed numbers, else a number, of which only that it is
-one counts here."""
+"""Number and value: bytes for strings, messages and packed numbers; otherwise a number, whose value is
+irrelevant here."""
 
 _MODEL, _MODEL_GRAPH = {1, 2, 3, 4, 5, 6, 8}, 7
 _GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER = {2, 10, 11, 12}, 1, 5
@@ -32,7 +33,7 @@ def check(graph: bytes, location: str, size: int) -> None:
     """Refuse a graph that reads anything but the file ``location`` of ``size`` bytes beside it.
 
     Raises:
-        ValueError: why it is refused, in one line.
+        ValueError: the reason, in one line.
     """
     if len(graph) > LARGEST:
         raise ValueError(f"the graph has {len(graph)} bytes; at most {LARGEST} are read")
@@ -65,7 +66,8 @@ def _check_tensor(tensor: bytes, location: str, size: int) -> None:
 
 
 def _entry(message: bytes) -> tuple[bytes, bytes]:
-    """Of two fields with the same number a parser takes the later one: there must be one of each."""
+    """Key and value of an entry: of two fields with the same number a parser uses the later one, so there
+    must be one of each."""
     found = list(_parts(message, "tensor's place", {_KEY, _VALUE}, set()))
     if [number for number, _ in found] != [_KEY, _VALUE]:
         raise ValueError("a tensor of the graph has an ambiguous location")
@@ -84,7 +86,8 @@ def _messages(message: bytes, what: str, wanted: int, harmless: set[int]) -> Ite
 
 
 def _parts(message: bytes, what: str, wanted: set[int], harmless: set[int]) -> Iterator[tuple[int, bytes]]:
-    """The fields with the numbers ``wanted``; any that is neither of these nor ``harmless`` is refused."""
+    """The fields with the numbers ``wanted``; any field that is neither of these nor ``harmless`` is
+    refused."""
     for number, value in _fields(message):
         if number in wanted and isinstance(value, bytes):
             yield number, value

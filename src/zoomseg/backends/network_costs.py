@@ -1,5 +1,5 @@
-"""What a tile costs: floating-point operations, and memory for feature maps. With torch it is counted on
-shapes alone; of a network that is compiled, what was counted at its conversion is scaled."""
+"""Costs of a tile: floating-point operations, and memory for feature maps. With torch they are counted from
+shapes alone; for a compiled network, the values counted at its conversion are scaled."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from zoomseg.core.geometry import Index3
 
 
 class NetworkCosts(Protocol):
-    """Of one network, by the shape of a tile ``[I, J, K]`` that it reads."""
+    """Costs of one network, by the shape of a tile ``[I, J, K]``."""
 
     def flops(self, tile: Index3) -> int:
         """Floating-point operations of its convolutions: two for every multiplication with a weight."""
 
     def activation_bytes(self, tile: Index3) -> int:
-        """The most that is alive at once while it computes the tile in float32."""
+        """Maximum memory of feature maps alive at once while it computes the tile in float32."""
 
 
 @dataclass(frozen=True)
 class CountedTile:
-    """Costs that were counted for one tile; those of others are taken to grow with their voxels."""
+    """Costs counted for one tile; those of others are assumed to be proportional to their voxels."""
 
     tile: Index3
     flops_of_tile: int

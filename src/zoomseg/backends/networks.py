@@ -1,4 +1,4 @@
-"""A model's networks as callables, by whichever backend was chosen."""
+"""A model's networks as callables, with the chosen backend."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def networks_of(
     device: Device,
     threads: int | None = None,
 ) -> dict[str, StageNetwork]:
-    """The network of every stage of the models' common recipe; of several models, their mean probabilities,
-    and of a stage with ``mirror_axes`` also over tiles mirrored along these. Compiled networks take and give
-    numpy arrays; torch's give what they get.
+    """The network of every stage of the models' common recipe; for several models, their mean probabilities,
+    and for a stage with ``mirror_axes`` also averaged over tiles mirrored along these. Compiled networks
+    accept and return numpy arrays; torch's return the type of their input.
 
     Args:
-        device: for torch; its precision counts for all.
+        device: for torch; its precision applies to all.
         threads: of compiled networks; None: as many as this process may use.
 
     Raises:
@@ -68,7 +68,7 @@ def _of_stage(
 def _in_parts(
     graphs: Sequence[Path], stage: Stage, backend: Compiler, precision: Precision, threads: int | None
 ) -> SplitNetwork | None:
-    """The networks without their last layers, which are made one; None where nothing is gained by that."""
+    """The networks without their last layers, which are combined into one; None if this saves nothing."""
     if stage.mean != "geometric":
         return None
     heads = [compilers.pointwise_head(backend, graph) for graph in graphs]
@@ -80,11 +80,11 @@ def _in_parts(
     ]
     weight = np.concatenate([head.weight for head in found], axis=1) / np.float32(len(found))
     bias = np.mean([head.bias for head in found], axis=0, dtype=np.float32)
-    return SplitNetwork(_one_after_the_other(bodies), PointwiseHead(weight, bias))
+    return SplitNetwork(_concatenated(bodies), PointwiseHead(weight, bias))
 
 
-def _one_after_the_other(bodies: Sequence[StageNetwork]) -> StageNetwork:
-    """The channels of all that several networks answer."""
+def _concatenated(bodies: Sequence[StageNetwork]) -> StageNetwork:
+    """All networks' output channels, concatenated."""
     if len(bodies) == 1:
         return bodies[0]
     return lambda x_BCIJK, tiles: np.concatenate([body(x_BCIJK, tiles) for body in bodies], axis=1)
@@ -95,7 +95,7 @@ def _for_tiles(network: Network) -> StageNetwork:
 
 
 def costs_of(model: Bundle, backend: Backend) -> dict[str, NetworkCosts]:
-    """What a tile costs every stage's network (see ``backends.network_costs``)."""
+    """Costs of a tile for every stage's network (see ``backends.network_costs``)."""
     return {stage.name: _costs(model, stage, backend) for stage in model.recipe.stages}
 
 
@@ -111,7 +111,7 @@ def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
 
 
 def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> StageNetwork:
-    """What several networks say together: the mean of their probabilities, as the stage has it."""
+    """The ensemble of several networks: the mean of their probabilities, of the stage's kind."""
     first, *others = networks
     if not others:
         return first
@@ -132,12 +132,12 @@ def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> Sta
 
 
 def mirror_axes(stage: Stage) -> tuple[int, ...]:
-    """Those that a stage may be mirrored along, by number."""
+    """Axes along which a stage may be mirrored, by number."""
     return tuple("ijk".index(axis) for axis in stage.mirror_axes)
 
 
 def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind = "arithmetic") -> StageNetwork:
-    """The mean of what a network says of a tile and of its mirror images along all subsets of ``axes``,
+    """The mean of a network's predictions for a tile and its mirror images along all subsets of ``axes``,
     mirrored back."""
 
     def seen(flipped: tuple[int, ...]) -> StageNetwork:
@@ -146,7 +146,7 @@ def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind = "arith
 
         def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
             xp = namespace(x_BCIJK)
-            # Copied, as torch reads no array of numpy's that runs backwards.
+            # Copied, as torch does not support numpy arrays with negative strides.
             image = xp.asarray(xp.flip(x_BCIJK, axis=flipped), copy=True)
             return xp.flip(network(image, tiles), axis=flipped)
 

@@ -1,8 +1,7 @@
-"""A stage's network as ONNX: image and priors of one tile in, probabilities out.
+"""A stage's network as ONNX: from image and priors of one tile to probabilities.
 
-The graph stands beside the model's weights, which it does not hold but names: every weight is a tensor that
-lies in the safetensors file of the stage, at its place there (ONNX external data), so that weights exist
-once.
+The graph is stored beside the model's weights, which it references: every weight is a tensor at its position
+in the safetensors file of the stage (ONNX external data), so that weights exist once.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _Shapes: TypeAlias = "dict[str, dict[int, Any]]"
 
 
 class _Answer(nn.Module):
-    """What prediction does with a network: its logits at full resolution, made probabilities."""
+    """The network as used in prediction: probabilities from its logits at full resolution."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -59,13 +58,13 @@ class _Answer(nn.Module):
 
 
 _PREFIX = "network."
-"""Of the names of weights in a graph, after the attribute of ``_Answer``."""
+"""Prefix of the names of weights in a graph, from the attribute of ``_Answer``."""
 
 
 def write_graphs(folder: Path) -> None:
     """Write the network of every stage of the model in ``folder`` beside its weights, as an ONNX graph for
-    any batch and any tile that the network can read. Weights that are stored in half precision stay so, and
-    are made float32 when a runtime loads the graph.
+    any batch and any tile that the network accepts. Weights stored in half precision remain so, and are
+    converted to float32 when a runtime loads the graph.
 
     The same model gives the same bytes, with the same versions of torch and onnxscript.
 
@@ -92,15 +91,15 @@ def write_graphs(folder: Path) -> None:
 
 @lru_cache(maxsize=16)
 def _architecture(spec: NetworkSpec, padding: Padding, channels: int, classes: int) -> bytes:
-    """The graph of a network of this kind, its weights without content. Nothing is folded into them, so that
-    each keeps the name and shape that it has in a state dict: a runtime folds batch norms itself."""
+    """The graph of a network of this kind, with weights without content. Nothing is folded into them, so that
+    each keeps the name and shape of a state dict: a runtime folds batch norms itself."""
     with torch.random.fork_rng(devices=[]):
         module = networks.build(spec, channels, classes, padding)
     model = _exported(module, (2, channels, *_example(spec, padding)), _open_shapes(spec, padding))
     weights = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
-        # The exporter gives convolutions that have no bias one of zeros, in 3D of a shape that is wrong, too,
-        # and leaves it to the optimiser, which folds batch norms as well, to take it out.
+        # The exporter gives convolutions without bias a zero one, in 3D even of a wrong shape, and relies on
+        # the optimiser, which also folds batch norms, to remove it.
         if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] not in weights:
             del node.input[2]
     optimizer.remove_unused_nodes(model)
@@ -109,14 +108,14 @@ def _architecture(spec: NetworkSpec, padding: Padding, channels: int, classes: i
     for value, sides in ((model.graph.input[0], "ijk"), (model.graph.output[0], ("i_out", "j_out", "k_out"))):
         for axis, name in zip((0, 2, 3, 4), ("batch", *sides), strict=True):
             value.type.tensor_type.shape.dim[axis].dim_param = name
-    model.graph.ClearField("value_info")  # of every layer; a runtime finds the same again
+    model.graph.ClearField("value_info")  # of every layer; a runtime recomputes them
     content: bytes = model.SerializeToString()
     return content
 
 
 def _open_shapes(spec: NetworkSpec, padding: Padding) -> _Shapes:
-    """Batch and sides as the exporter is to leave them open: multiples of the network's divisor, and with
-    valid padding so much more."""
+    """Dynamic batch and sides for the exporter: multiples of the network's divisor, plus a constant with
+    valid padding."""
     sides = zip(network_shapes.divisor(spec), _offset(spec, padding), strict=True)
     opened: dict[int, Any] = {0: Dim("batch")}
     for axis, (factor, offset) in enumerate(sides, start=2):
@@ -127,7 +126,7 @@ def _open_shapes(spec: NetworkSpec, padding: Padding) -> _Shapes:
 
 
 def _example(spec: NetworkSpec, padding: Padding) -> Index3:
-    """A shape that the network can read, with sides that differ, so that none is taken for another's."""
+    """A shape that the network accepts, with different sides, so that none is mistaken for another."""
     least, divisor = network_shapes.readable(spec, padding, (1, 1, 1)), network_shapes.divisor(spec)
     i, j, k = (n + (2 + axis) * f for axis, (n, f) in enumerate(zip(least, divisor, strict=True)))
     return (i, j, k)
@@ -140,7 +139,7 @@ def _offset(spec: NetworkSpec, padding: Padding) -> Index3:
 
 
 def _with_weights_in(file: Path, architecture: bytes) -> bytes:
-    """The graph whose weights lie in this safetensors file, each where the file's header says it lies.
+    """The graph with its weights in this safetensors file, each at its position in the file's header.
 
     Raises:
         ModelError: the file has other weights than the network.
@@ -168,15 +167,15 @@ def _with_weights_in(file: Path, architecture: bytes) -> bytes:
 
 
 def _header(file: Path) -> tuple[int, Mapping[str, Any]]:
-    """Of a safetensors file: where its tensors begin, and each one's type, shape and place from there
-    (huggingface.co/docs/safetensors, "Format")."""
+    """The header of a safetensors file: the start of its tensors, and each one's type, shape and position
+    from there (huggingface.co/docs/safetensors, "Format")."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         return 8 + length, json.loads(stream.read(length))
 
 
 def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes) -> ModelProto:
-    """Traced with an input of ``shape``, for all shapes that ``opened`` stands for; not optimised."""
+    """Traced with an input of ``shape``, for all shapes that ``opened`` allows; not optimised."""
     with _silent():
         program = torch.onnx.export(
             _Answer(network).eval(),
@@ -196,7 +195,8 @@ def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes) -> Mo
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter's remarks (torchvision is missing, its own deprecations) help nobody here."""
+    """Suppress the exporter's remarks (torchvision is missing, its own deprecations), which are irrelevant
+    here."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -209,7 +209,7 @@ def _silent() -> Iterator[None]:
 
 
 def _forget_origin(model: ModelProto) -> None:
-    """The exporter notes at every node which file and line it comes from: paths of this machine."""
+    """Remove the exporter's notes on the file and line of every node: paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("metadata_props")
@@ -217,14 +217,14 @@ def _forget_origin(model: ModelProto) -> None:
 
 
 def _cast_to_float32(tensor: TensorProto) -> onnx.NodeProto:
-    """A node that gives the tensor in float32 under its name; the tensor itself gets another."""
+    """A node that gives the tensor in float32 under its name; the tensor itself is renamed."""
     name = tensor.name
     tensor.name = f"{name}.stored"
     return helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT)
 
 
 def _put_first(nodes: list[onnx.NodeProto], model: ModelProto) -> None:
-    """Before all others, as a node may only read what stands before it."""
+    """Insert before all others, as a node may only read the results of earlier ones."""
     ordered = [*nodes, *model.graph.node]
     model.graph.ClearField("node")
     model.graph.node.extend(ordered)

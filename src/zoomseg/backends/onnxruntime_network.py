@@ -1,4 +1,4 @@
-"""A network that ONNX Runtime computes on the CPU."""
+"""A network computed by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load(graph: Path | bytes, threads: int | None = None) -> Network:
         graph, threads: as in ``openvino_network.load``.
 
     Raises:
-        Exception: what ONNX Runtime says of a graph that it cannot read; its errors share no base.
+        Exception: from ONNX Runtime, if it cannot read the graph; its errors have no common base.
     """
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""A network that OpenVINO computes on the CPU."""
+"""A network computed by OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ def load(
 ) -> Network:
     """A network, compiled for this machine from its ONNX graph.
 
-    Shapes stay open: one compiled network takes any batch and tile, as fast as one compiled for a single
-    shape, and compiling takes so little (0.1 to 0.2 s) that a cache on disk saves less than 0.1 s
+    Shapes stay dynamic: one compiled network accepts any batch and tile, as fast as one compiled for a single
+    shape, and compiling takes so little time (0.1 to 0.2 s) that a cache on disk saves less than 0.1 s
     (docs/decisions/0018-networks-without-torch.md).
 
     Args:
-        graph: a file, as graphs with weights outside name these by a path relative to it; or the content.
-        threads: how many to compute with; None: as many as this process may use.
-        without_head: only what its ``pointwise_head`` reads is computed.
+        graph: a file, as graphs with external weights name these by a relative path; or the content.
+        threads: number of threads; None: as many as this process may use.
+        without_head: compute only the input of its ``pointwise_head``.
 
     Raises:
-        Exception: what OpenVINO says of a graph that it cannot read; its errors share no base.
+        Exception: from OpenVINO, if it cannot read the graph; its errors have no common base.
     """
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": usable_threads() if threads is None else threads,
     }
-    if precision == "float32":  # otherwise bfloat16, where the CPU has it
+    if precision == "float32":  # otherwise bfloat16, if the CPU supports it
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     model = _core().read_model(graph)
     if without_head:
         import openvino
 
         last = _last_layer(model)
-        assert last is not None  # whoever asks has its head
+        assert last is not None  # callers have its head
         model = openvino.Model([last.convolution.input_value(0)], model.get_parameters())
     compiled = _core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
     def compute(inputs: FloatArray) -> FloatArray:
-        # Not copied: of a hundred classes a tile's answer takes a gigabyte.
+        # Not copied: with a hundred classes, a tile's output takes a gigabyte.
         out: FloatArray = request.infer({0: inputs}, share_outputs=True)[0]
-        compiled.release_memory()  # of the layers between, which would be held while results are written, too
+        compiled.release_memory()  # of hidden layers, otherwise kept while results are written
         return out
 
     return compute
 
 
 def pointwise_head(graph: Path | bytes) -> PointwiseHead | None:
-    """The last layer of a network, before softmax; None if it is no convolution of one voxel with a bias.
+    """The last layer before softmax; None if it is not a 1x1x1 convolution with a bias.
 
     Raises:
         Exception: as ``load``.
@@ -83,8 +83,7 @@ class _LastLayer:
 
 
 def _last_layer(model: openvino.Model) -> _LastLayer | None:
-    """Of a network that ends as ``Softmax(Convolution(features, weight) + bias)``, if the convolution reads
-    one voxel."""
+    """The last layer of a network ``Softmax(Convolution(features, weight) + bias)`` with a 1x1x1 kernel."""
     softmax = model.get_results()[0].input_value(0).get_node()
     added = softmax.input_value(0).get_node()
     if softmax.get_type_name() != "Softmax" or added.get_type_name() != "Add":
@@ -97,7 +96,7 @@ def _last_layer(model: openvino.Model) -> _LastLayer | None:
 
 
 def _constant(value: openvino.Output) -> FloatArray | None:
-    """In float32: what is stored in half precision is cast, and a bias gets axes of a single voxel."""
+    """A constant in float32. Half-precision weights are cast, and biases reshaped, by nodes of the graph."""
     node = value.get_node()
     while node.get_type_name() in ("Convert", "Reshape"):
         node = node.input_value(0).get_node()
@@ -106,8 +105,8 @@ def _constant(value: openvino.Output) -> FloatArray | None:
 
 @functools.cache
 def _core() -> openvino.Core:
-    """One for the process. OpenVINO's CPU plugin gives signal handlers a stack of its own as long as it
-    lives; of several that go in the order in which they came, the stack that is left is no memory any more,
+    """A single instance per process. OpenVINO's CPU plugin gives signal handlers a separate stack during its
+    lifetime; if several are destroyed in the order of their creation, the remaining stack is invalid memory,
     and the next signal (Ctrl-C) ends the process with a segmentation fault."""
     import openvino
 

@@ -1,4 +1,5 @@
-"""What a tile costs a network in torch, counted on shapes alone, on the meta device: nothing is computed."""
+"""Costs of a tile for a network in torch, counted from shapes alone, on the meta device: nothing is
+computed."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ class TorchCosts:
     """``backends.network_costs.NetworkCosts`` of a torch module."""
 
     weightless: Callable[[], nn.Module]
-    """A copy of the network in evaluation mode on the meta device: a new one each time, so that scans can be
-    counted in several threads while the network itself computes."""
+    """Returns a copy of the network in evaluation mode on the meta device: a new one each time, so that
+    several threads can count while the network itself computes."""
     channels: int
     _flops: dict[Index3, int] = field(default_factory=dict, init=False)
     _alive: dict[Index3, int] = field(default_factory=dict, init=False)
@@ -39,7 +40,7 @@ class TorchCosts:
 
 
 class _Alive:
-    """Counts the bytes of what the parts of a module read and answer, as long as these are alive."""
+    """Counts the bytes of inputs and outputs of a module's parts, as long as these are alive."""
 
     def __init__(self, module: nn.Module) -> None:
         self.most = 0

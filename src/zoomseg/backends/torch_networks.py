@@ -1,4 +1,4 @@
-"""A stage's network in torch, with a model's weights, as the pipeline drives it."""
+"""A stage's network in torch, with a model's weights, in the form used by the pipeline."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: i
 
 
 def check_tile(stage: Stage) -> None:
-    """Refuse a stage whose network cannot read its tiles.
+    """Refuse a stage whose network does not accept its tiles.
 
     Raises:
-        RecipeError: naming the nearest shapes allowed.
+        RecipeError: names the nearest valid shapes.
     """
     try:
         network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
@@ -39,15 +39,15 @@ def check_tile(stage: Stage) -> None:
 
 
 def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
-    """A stage's network with the model's weights, in float32; both share them.
+    """A stage's network with the model's weights, in float32; both share their memory.
 
     Raises:
         ModelError: the weights do not fit the network.
-        RecipeError: the network cannot read the stage's tiles.
+        RecipeError: the network does not accept the stage's tiles.
     """
     check_tile(stage)
-    module = weightless(bundle, stage)  # what the recipe asks for takes no memory before there are weights
-    try:  # assigned: a copy would be held twice
+    module = weightless(bundle, stage)  # the recipe's network needs no memory before weights are assigned
+    try:  # assigned: a copy would double the memory
         module.load_state_dict(state_dict(bundle, stage.name), assign=True)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
@@ -56,7 +56,7 @@ def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:
 
 
 def state_dict(bundle: Bundle, stage: str) -> dict[str, Tensor]:
-    """A stage's weights as torch has them; both share the memory."""
+    """A stage's weights as torch tensors, which share the memory."""
     return {name: torch.from_numpy(values) for name, values in bundle.weights[stage].items()}
 
 
@@ -67,13 +67,14 @@ def weightless(bundle: Bundle, stage: Stage) -> nn.Module:
 
 
 def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
-    """A model's network of the stage of this name, as it predicts: on the device, in evaluation mode."""
+    """A model's network of the stage of this name, ready for prediction: on the device, in evaluation
+    mode."""
     stage = graph.stage_of(bundle.recipe, name)
     return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.place)).eval()
 
 
 def as_network(module: nn.Module, device: Device) -> StageNetwork:
-    """A trained module as what ``SlidingWindow`` drives."""
+    """A trained module in the form that ``SlidingWindow`` uses."""
 
     def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
         # Not inference mode, whose tensors ``backends.networks.mean`` could not add to in place.
@@ -85,6 +86,6 @@ def as_network(module: nn.Module, device: Device) -> StageNetwork:
 
 
 def _softmax(logits_BCIJK: Tensor) -> Tensor:
-    """In place, as torch's own over an axis that is not the last takes twice as long."""
+    """In place; torch's own over an axis that is not the last takes twice as long."""
     logits_BCIJK -= logits_BCIJK.amax(dim=1, keepdim=True)
     return logits_BCIJK.exp_().div_(logits_BCIJK.sum(dim=1, keepdim=True))

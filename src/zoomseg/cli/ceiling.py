@@ -42,7 +42,7 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
     notes = Console(stderr=True)
     resolved = _resolve(data, recipe, device, notes)
     if out is not None:
-        writable_directory(out)  # before minutes are spent
+        writable_directory(out)  # before minutes of computation
     rows, failed = _measure(data, resolved, cases, device, notes)
     if not rows:
         raise DatasetError(f"data set '{data.name}': no case contains an organ that the recipe predicts")
@@ -54,7 +54,7 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
 
 
 def _resolve(data: Dataset, recipe: str, device: Device, notes: Console) -> Recipe:
-    """The recipe as training on all cases would have it; what of it and the data does not meet is told."""
+    """The recipe as trained on all cases; mismatches between recipe and data are reported."""
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.evaluation import upper_bound
     from zoomseg.recipe.load import load

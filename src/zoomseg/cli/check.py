@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
 
 PLAIN_WIDTH = 1000
-"""Columns where output goes to a file or pipe: one finding stays one line there."""
+"""Number of columns if output goes to a file or pipe: one finding stays on one line there."""
 
 
 @click.command()
@@ -69,7 +69,7 @@ def command(dataset: Path, out: Path | None) -> int:
 
 
 def _convert(console: Console, folder: Path, out: Path | None) -> int:
-    """What there is to learn from in a folder of DICOM, and the data set that can be made of it."""
+    """Report the training data in a folder of DICOM, and create a data set from it on request."""
     from rich.console import Console
 
     from zoomseg.datasets.dicom import convert, survey
@@ -99,7 +99,7 @@ def _show_survey(console: Console, found: Survey) -> None:
     table.add_column("annotated", overflow="fold")
     for case in found.cases:
         where = str(case.stack.paths[0].parent)
-        # Text, not markup: names come from files and may hold brackets.
+        # Text, not markup: names come from files and may contain brackets.
         table.add_row(*(Text(t) for t in (case.id, where, ", ".join(case.names))))
     console.print(table)
     for problem in found.problems:
@@ -120,13 +120,13 @@ def _tell(console: Console, text: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Names come from files, and could rule the terminal."""
+    """Names come from files, and could contain control sequences for the terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 @contextmanager
 def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error; yields what is to be called after each case."""
+    """A progress bar on standard error; yields a function to be called after each case."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -152,11 +152,11 @@ _HEADS = ("case", "severity", "kind", "finding", "--fix")
 _MESSAGE = _HEADS.index("finding")
 _GAP = "  "
 _LEAST = 20
-"""Columns of a terminal for what was found, however long the names of cases are."""
+"""Minimum number of columns for findings, however long the names of cases are."""
 
 
 def show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
-    """A table, laid out here: rich's own takes half a millisecond a row, and there may be thousands."""
+    """A table, laid out here: rich's own takes half a millisecond per row, and there may be thousands."""
     from rich.text import Text
 
     if not findings:
@@ -181,7 +181,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Of each column, as wide characters take two; of messages no more than what the others leave."""
+    """The width of each column, as wide characters take two; messages get the remaining width."""
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
@@ -191,11 +191,11 @@ def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
 
 
 def _folded(console: Console, message: str, width: int) -> list[str]:
-    """In as many lines as it needs, at least one."""
+    """The message on as many lines as necessary, at least one."""
     from rich.cells import cell_len
     from rich.text import Text
 
-    if cell_len(message) <= width:  # as most are, and folding takes long
+    if cell_len(message) <= width:  # the common case, as folding is slow
         return [message]
     return [line.plain for line in Text(message).wrap(console, width, overflow="fold")]
 
@@ -205,12 +205,12 @@ def _line(cells: Sequence[str], widths: Sequence[int], severity_style: str = "")
     from rich.text import Text
 
     case, severity, *rest = (set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True))
-    # Text, not markup: names come from files and may hold brackets.
+    # Text, not markup: names come from files and may contain brackets.
     return Text.assemble(case, _GAP, (severity, severity_style), _GAP, _GAP.join(rest))
 
 
 def _show_annotation(console: Console, dataset: Dataset) -> None:
-    """Where some cases are annotated in part: how many teach, and score, each label."""
+    """For partially annotated data sets, the number of cases that annotate each label."""
     from zoomseg.datasets.audit import annotated_cases
 
     labelled = sum(case.labels is not None for case in dataset.cases)

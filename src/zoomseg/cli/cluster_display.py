@@ -1,4 +1,4 @@
-"""Predictions on a cluster on the terminal: scans, workers, pace and time left."""
+"""Display of predictions on a cluster: scans, workers, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from zoomseg.cluster.worker import Reply
 
 PLAIN_EVERY_SECONDS = 60.0
-"""Pause between lines on workers and pace where output is not a terminal."""
+"""Interval between lines on workers and rate if output is not a terminal."""
 
 
 class ClusterDisplay(ScanDisplay):
-    """Of scans that workers predict; it is told all by one thread."""
+    """Display of scans that workers predict; a single thread calls it."""
 
     def __init__(self, console: Console, scans: int) -> None:
         super().__init__(console, scans, TextColumn("{task.fields[pace]}"))
@@ -30,7 +30,7 @@ class ClusterDisplay(ScanDisplay):
         self._workers: int | None = None
 
     def settle(self, reply: Reply) -> None:
-        """A scan is done with."""
+        """A scan was processed."""
         self._computed += 1
         if reply.error is not None:
             self._fail(reply.case, reply.error)
@@ -38,7 +38,7 @@ class ClusterDisplay(ScanDisplay):
             self._settle(reply.case, done_line(reply.case, reply.seconds), reply.notes)
 
     def count(self, workers: int) -> None:
-        """So many workers there are now."""
+        """The current number of workers."""
         if self._workers is None or (workers == 0) != (self._workers == 0):
             self._line(Text("waiting for workers" if workers == 0 else f"{workers} workers"))
             self._last_line = time.monotonic()

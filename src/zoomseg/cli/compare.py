@@ -1,4 +1,4 @@
-"""``zoomseg compare``: which of several evaluations is better, and whether that is more than chance."""
+"""``zoomseg compare``: which of several evaluations is better, and whether the difference exceeds chance."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def command(folders: tuple[Path, ...], out: Path, metric: str) -> None:
 
 
 def _escape(text: str) -> str:
-    """File names may look like rich's markup."""
+    """File names may contain rich's markup."""
     from rich.markup import escape
 
     return escape(text)
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """Differences by organ and of the mean, for a terminal of 80 columns; the mean is one test, whose p needs
-    no correction."""
+    """Differences by organ and of the mean, for a terminal of 80 columns; the mean is a single test, whose p
+    needs no correction."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""``zoomseg demo``: everything once, on made-up patients, in a few minutes."""
+"""``zoomseg demo``: the whole workflow on synthetic patients, in a few minutes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoomseg.evaluation.result import Evaluation
 
 HELD_OUT_SEED = 1000
-"""Phantoms are numbered from 0 for training, and from here for testing."""
+"""Training phantoms are numbered from 0, test phantoms from here."""
 
 SMALL_RECIPE: Mapping[str, object] = {
     "coarse_voxels": 12_000,
@@ -25,20 +25,20 @@ SMALL_RECIPE: Mapping[str, object] = {
     "max_channels": 96,
     "learning_rate": 0.005,
 }
-"""What the default recipe is given here instead of its own numbers: steps of a fifth of a second."""
+"""Values of the default recipe that are replaced here: steps of a fifth of a second."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """How much is done. The defaults take about four minutes on two cores."""
+    """The size of the demo. The defaults take about four minutes on two cores."""
 
     training_cases: int = 12
     held_out_cases: int = 3
     size: Literal["demo", "small"] = "demo"
     seconds: float | None = 200.0
-    """Time for training; None: as many steps as the recipe says."""
+    """Training time; None: the recipe's number of steps."""
     recipe: Mapping[str, object] = field(default_factory=lambda: SMALL_RECIPE)
-    """Numbers of the default recipe that are replaced."""
+    """Values of the default recipe that are replaced."""
 
 
 @click.command(name="demo")
@@ -70,13 +70,13 @@ def command(out: Path) -> int:
 
 
 def run(out: Path, demo: Demo, notes: Console) -> Evaluation:
-    """Carry out a demo in ``out``; phantoms and training steps of an interrupted one are kept.
+    """Run a demo in ``out``; phantoms and training steps of an interrupted one are kept.
 
-    Each step is shown as the command that would do the same.
+    Each step is shown as the equivalent command.
 
     Raises:
         OutputError: ``out`` cannot be written.
-        TrainingError: ``out`` holds the training of another demo.
+        TrainingError: ``out`` contains the training of another demo.
         InterruptedTrainingError: the user stopped it.
     """
     from zoomseg.evaluation.evaluate import evaluate

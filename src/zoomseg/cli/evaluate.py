@@ -1,4 +1,4 @@
-"""``zoomseg evaluate``: how good predictions are, on the terminal and as files."""
+"""``zoomseg evaluate``: the accuracy of predictions, on the terminal and as files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def command(
 
 
 def _escape(text: str) -> str:
-    """File names may look like rich's markup."""
+    """File names may contain rich's markup."""
     from rich.markup import escape
 
     return escape(text)

@@ -1,4 +1,4 @@
-"""``zoomseg gather``: one account of what several jobs predicted into one folder."""
+"""``zoomseg gather``: one summary of the predictions of several jobs in one folder."""
 
 from __future__ import annotations
 

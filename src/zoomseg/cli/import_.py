@@ -1,4 +1,4 @@
-"""``zoomseg import``: other programs' trained models made ZoomSeg models."""
+"""``zoomseg import``: convert models of other programs to ZoomSeg models."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ COMMANDS = {
     "export": "Export a model as a zip that runs without ZoomSeg or PyTorch.",
     "study": "Rerun a paper's ablation on your data.",
 }
-"""Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``, or
-``<name>_`` where Python keeps the name for itself."""
+"""Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``, or ``<name>_`` if
+the name is reserved in Python."""
 
 
 class LazyGroup(click.Group):

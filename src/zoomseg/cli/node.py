@@ -45,13 +45,13 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     from zoomseg.serve import server
     from zoomseg.serve.access import access
 
-    warnings.simplefilter("ignore")  # pydicom's repeat values, which may be a patient's
+    warnings.simplefilter("ignore")  # pydicom's warnings contain values, which may be a patient's
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zoomseg.node").setLevel(logging.INFO)
     found = read_settings(settings)
     if studies is not None:
         return _pull(found, studies, source)
-    resolve(found.device)  # refused now, not by the first job
+    resolve(found.device)  # refused now, not with the first job
     page = found.page
     token = server.token_for(page.host, page.allow_hosts, os.environ)
     with server.listening(page.host, page.port) as sock:

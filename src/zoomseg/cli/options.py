@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def models_option(several: str) -> Callable[[F], F]:
-    """``-m``: models, by folder or by name; ``several`` explains what several models are for."""
+    """``-m``: models, by folder or by name; ``several`` explains the meaning of several models."""
     return click.option(
         "-m",
         "--model",

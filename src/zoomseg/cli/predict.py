@@ -214,7 +214,7 @@ def command(
     with display, ending(lambda: f"{display.settled} of {wanted} scans done, in {out}"):
         for note in notes:
             display.warn(note)
-        # One scan after the other where memory is counted: two that overlap would both have to fit.
+        # One scan after the other with a memory limit: two overlapping ones would both have to fit.
         ahead = max_ram is None and max_vram is None
         failed = segment_to_folder(
             found,
@@ -275,7 +275,7 @@ def _before(scans: int) -> str:
 
 
 def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
-    """The scans in ``paths``, no two of one name, and notes on what else was there."""
+    """The scans in ``paths``, with different names, and notes on other files there."""
     from zoomseg.core.errors import ScanError
     from zoomseg.io.scans import find_scans
 
@@ -289,7 +289,7 @@ def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
 
 
 def say_least_certain(rows: Sequence[OrganRow]) -> None:
-    """Name the organs to look at first."""
+    """Name the organs to be inspected first."""
     from zoomseg.core.errors import quoted
     from zoomseg.inference.summary import least_certain
 
@@ -298,5 +298,5 @@ def say_least_certain(rows: Sequence[OrganRow]) -> None:
 
 
 def _listed(organs: str) -> tuple[str, ...] | str:
-    """Names between commas, or all."""
+    """Names separated by commas, or all."""
     return "all" if organs.strip() == "all" else tuple(organ.strip() for organ in organs.split(","))

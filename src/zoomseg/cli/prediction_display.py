@@ -1,4 +1,4 @@
-"""A batch of predictions on the terminal: bars that move, or plain lines where there is none."""
+"""Display of a batch of predictions: progress bars, or plain lines if output is not a terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from zoomseg.inference.batch import Failed, Segmented
 from zoomseg.pipeline.sliding_window import TileProgress
 
 PLAIN_EVERY_SECONDS = 10.0
-"""Pause between lines within a stage where output is not a terminal."""
+"""Interval between lines within a stage if output is not a terminal."""
 
 SHOWN = 1000
-"""Characters of a line; names in it come from files."""
+"""Maximum number of characters of a line; names in it come from files."""
 
 
 class ScanDisplay:
@@ -40,9 +40,9 @@ class ScanDisplay:
         self._scans = self._bars.add_task("Predicting", total=scans)
         self._last_line = time.monotonic()
         self.settled = 0
-        """So many scans are done with."""
+        """Number of processed scans."""
         self.left_out = 0
-        """So many of them were whole before."""
+        """Number of scans that were complete before."""
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -54,11 +54,11 @@ class ScanDisplay:
         self._bars.stop()
 
     def warn(self, message: str) -> None:
-        """Something is left out, and the scan is segmented all the same."""
+        """Something is omitted, but the scan is segmented."""
         self._line(Text(quoted(message, SHOWN), style="yellow"))
 
     def leave_out(self, cases: Sequence[str]) -> None:
-        """Scans whose results are there already."""
+        """The results of these scans already exist."""
         self.left_out += len(cases)
         self.settled += len(cases)
         self._bars.advance(self._scans, len(cases))
@@ -81,13 +81,13 @@ class ScanDisplay:
 
 
 def done_line(case: str, seconds: float) -> Text:
-    """Of a scan that was segmented."""
+    """The line for a segmented scan."""
     return Text(f"{quoted(case)}  {seconds:.1f} s")
 
 
 class PredictionDisplay(ScanDisplay):
-    """Of scans that this process predicts; ``verbose``: also the tiles of the scan at hand, and after it a
-    table of what it cost. ``tell`` and ``settle`` may be called from different threads."""
+    """Display of scans that this process predicts; ``verbose``: also the tiles of the current scan, followed
+    by a table of its resource usage. ``tell`` and ``settle`` may be called from different threads."""
 
     def __init__(self, console: Console, scans: int, verbose: bool) -> None:
         super().__init__(console, scans)
@@ -96,12 +96,12 @@ class PredictionDisplay(ScanDisplay):
         self._stage = ("", "")
 
     def tell(self, case: str, progress: TileProgress) -> None:
-        """How many tiles of a stage are done."""
+        """The number of finished tiles of a stage."""
         if self._verbose:
             self._show(case, progress, "tiles")
 
     def register(self, case: str, done: int, total: int) -> None:
-        """How far a scan's atlases are; shown to everybody, as they take minutes."""
+        """Progress of a scan's atlases; always shown, as they take minutes."""
         self._show(case, TileProgress("registering atlases", done, total), "steps")
 
     def _show(self, case: str, progress: TileProgress, unit: str) -> None:
@@ -119,7 +119,7 @@ class PredictionDisplay(ScanDisplay):
         self._bars.update(self._tiles, completed=progress.done, visible=progress.done < progress.tiles)
 
     def settle(self, outcome: Segmented | Failed) -> None:
-        """A scan is done with."""
+        """A scan was processed."""
         if isinstance(outcome, Failed):
             self._fail(outcome.case, outcome.reason)
             return
@@ -129,7 +129,7 @@ class PredictionDisplay(ScanDisplay):
 
 
 def costs(done: Segmented) -> tuple[Table, Text]:
-    """What a scan took, step by step, and of memory."""
+    """Time and memory of a scan, by step."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("step")
     for title in ("seconds", "in networks", "tiles", "skipped", "GFLOPs"):
@@ -143,7 +143,7 @@ def costs(done: Segmented) -> tuple[Table, Text]:
             f"{sum(r.tiles_skipped for r in found)}",
             f"{sum(r.flops for r in found) / 1e9:,.1f}",
         )
-        # Text: brackets in a stage's name are no markup.
+        # Text: brackets in a stage's name are not markup.
         table.add_row(Text(step), f"{seconds:.2f}", *(cells if found else ()))
     usage = done.usage
     memory = f"peak RAM {spoken(usage.peak_ram_mb * 2**20)}"

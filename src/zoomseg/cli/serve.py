@@ -65,7 +65,7 @@ def command(
     from zoomseg.serve import server
 
     limit = parse_bytes(max_upload)
-    resolve(device)  # refused now, not by the first job
+    resolve(device)  # refused now, not with the first job
     token = server.token_for(host, names, os.environ)
     with server.listening(host, port) as sock:
         place = folder or server.default_folder()

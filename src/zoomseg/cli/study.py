@@ -23,7 +23,7 @@ ABLATIONS = (
     "flare22-unlabelled",
     "roth2018-finetune",
 )
-"""Repeated here, as ``--help`` must not import the package that defines them; a test compares."""
+"""Repeated here, as ``--help`` must not import the package that defines them; a test compares both."""
 
 
 @click.command(name="study")

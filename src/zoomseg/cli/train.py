@@ -34,7 +34,7 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
 
 
 def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """A fold's number; None for ``all``."""
+    """The number of a fold; None for ``all``."""
     if value == "all":
         return None
     if not (value.isascii() and value.isdigit()):
@@ -124,7 +124,7 @@ def command(
     is segmented and evaluated at the end, in OUT/validation; with --fold all, all cases are. Under
     `torchrun`, processes share every batch.
     """
-    began = time.monotonic()  # before the imports, which take seconds: users count them
+    began = time.monotonic()  # before the imports, which take seconds that count for users
     from rich.console import Console
 
     from zoomseg.backends import device as devices
@@ -173,7 +173,7 @@ def command(
 
 
 def _say_next(out: Path) -> None:
-    """Where the model is, and what to do with it."""
+    """The path of the model, and the next commands."""
     click.echo(f"Model: {out}")
     click.echo(f"Next: zoomseg predict SCANS -o RESULTS -m {shlex.quote(str(out))}")
 
@@ -192,8 +192,8 @@ def _require_one_process(option: str, todo: str) -> None:
 def _train_with_unlabelled(
     data: Dataset, out: Path, unlabelled: Path | None, wish: TrainingRequest, device: str
 ) -> int:
-    """Teachers, unless they are given; their labels; the model. ``unlabelled`` None: the training that is
-    there goes on. What is finished is not done again."""
+    """Teachers, unless they are given; their labels; the model. ``unlabelled`` None: the existing training is
+    resumed. Finished parts are not repeated."""
     from rich.console import Console
 
     from zoomseg.backends.device import resolve
@@ -220,8 +220,8 @@ def _train_with_unlabelled(
 
 
 def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
-    """All folds, one after the other; ``count`` None: those of the cross-validation that is there. What is
-    finished is not done again."""
+    """All folds, one after the other; ``count`` None: those of the existing cross-validation. Finished ones
+    are not repeated."""
     from rich.console import Console
 
     from zoomseg.backends.device import resolve
@@ -243,7 +243,8 @@ def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingReques
 
 
 class _Told:
-    """Says how the models of a cross-validation did; ``worst`` is 1 once some case could not be segmented."""
+    """Reports the validation of the models of a cross-validation; ``worst`` is 1 if any case could not be
+    segmented."""
 
     def __init__(self) -> None:
         self.worst = 0
@@ -262,7 +263,7 @@ def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
 
 
 def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str) -> int:
-    """Validate a model and say how good it is; 1 if some cases could not be segmented."""
+    """Validate a model and report its accuracy; returns 1 if some cases could not be segmented."""
     from zoomseg.backends.device import resolve
     from zoomseg.core.interrupts import ending
     from zoomseg.training import validation
@@ -272,7 +273,7 @@ def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str)
 
 
 def tell_validation(out: Path, found: Validation) -> int:
-    """How good a model is; 1 if some cases could not be segmented."""
+    """Report the accuracy of a model; returns 1 if some cases could not be segmented."""
     for case in found.failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)
     report = out / "validation" / "report.html"

@@ -14,7 +14,7 @@ from rich.text import Text
 from zoomseg.training.log import Row
 
 PLAIN_EVERY_SECONDS = 30.0
-"""Pause between lines where output is not a terminal."""
+"""Interval between lines if output is not a terminal."""
 
 
 class TrainingDisplay:
@@ -27,10 +27,10 @@ class TrainingDisplay:
         self._newest: Row | None = None
         self._remaining: float | None = None
         self._told = 0.0
-        """When the newest row came."""
+        """Time of the newest row."""
         self._finished = False
         self._last_line = 0.0
-        # Last, as it asks at once what there is to show.
+        # Last, as it immediately asks what to show.
         self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
 
     def __enter__(self) -> TrainingDisplay:
@@ -70,7 +70,7 @@ class TrainingDisplay:
         self._console.print(Text(text, style="yellow"))
 
     def _shown(self) -> Group:
-        """What is on the screen now: clocks go on between rows."""
+        """The current content of the screen: clocks continue between rows."""
         if self._preparing is not None:
             return self._preparing
         return Group() if self._newest is None else self._screen(self._newest)
@@ -91,7 +91,7 @@ class TrainingDisplay:
         table.add_row("mean Dice", *(f"{r.dice:.3f}" for r in rows), style="bold")
         for name in dict.fromkeys(n for r in rows for n in r.label_dice):
             dice = (f"{r.label_dice[name]:.3f}" if name in r.label_dice else "" for r in rows)
-            table.add_row(Text(name), *dice)  # Text: brackets in a label's name are no markup
+            table.add_row(Text(name), *dice)  # Text: brackets in a label's name are not markup
         return Group(head, bar, table)
 
     def _left(self, since: float) -> str:
@@ -102,7 +102,7 @@ class TrainingDisplay:
         return f"{_clock(None if self._remaining is None else self._remaining - since)} left"
 
     def _in_order(self) -> list[Row]:
-        """By stage, training before validation, whichever was told first: a resumed training may begin with
+        """By stage, training before validation, regardless of their order: a resumed training may begin with
         its validation."""
         stages = list(dict.fromkeys(stage for stage, _ in self._rows))
         return sorted(

@@ -1,1 +1,1 @@
-"""Prediction on many machines: scans as tasks of a Dask cluster."""
+"""Prediction on several machines: scans as tasks of a Dask cluster."""

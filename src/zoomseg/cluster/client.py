@@ -1,4 +1,4 @@
-"""Who asks: gives each worker one scan after the other, and puts together what they did."""
+"""The client: distributes scans to the workers, one at a time each, and gathers the results."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from zoomseg.io.files import reason_of
 from zoomseg.io.scans import ScanInput
 
 CRASHES = 3
-"""A scan that ended so many workers while it was computed alone is not given to another one."""
+"""A scan that ended this many workers while it was computed alone is not tried again."""
 
 CONNECT_SECONDS = 30
 LOOK_SECONDS = 1.0
-"""How often the workers are counted."""
+"""Interval at which the workers are counted."""
 
 _CONFIG = {
-    "distributed.scheduler.allowed-failures": CRASHES - 1,  # of a scheduler that is started here
-    "distributed.deploy.lost-worker-timeout": "1 hour",  # in which a worker started here is started again
+    "distributed.scheduler.allowed-failures": CRASHES - 1,  # of a scheduler started here
+    "distributed.deploy.lost-worker-timeout": "1 hour",  # within which a worker started here is restarted
     "distributed.admin.large-graph-warning-threshold": "16 GiB",  # shipped scans are large
 }
 
 
 _LEAVE_SIGNALS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-"""Run by workers that are started here: a terminal interrupts them, too, but this process ends them."""
+"""Run by workers started here: a terminal interrupts them, too, but this process ends them."""
 
 _SCHEDULER_GONE = (OSError, CancelledError)
-"""What a call to the scheduler raises that it did not survive."""
+"""Exceptions of a call to a scheduler that has ended."""
 
 LOST = "the scheduler was lost; what is written is kept, --resume goes on from there"
 
@@ -53,27 +53,27 @@ class ClusterError(ZoomSegError):
 
 
 class Observer(Protocol):
-    """What is told while scans are computed, all in the thread that waits for them."""
+    """Called during the computation, always in the thread that waits for the scans."""
 
     def leave_out(self, cases: Sequence[str]) -> None:
-        """The results of these are there already."""
+        """The results of these cases already exist."""
 
     def settle(self, reply: Reply) -> None:
-        """A scan is done with."""
+        """A scan was processed."""
 
     def count(self, workers: int) -> None:
-        """So many workers there are now."""
+        """The current number of workers."""
 
 
 @contextmanager
 def connected(address: str, threads: int) -> Iterator[Client]:
-    """A client of a scheduler: its address, the JSON file that it wrote (``--scheduler-file``), or
-    ``local:N`` for N workers that are started here, each with so many threads.
+    """A client of a scheduler, given by its address, by the JSON file that it wrote (``--scheduler-file``),
+    or as ``local:N`` for N workers that are started here, each with ``threads`` threads.
 
     Raises:
-        ClusterError: nobody answers.
+        ClusterError: there is no answer.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said by who catches it
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the caller reports the error
     with dask.config.set(_CONFIG):
         workers = local_workers(address)
         if workers is not None:
@@ -91,14 +91,14 @@ def connected(address: str, threads: int) -> Iterator[Client]:
 
 @contextmanager
 def started(workers: int, threads: int) -> Iterator[LocalCluster]:
-    """A scheduler in this process, and worker processes that are started again when they die."""
+    """A scheduler in this process, and worker processes that are restarted when they die."""
     with (
         dask.config.set(_CONFIG),
         LocalCluster(
             workers,
             threads_per_worker=threads,
             processes=True,
-            memory_limit=0,  # limits are ours: Dask would kill where a smaller tile does
+            memory_limit=0,  # we have limits: Dask would kill where smaller tiles suffice
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
             preload=_LEAVE_SIGNALS,
@@ -108,10 +108,10 @@ def started(workers: int, threads: int) -> Iterator[LocalCluster]:
 
 
 def local_workers(address: str) -> int | None:
-    """Of ``local:N``; None of other addresses.
+    """N of ``local:N``; None for other addresses.
 
     Raises:
-        ClusterError: N is no number of workers.
+        ClusterError: N is not a number of workers.
     """
     kind, _, number = address.partition(":")
     if kind != "local":
@@ -129,11 +129,11 @@ def segment(
     failed_run: Run,
     observer: Observer,
 ) -> tuple[Failed, ...]:
-    """Segment scans on the workers of a cluster; the failed ones are returned. Workers may come and go.
+    """Segment scans on the workers of a cluster; returns the failed ones. Workers may join and leave.
 
     Args:
         folders: of the models.
-        failed_run: what the journal says of scans that no worker could tell of.
+        failed_run: the run in the journal for scans on which no worker could report.
 
     Raises:
         ClusterError: the scheduler was lost, or workers cannot run ZoomSeg.
@@ -148,7 +148,7 @@ def segment(
         try:
             return _Work(client, job, deque(scans), observer, out, failed_run).run()
         finally:
-            with suppress(*_SCHEDULER_GONE):  # what would be removed is gone with it
+            with suppress(*_SCHEDULER_GONE):  # there is nothing left to unregister
                 if client.status == "running":
                     client.unregister_worker_plugin(preparation.name)
     except _SCHEDULER_GONE as error:
@@ -167,10 +167,10 @@ class _Work:
     ended: queue.SimpleQueue[Future[Reply]] = field(default_factory=queue.SimpleQueue)
     failed: list[Failed] = field(default_factory=list)
     journals: dict[str, Journal] = field(default_factory=dict)
-    """By run: of what workers sent, and of scans of which no worker told."""
+    """By run: for results sent by workers, and for scans on which no worker reported."""
     suspects: deque[ScanInput] = field(default_factory=deque)
-    """Scans that were there when workers died, the first of them computed alone now or next: another one may
-    have ended these workers, as Dask moves what a dead one had to those that are left."""
+    """Scans that were assigned when workers died, computed alone one after the other: another one may have
+    ended these workers, as Dask moves the tasks of a dead worker to the others."""
     workers: int = 0
     looked: float = -LOOK_SECONDS
 
@@ -193,7 +193,7 @@ class _Work:
         return bool(self.client.status == "running")
 
     def _look(self) -> None:
-        """Who is there."""
+        """Count the workers."""
         if time.monotonic() - self.looked < LOOK_SECONDS:
             return
         self._require_scheduler()
@@ -206,7 +206,8 @@ class _Work:
             raise ClusterError(LOST)
 
     def _give(self) -> None:
-        """No more scans than workers, so that each has one; or one alone, if it is suspected."""
+        """Submit at most as many scans as there are workers, so that each has one; or a single one, if it is
+        suspected."""
         while self.waiting and not self.suspects and len(self.running) < self.workers:
             scan = self.waiting.popleft()
             try:
@@ -224,7 +225,7 @@ class _Work:
         future.add_done_callback(self.ended.put)
 
     def _take(self) -> None:
-        """What has ended, for which to wait a moment."""
+        """Collect finished scans, after waiting a moment for them."""
         try:
             future = self.ended.get(timeout=LOOK_SECONDS)
         except queue.Empty:
@@ -254,14 +255,14 @@ class _Work:
         if reply.shipped is not None:
             run, entry, files = reply.shipped
             files.write(self.out)
-            if entry.done:  # the worker had the scan in a folder of its own
+            if entry.done:  # the worker had the scan in a temporary folder
                 place = {"scan": seen_from(self.out, scan.paths)}
                 entry = entry.model_copy(update={"account": entry.account | place})
             self._journal(run).append(entry)
         self._settle(reply)
 
     def _fail(self, failed: Failed) -> None:
-        """Of which no worker told."""
+        """Record a scan on which no worker reported."""
         self._journal(self.failed_run).append(failure(failed))
         self._settle(Reply(failed.case, failed.reason, (), 0.0))
 
@@ -275,7 +276,7 @@ class _Work:
 
 
 def crashed(times: int) -> str:
-    """Why a scan is not tried again."""
+    """The reason why a scan is not tried again."""
     return (
         f"crashed {times} workers that computed it, and is not given to another one; their logs say more "
         "(too little memory, most often)"

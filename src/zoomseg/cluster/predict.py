@@ -1,4 +1,4 @@
-"""A batch of predictions on a cluster, from the scans to the account of what all workers wrote."""
+"""Prediction of a batch on a cluster, from the scans to the gathered results of all workers."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import ScanInput
 
 SHARED_OUT = 0.9
-"""Of the memory that is free, what workers started here may take together."""
+"""Share of the free memory that all workers started here may use together."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """How scans are to be segmented; the rest as in ``inference.load.load_predictor``.
+    """The settings of a segmentation; the others as in ``inference.load.load_predictor``.
 
-    ``ship``: models, scans and results go through the network, for workers that see other folders.
-    ``resume``: scans whose results lie whole in the folder are left out."""
+    ``ship``: models, scans and results are sent over the network, for workers without access to the folders.
+    ``resume``: scans with complete results in the folder are skipped.
+    """
 
     models: tuple[str | Path, ...]
     organs: tuple[str, ...] | str | None = None
     probabilities: tuple[str, ...] | str = ()
-    """Organs whose probability maps are wanted; as of ``organs``, their names, or ``all``."""
+    """Organs whose probability maps are written; as for ``organs``, their names, or ``all``."""
     beside: ExtraOutputs = LABELS_ALONE
     device: str = "auto"
     backend: str = "auto"
@@ -54,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``left_out`` of the scans were whole before; ``found`` is what now lies in the folder."""
+    """``left_out`` scans were complete before; ``found`` is the current content of the folder."""
 
     left_out: int
     failed: int
@@ -69,7 +70,7 @@ def predict(
     observer: Observer,
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """Segment scans, whose paths are absolute, on the workers of a Dask cluster into ``out``.
+    """Segment scans, given by absolute paths, on the workers of a Dask cluster into ``out``.
 
     Args:
         address: as in ``cluster.client.connected``.
@@ -94,7 +95,7 @@ def predict(
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]
     folders = [bundle.find(name) for name in names]
-    del models  # their networks are for the workers
+    del models  # the workers load the networks
     try:
         with client.connected(address, _threads(address)) as connection:
             failed = client.segment(connection, left, job, folders, run, observer)
@@ -139,14 +140,14 @@ def _job(
 
 
 def _everywhere(model: str | Path) -> str:
-    """A model's folder in full; the name of one that comes with ZoomSeg, which lies elsewhere on another
-    machine."""
+    """The absolute path of a model's folder; for an included model its name, as its path differs between
+    machines."""
     path = Path(model)
     return str(path.absolute()) if path.exists() else str(model)
 
 
 def _room(address: str, request: Request) -> int | Literal["free"]:
-    """Of each worker. Those of one machine cannot all take what is free there."""
+    """Memory limit of each worker. Those of one machine must share its free memory."""
     workers = client.local_workers(address)
     if workers is None or workers == 1 or request.max_ram != "free":
         return request.max_ram
@@ -154,6 +155,6 @@ def _room(address: str, request: Request) -> int | Literal["free"]:
 
 
 def _threads(address: str) -> int:
-    """Of each worker that is started here."""
+    """Number of threads of each worker that is started here."""
     cores = usable_threads() or os.cpu_count() or 1
     return max(1, cores // (client.local_workers(address) or 1))

@@ -1,4 +1,4 @@
-"""Files as bytes, for workers that do not see the folders of who asks."""
+"""Files as bytes, for workers without access to the client's folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoomseg.io.scans import ScanInput, find_scans, source_files
 
 @dataclass(frozen=True)
 class Files:
-    """The contents of files by their path from a folder, with ``/`` between its parts."""
+    """The contents of files by their path relative to a folder, with ``/`` as separator."""
 
     contents: dict[str, bytes]
 
@@ -28,11 +28,11 @@ class Files:
         return cls({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
 
     def write(self, folder: Path) -> None:
-        """Write them into ``folder``, one after the other; none is ever half there.
+        """Write the files to ``folder``, one after the other, each atomically.
 
         Raises:
             OutputError: one cannot be written.
-            ValueError: a path that leaves the folder.
+            ValueError: a path outside the folder.
         """
         for name, content in self.contents.items():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -41,7 +41,7 @@ class Files:
 
 
 def model_files(folder: Path) -> Files:
-    """Of a model folder, what prediction reads."""
+    """The files of a model folder that prediction reads."""
     inside = [folder / "model.json"]
     for part in ("weights", ATLASES):
         inside += sorted(path for path in (folder / part).rglob("*") if path.is_file())
@@ -50,14 +50,14 @@ def model_files(folder: Path) -> Files:
 
 @dataclass(frozen=True)
 class ShippedScan:
-    """A scan with all files that it is read from."""
+    """A scan with all of its files."""
 
     id: str
     files: Files
     paths: tuple[str, ...]
-    """``ScanInput.paths``, in ``files``; of DICOM none."""
+    """``ScanInput.paths``, in ``files``; empty for DICOM."""
     slice_uids: tuple[str | None, ...] = ()
-    """Which series of those in the files."""
+    """The series among those in the files."""
 
     @classmethod
     def of(cls, scan: ScanInput) -> ShippedScan:
@@ -75,7 +75,7 @@ class ShippedScan:
             return cls(scan.id, files, paths)
 
     def unpack(self, folder: Path) -> ScanInput:
-        """Write the files into an empty folder; the scan that is read from them.
+        """Write the files to an empty folder; returns the scan that they contain.
 
         Raises:
             ScanError: the series is not found again.

@@ -1,4 +1,4 @@
-"""What workers run: one scan after the other, with a model that is loaded once."""
+"""The code of workers: one scan after the other, with a model that is loaded once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput
 
 PREDICTION_THREADS = "OMP_NUM_THREADS"
-"""Read by what computes the networks (``backends.cpu``, torch)."""
+"""Read by the libraries that compute the networks (``backends.cpu``, torch)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all scans of a command have in common. Paths are absolute."""
+    """The settings common to all scans of a command. Paths are absolute."""
 
     id: str
     models: tuple[str, ...]
@@ -49,26 +49,26 @@ class Job:
     notes: tuple[str, ...]
     started: str
     ship: bool
-    """Whether models, scans and results go through the network, as workers see other folders."""
+    """Whether models, scans and results are sent over the network, as workers cannot access the folders."""
     zoomseg: str = field(default_factory=lambda: importlib.metadata.version("zoomseg"))
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """Of a scan that is done with."""
+    """The outcome of a processed scan."""
 
     case: str
     error: str | None
-    """Why it failed."""
+    """Reason of its failure."""
     notes: tuple[str, ...]
     seconds: float
     shipped: tuple[Run, Entry, Files] | None = None
-    """What is to be written where the command was given, the entry of the journal last."""
+    """The files to be written by the client, with the entry of the journal last."""
 
 
 class Preparation(WorkerPlugin):
-    """Makes every worker ready for a job, also those that come later: it computes with all its threads, and
-    gets the models if they are shipped."""
+    """Prepares every worker for a job, including workers that join later: it may use all its threads, and
+    receives the models if they are shipped."""
 
     def __init__(self, job: Job, models: tuple[Files, ...]) -> None:
         self.name = f"zoomseg-{job.id}"
@@ -76,7 +76,7 @@ class Preparation(WorkerPlugin):
         self._models = models
 
     def setup(self, worker: Worker) -> None:
-        # Dask sets one thread for all libraries; here a scan has all threads of its worker.
+        # Dask sets one thread for all libraries; here each scan uses all threads of its worker.
         os.environ[PREDICTION_THREADS] = str(worker.state.nthreads)
         for number, files in enumerate(self._models):
             files.write(_model_folder(worker, self._job, number))
@@ -90,15 +90,15 @@ def _model_folder(worker: Worker, job: Job, number: int) -> Path:
 
 
 _one_at_a_time = threading.Lock()
-"""A worker computes one scan at a time, of whatever job, with all its threads or its GPU."""
+"""A worker computes one scan at a time, of any job, with all its threads or its GPU."""
 
 
 def segment_scan(job: Job, scan: ScanInput | ShippedScan) -> Reply:
-    """Segment a scan and write its results, or send them back.
+    """Segment a scan and write its results, or return them.
 
     Raises:
         OutputError: a result cannot be written.
-        ZoomSegError: the models cannot be loaded here, or this is another ZoomSeg.
+        ZoomSegError: the models cannot be loaded here, or this is another version of ZoomSeg.
     """
     with _one_at_a_time:
         if isinstance(scan, ScanInput):
@@ -153,7 +153,7 @@ def _sent_back(job: Job, shipped: ShippedScan, place: Path) -> Reply:
 
 @functools.lru_cache(maxsize=1)
 def _predictor(job: Job) -> tuple[Predictor, Wanted]:
-    """Loaded once."""
+    """The predictor, loaded once."""
     here = importlib.metadata.version("zoomseg")
     if here != job.zoomseg:
         raise ZoomSegError(

@@ -1,1 +1,1 @@
-"""Geometry, regions, tiling, labels, volumes, resampling and errors; knows no files and no recipes."""
+"""Geometry, regions, tiling, labels, volumes, resampling and errors; independent of files and recipes."""

@@ -1,4 +1,4 @@
-"""Arrays of the pipeline: numpy's on a CPU, torch's on a GPU, one code for both.
+"""Arrays of the pipeline: numpy's on a CPU, torch's on a GPU, with the same code for both.
 
 Code that takes ``Array`` uses the functions of the Python array API standard (data-apis.org/array-api)
 through ``namespace``, and of methods only what numpy and torch share: operators, in-place ones included,
@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = Any
-"""A ``numpy.ndarray`` or ``torch.Tensor``: they share no base that a type checker could be told of."""
+"""A ``numpy.ndarray`` or ``torch.Tensor``: they share no base class for a type checker."""
 AnyNumpy = npt.NDArray[Any]
 
 
 def namespace(array: Array) -> Any:
-    """The array API functions of what an array is made with."""
+    """The namespace of array API functions for the library of an array."""
     return array_api_compat.array_namespace(array)
 
 
 def beside(values: Array, array: Array) -> Array:
-    """``values`` as an array of the same library, on the same device as ``array``; nothing is copied where
-    both are in this machine's memory."""
+    """``values`` as an array of the same library, on the same device as ``array``; not copied if both are in
+    this machine's memory."""
     if isinstance(array, np.ndarray):
         return to_numpy(values)
     return namespace(array).asarray(ascending(values), device=array.device)
@@ -40,8 +40,8 @@ def zeros_beside(shape: tuple[int, ...], array: Array) -> Array:
 
 
 def ascending(values: Array) -> Array:
-    """The same values without axes that run backwards in memory (of a flipped view), and not read-only, as
-    torch knows neither; copied only where they are."""
+    """The same values without negative strides (of a flipped view) and writable, as torch supports neither
+    negative strides nor read-only arrays; copied only if necessary."""
     if isinstance(values, np.ndarray) and (min(values.strides, default=0) < 0 or not values.flags.writeable):
         order = np.argsort([-abs(stride) for stride in values.strides])
         return np.array(values.transpose(order), order="C").transpose(np.argsort(order))
@@ -49,11 +49,11 @@ def ascending(values: Array) -> Array:
 
 
 def memory_order(array: Array) -> list[int]:
-    """The axes of an array as they lie in memory, slowest first. The standard has no word for it."""
+    """The axes of an array by their order in memory, slowest first. The standard has no function for it."""
     strides = array.strides if isinstance(array, np.ndarray) else array.stride()
     return sorted(range(len(strides)), key=lambda axis: -abs(strides[axis]))
 
 
 def to_numpy(array: Array) -> AnyNumpy:
-    """The same values in this machine's memory; nothing is copied where they are."""
+    """The same values in this machine's memory; not copied if they are there."""
     return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()

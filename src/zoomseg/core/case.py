@@ -41,7 +41,7 @@ class StagePrediction:
     region: Region
     source: str
     decided: LabelMap | None = None
-    """What it alone makes of the scan's grid, if a later stage reads that."""
+    """The stage's own label map on the scan's grid, if a later stage reads it."""
 
     def __post_init__(self) -> None:
         expected = (1 + len(self.labels), *self.grid.shape)

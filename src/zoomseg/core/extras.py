@@ -1,6 +1,6 @@
-"""Packages that only some work needs, and what to install where one is not there.
+"""Packages that only some commands need, and how to install them.
 
-The base installation predicts, evaluates, checks, shows and serves. Training, planning, comparing and GPUs
+The base installation predicts, evaluates, checks, displays and serves. Training, planning, comparing and GPUs
 need the extra ``train``.
 """
 
@@ -17,31 +17,31 @@ EXTRAS = {
     "cluster": ("distributed",),
     "pacs": ("dicomweb_client", "prometheus_client", "pynetdicom"),
 }
-"""Extra -> the modules that come with it."""
+"""Extra -> the modules that it installs."""
 
 
 class MissingPackageError(ZoomSegError):
-    """Something was asked for that needs a package which is not installed."""
+    """A requested operation needs a package that is not installed."""
 
 
 def installed(module: str) -> bool:
-    """Whether a module could be imported; nothing is."""
+    """Whether a module could be imported; it is not imported."""
     return importlib.util.find_spec(module) is not None
 
 
 def how_to_install(module: str) -> str:
-    """The command that brings a module, by the extra that it comes with."""
+    """The command that installs a module, by the extra that contains it."""
     extra = next(name for name, modules in EXTRAS.items() if module in modules)
     return f"pip install 'zoomseg[{extra}]'"
 
 
 def missing(module: str, what: str) -> MissingPackageError:
-    """The error of ``what`` cannot be done without a module."""
+    """The error to raise if ``what`` cannot be done without a module."""
     return MissingPackageError(f"{what} needs {module}, which is not installed: {how_to_install(module)}")
 
 
 def require(module: str, what: str) -> None:
-    """Refuse to begin what would end where a module is first imported.
+    """Raise an error if a module that is needed later is missing.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -51,7 +51,7 @@ def require(module: str, what: str) -> None:
 
 
 def explained(error: ModuleNotFoundError, what: str) -> MissingPackageError | None:
-    """What an import that failed on the way means, if the module comes with an extra."""
+    """An explanation of a failed import, if an extra contains the module."""
     module = (error.name or "").partition(".")[0]
     known = {module for modules in EXTRAS.values() for module in modules}
     return missing(module, what) if module in known else None

@@ -1,8 +1,8 @@
-"""Grids: where voxels lie in the patient, without the voxels.
+"""Grids: the positions of voxels in the patient, without the voxels.
 
-Index axes are ``i, j, k``; world axes are RAS+ in millimetres; a voxel's centre is
-``affine @ (i, j, k, 1)``. Resampled grids keep the field of view's first corner (not the first
-voxel centre), so no half-voxel shift ever accumulates.
+Index axes are ``i, j, k``; world axes are RAS+ in millimetres; a voxel's centre is ``affine @ (i, j, k, 1)``.
+Resampled grids keep the field of view's first corner (not the first voxel centre), so half-voxel shifts do
+not accumulate.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from zoomseg.core.errors import GeometryError
 Index3 = tuple[int, int, int]
 Vector3 = tuple[float, float, float]
 Sides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
-"""Of a box: towards left and right, back and front, feet and head (canonical axes, low then high)."""
+"""Sides of a box: left and right, back and front, feet and head (canonical axes, low then high)."""
 
 FloatArray = npt.NDArray[np.float64]
 
 GEOMETRY_TOLERANCE_VOX = 1e-2
-"""Two grids are the same if no voxel centre differs by more than this share of a voxel along any axis: a
-hundredth of a millimetre is nothing to a CT, and two voxels of a synchrotron's."""
+"""Two grids are the same if no voxel centre differs by more than this fraction of a voxel along any axis. A
+fixed distance would not do: a hundredth of a millimetre is negligible in a CT, but two voxels of a
+synchrotron scan."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Grid:
         factors = np.array(spacing_mm, dtype=np.float64) / np.array(self.spacing_mm)
         if not np.isfinite(factors).all() or factors.min() <= 0:
             raise GeometryError(f"spacing must be positive, got {spacing_mm}")
-        # A hundredth of a voxel is forgiven, so that float noise never adds a slice.
+        # A tolerance of a hundredth of a voxel, so that float noise never adds a slice.
         shape = np.maximum(1, np.ceil(np.array(self.shape) / factors - 0.01)).astype(int)
         return self._rescaled((int(shape[0]), int(shape[1]), int(shape[2])), factors)
 
@@ -184,7 +185,7 @@ class Grid:
         return self.with_spacing((s[0] * factor[0], s[1] * factor[1], s[2] * factor[2]))
 
     def _rescaled(self, shape: Index3, factors: FloatArray) -> Grid:
-        """Voxels ``factors`` times as large, the corner (-0.5, -0.5, -0.5) kept in place."""
+        """A grid with voxels ``factors`` times as large and the same corner (-0.5, -0.5, -0.5)."""
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * factors
         affine[:3, 3] = self.world((factors - 1) / 2)

@@ -1,10 +1,11 @@
-"""Whether numbers are Hounsfield units, by how those of a patient are spread. No header of NIfTI, NRRD or
-MetaImage says so, and what is normalised as something else loses the one unit that it had.
+"""Detect Hounsfield units by the distribution of intensities. Headers of NIfTI, NRRD and MetaImage do not
+state the unit, and a CT that is normalised as another modality loses its absolute scale.
 
-Water is 0, air -1000 (Hounsfield 1973, doi:10.1259/0007-1285-46-552-1016); muscle, blood and organs lie from
-0 to 100, with contrast medium to 150, fat at -100. Windows that data sets are cut to (-125 to 275, -160 to
-240, -200 to 300, -1024 to ...) keep soft tissue, and fat and air at or near their lower end. MR, PET and
-cone-beam CT in other units have no negative numbers, or few: those that interpolation makes.
+Water is 0, air -1000 (Hounsfield 1973, doi:10.1259/0007-1285-46-552-1016); muscle, blood and organs are
+between 0 and 100, with contrast medium up to 150, fat is at -100. Windows to which data sets are clipped
+(-125 to 275, -160 to 240, -200 to 300, -1024 to ...) keep soft tissue, and fat and air at or near their lower
+end. MR, PET and cone-beam CT in other units have no negative values, or only the few that interpolation
+creates.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 LOWEST, HIGHEST = -100.0, 100.0
-"""CT has numbers so low, and so high."""
+"""CT has values at least this low, and at least this high."""
 DARK, DARK_SHARE = -80.0, 0.05
-"""Air, lung and fat lie below that, and are this share of a scan or more."""
+"""Air, lung and fat are below this value, and make up at least this share of a scan."""
 SOFT, SOFT_SHARE = (-20.0, 150.0), 0.5
-"""Of what is no air, lung or fat, soft tissue is this share or more; the rest is bone and noise."""
+"""Soft tissue is at least this share of the voxels that are not air, lung or fat; the others are bone and
+noise."""
 PLANES = 32
-"""So many planes are looked at."""
+"""Number of planes that are examined."""
 
 
 def looks_like_hounsfield(values: npt.NDArray[Any]) -> bool:
-    """Whether the intensities ``[I, J, K]`` of a scan are spread as those of CT are."""
+    """Whether the intensities ``[I, J, K]`` of a scan are distributed like those of CT."""
     sample = values[:: max(1, values.shape[0] // PLANES)]
     sample = sample[np.isfinite(sample)]
     if sample.size == 0 or sample.min() > LOWEST or sample.max() < HIGHEST:

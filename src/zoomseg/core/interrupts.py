@@ -1,10 +1,11 @@
-"""Being asked to stop. SIGINT (Ctrl-C) and SIGTERM are one wish, in every command:
+"""Interruption of commands. SIGINT (Ctrl-C) and SIGTERM have the same effect in every command:
 
-- The first is answered at once, by a line that says what happens now; the work ends where nothing is lost.
-- The second ends the process at once. Files are written beside and renamed: none looks complete that is not.
+- The first one prints a line at once that states what happens now; the work ends where nothing is lost.
+- The second one ends the process at once. Files are written under another name and then renamed, so that no
+  incomplete file looks complete.
 
-The answer comes from a thread of its own: Python runs signal handlers in its main thread, between two
-instructions, and a convolution there may take a minute.
+A separate thread prints the line: Python runs signal handlers in its main thread, between two instructions,
+and a convolution there may take a minute.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from zoomseg.core.errors import INTERRUPTED, ZoomSegError
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ONE_WISH_SECONDS = 0.5
-"""Signals that come within this time are one: a terminal signals all processes of a command, and a launcher
-among them (torchrun, timeout) passes it on."""
+"""Signals within this time count as one: a terminal signals all processes of a command, and launchers among
+them (torchrun, timeout) forward the signal."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -36,24 +37,24 @@ SAVING = "stopping after this step; the state is saved, and --resume continues f
 
 
 class InterruptedWorkError(ZoomSegError):
-    """A command was asked to stop; the message says what it leaves."""
+    """A command was interrupted; the message states what is left."""
 
     exit_code = INTERRUPTED
 
 
 class InterruptedTrainingError(InterruptedWorkError):
-    """Training was asked to stop; its state is on disk."""
+    """Training was interrupted; its state is on disk."""
 
 
 @dataclass
 class _Command:
-    """The process's command, if it is one."""
+    """The process's command, if there is one."""
 
     answers: list[str] = field(default_factory=lambda: [STOPPING])
-    """What a signal would be answered with, by every ``asked`` that is open; the innermost is last."""
+    """The line that a signal would print, for every open ``asked``; the innermost is last."""
     running: bool = False
     asked: str | None = None
-    """What the first signal is answered with, once it has come."""
+    """The line of the first signal, once it has arrived."""
     answered: threading.Event = field(default_factory=threading.Event)
 
     def begin(self) -> None:
@@ -66,8 +67,8 @@ _command = _Command()
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Around a whole command: answers signals at once, and raises KeyboardInterrupt where nothing inside asks
-    for something else. To be used in the main thread, which alone may handle signals."""
+    """Handle signals during a whole command: print a line at once, and raise KeyboardInterrupt unless an
+    inner ``asked`` handles the signal. For the main thread only, as no other thread can handle signals."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     watcher = threading.Thread(target=_answer, args=(read,), name="zoomseg-signals", daemon=True)
@@ -85,15 +86,15 @@ def answering() -> Iterator[None]:
             watcher.join()
             os.close(read)
             _command.running = False
-        else:  # until the process has ended it may be asked again
+        else:  # further signals may arrive until the process has ended
             _command.answered.wait(ONE_WISH_SECONDS)
 
 
 @contextmanager
 def asked(answer: str, ask: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM calls ``ask``, in the main thread, and a command answers it with
-    ``answer``. Outside of a command a second one raises KeyboardInterrupt. In other threads, which get no
-    signals, nothing happens."""
+    """Call ``ask`` in the main thread at the first SIGINT or SIGTERM inside the context; the command prints
+    ``answer``. Outside of a command, a second signal raises KeyboardInterrupt. In other threads, which
+    receive no signals, nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,14 +119,14 @@ def _asking(answer: str, ask: Callable[[], None]) -> Handler:
                 ask()
         elif count == 1:
             ask()
-        else:  # who asks twice does not want to wait
+        else:  # a second signal means that the user does not want to wait
             raise KeyboardInterrupt
 
     return handle
 
 
 def _handled(handler: Handler) -> dict[signal.Signals, Any]:
-    """Installs it; returns what was there."""
+    """Install a handler; returns the previous handlers."""
     return {number: signal.signal(number, handler) for number in SIGNALS}
 
 
@@ -136,7 +137,7 @@ def _restored(before: Mapping[signal.Signals, Any]) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM as an event that a training looks at between its steps."""
+    """SIGINT and SIGTERM as an event that a training checks between its steps."""
     stop = threading.Event()
     with asked(SAVING, stop.set):
         yield stop
@@ -144,7 +145,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def ending(account: Callable[[], str]) -> Iterator[None]:
-    """An interruption inside ends the command with what it leaves, as ``account`` says then.
+    """Turn an interruption inside the context into an error with the message of ``account``.
 
     Raises:
         InterruptedWorkError: in place of KeyboardInterrupt.
@@ -160,7 +161,7 @@ def _interrupt() -> NoReturn:
 
 
 def _answer(wakeups: int) -> None:
-    """Answers the signals whose numbers come through a pipe, until it is closed."""
+    """Print a line for the signals whose numbers arrive through a pipe, until the pipe is closed."""
     first: float | None = None
     while numbers := os.read(wakeups, 64):
         if not set(numbers) & set(SIGNALS):
@@ -168,7 +169,7 @@ def _answer(wakeups: int) -> None:
         now = time.monotonic()
         if first is None:
             first = now
-            # The main thread may have acted on it already, and left what it was in; or be in a long call.
+            # The main thread may already have reacted and left the context, or be in a long call.
             _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Press Ctrl-C again to end immediately")
             _command.answered.set()
         elif now - first > ONE_WISH_SECONDS:
@@ -179,5 +180,5 @@ def _answer(wakeups: int) -> None:
 
 
 def _say(text: str, end: str = "\n") -> None:
-    """By ``sys.stderr``: a progress display puts itself in its place, and the line above its bars."""
+    """Write to ``sys.stderr``, which a progress display replaces so that the line appears above its bars."""
     print(text, file=sys.stderr, end=end, flush=True)

@@ -18,9 +18,10 @@ IGNORE = 255
 MAX_CLASSES = 254
 MAX_VALUE = 2**31 - 1
 _COUNTED = {"label", "labels", "class", "value", "structure", "organ", "object", "segment", "region", "roi"}
-"""Words that, with a number or alone, name nothing."""
+"""Words that name no organ, alone or with a number."""
 _PIECE_VALUES = 1 << 20
-"""So many file values are made classes at once: their places among the known ones take eight bytes each."""
+"""Number of file values that are converted at once: their positions among the known values take eight bytes
+each."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class LabelSchema:
 
     @property
     def unpaired(self) -> tuple[str, ...]:
-        """Labels that name a side without counterpart in the schema, or may name one (``doubtful``): they
+        """Labels that name a side without a counterpart in the schema, or may name one (``doubtful``): they
         would be wrong in a mirrored image."""
         paired = {name for pair in self.pairs for name in pair}
         doubtful = {name for pair in self.doubtful for name in pair}
@@ -116,7 +117,7 @@ class LabelSchema:
         if name in self.names:
             return name
         wanted = name_meaning(name)
-        if not wanted:  # signs alone: as unlike each other as they look
+        if not wanted:  # names without letters or digits are matched only exactly
             return None
         return next((n for n in self.names if name_meaning(n) == wanted), None)
 
@@ -138,7 +139,7 @@ class LabelSchema:
         Raises:
             LabelError: a value is not in the schema.
         """
-        order = np.argsort(np.abs(values.strides))[::-1]  # as they lie in memory
+        order = np.argsort(np.abs(values.strides))[::-1]  # in memory order
         turned = values.transpose(order)
         flat = turned.reshape(-1)
         pieces = [slice(n, n + _PIECE_VALUES) for n in range(0, len(flat), _PIECE_VALUES)]

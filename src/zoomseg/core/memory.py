@@ -1,6 +1,5 @@
-"""How much memory this process may grow to: what the machine has free, what the control groups that the
-process is in leave, what its resource limits allow. Swap counts for nothing: work that pages does not end.
-"""
+"""The amount of memory to which this process may grow: limited by the machine's free memory, the process's
+control groups and its resource limits. Swap is ignored, as work that pages takes too long."""
 
 from __future__ import annotations
 
@@ -22,19 +21,20 @@ if TYPE_CHECKING:
     from zoomseg.core.geometry import Index3
 
 LEAVE_FREE = 0.9
-"""Of the memory that is free so much may be taken where nothing is said: the system ends who takes all."""
+"""Fraction of the free memory that is used by default: a process that takes all of it is killed."""
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
 @dataclass(frozen=True)
 class _Files:
-    """The names that a version of control groups has for its figures."""
+    """The file names of a version of control groups."""
 
     limits: tuple[str, ...]
     used: str
     cache: str
-    """In ``memory.stat``: pages of files that count as used, and are given up before anything is refused."""
+    """Key in ``memory.stat``: pages of files that count as used, but are released before an allocation
+    fails."""
 
 
 _VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
@@ -42,7 +42,7 @@ _VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_f
 
 
 def spoken(amount: float) -> str:
-    """For people: ``1.34 GB`` (2^30 bytes)."""
+    """An amount in readable form: ``1.34 GB`` (2^30 bytes)."""
     return f"{amount / UNITS['G']:.2f} GB" if amount >= 0.1 * UNITS["G"] else f"{amount / UNITS['M']:.0f} MB"
 
 
@@ -52,7 +52,8 @@ def used_ram() -> int:
 
 
 def free_ram(root: Path = Path("/")) -> int:
-    """What this process may grow to before memory is short, or before the system refuses it or ends it.
+    """The memory to which this process may grow before memory is short, or before the system refuses it or
+    kills the process.
 
     Args:
         root: where ``proc`` and ``sys`` are.
@@ -68,8 +69,8 @@ COARSER = "use a model or recipe with a coarser grid, or crop the scan"
 
 
 def require_ram(needed: float, what: str, todo: str = FREE_SOME) -> None:
-    """Refuse what would take ``needed`` bytes beside what is there, before any is taken: an allocation would
-    fail only after minutes of paging, if the system does not end the process.
+    """Raise an error if ``needed`` further bytes are not free, before anything is allocated: an allocation
+    would fail only after minutes of paging, or the system would kill the process.
 
     Raises:
         MemoryLimitError: not so much is free.
@@ -83,7 +84,7 @@ def require_ram(needed: float, what: str, todo: str = FREE_SOME) -> None:
 
 
 def require_ram_of(shape: Index3, voxel_bytes: int, what: str) -> None:
-    """Refuse voxels that would not fit beside what is there; a coarser grid has fewer of them.
+    """Raise an error if voxels would not fit into the free memory; a coarser grid has fewer of them.
 
     Raises:
         MemoryLimitError: not so much is free.
@@ -93,7 +94,7 @@ def require_ram_of(shape: Index3, voxel_bytes: int, what: str) -> None:
 
 
 def _own_rooms() -> Iterator[int]:
-    """By ``ulimit``: of address space, and of data. Windows has none."""
+    """What ``ulimit`` leaves: of address space, and of data. Windows has no such limits."""
     if sys.platform == "win32":
         return
     now = psutil.Process().memory_info()
@@ -104,8 +105,8 @@ def _own_rooms() -> Iterator[int]:
 
 
 def _group_rooms(root: Path) -> Iterator[int]:
-    """Of every control group that this process is in, its parents' included, as each limits all below it.
-    Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst of the Linux kernel."""
+    """What every control group of this process leaves, including parent groups, as each limits all groups
+    below it. Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst of the Linux kernel."""
     for folder, files in _groups(root):
         limits = [limit for name in files.limits if (limit := _number(folder / name)) is not None]
         used = _number(folder / files.used)
@@ -123,7 +124,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
             tops, files = [mounts / "memory"], _VERSION_1
         else:
             continue
-        # In a container the path may be one of the host's, of which only the end, or nothing, is mounted.
+        # In a container this may be a path of the host, of which only the end, or nothing, is mounted.
         inside = Path(own.lstrip("/"))
         for top in tops:
             for folder in (inside, *inside.parents):
@@ -131,7 +132,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
 
 
 def _number(path: Path) -> int | None:
-    """None if there is none: no such file, or ``max``."""
+    """The number in a file; None if there is none: no such file, or ``max``."""
     text = _text(path).strip()
     return int(text) if text.isdecimal() else None
 

@@ -1,4 +1,4 @@
-"""How a scan was made, as far as its channels' names say."""
+"""The modality of a scan, from the names of its channels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 CONE_BEAM = "CBCT"
-"""Is CT to DICOM, but seldom in Hounsfield units."""
+"""CT in DICOM's terms, but rarely in Hounsfield units."""
 
 _WORDS = {
     "CT": r"ct",
@@ -20,17 +20,17 @@ _NAMED = {
     modality: re.compile(rf"(?<![a-z])(?:{words})(?![a-z])", re.IGNORECASE)
     for modality, words in _WORDS.items()
 }
-"""By DICOM's Modality (0008,0060), and ``CONE_BEAM``, the words that name it in data sets."""
+"""DICOM's Modality (0008,0060), or ``CONE_BEAM`` -> words that name it in data sets."""
 
 
 def named(channel: str) -> frozenset[str]:
-    """What a channel's name says it is: DICOM's words, or ``CONE_BEAM``."""
+    """The modalities that a channel's name states: DICOM's terms, or ``CONE_BEAM``."""
     return frozenset(modality for modality, words in _NAMED.items() if words.search(channel))
 
 
 def modality_of(channels: Iterable[str]) -> str | None:
-    """DICOM's word (CT, MR, PT, NM, US) for what all of these channels are; None where their names do not
-    say, or say several."""
+    """DICOM's term (CT, MR, PT, NM, US) for all of these channels; None if their names state none or
+    several."""
     said = {modality for channel in channels for modality in (named(channel) or {""})}
     (one,) = said if len(said) == 1 else ("",)
     return {CONE_BEAM: "CT"}.get(one, one) or None

@@ -1,4 +1,4 @@
-"""Masks: their connected components, and masks grown by a ball."""
+"""Connected components, and erosion and dilation of masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Components:
     and ``low[n]`` to ``high[n]`` (``[3]``, the latter excluded) is the smallest box around it."""
 
     numbered: npt.NDArray[np.unsignedinteger]
-    """``[I, J, K]``: every voxel's component, plus one; 0 for those that are not set."""
+    """``[I, J, K]``: component of every voxel, plus one; 0 for voxels that are not set."""
     voxels: npt.NDArray[np.int64]
     low: npt.NDArray[np.int64]
     high: npt.NDArray[np.int64]
@@ -38,8 +38,8 @@ class Components:
 
 
 def largest_component(mask: Mask, connectivity: Literal[6, 18, 26] = 26) -> Mask:
-    """The largest connected component of ``mask [I, J, K]``; of equally large ones the first in memory.
-    Nothing stays nothing."""
+    """The largest connected component of ``mask [I, J, K]``; of equally large ones the first in memory. An
+    empty mask remains empty."""
     found = Components.of(mask, connectivity)
     if not len(found.voxels):
         return np.zeros_like(mask)
@@ -55,23 +55,23 @@ def without_islands(mask: Mask, below: float) -> Mask:
 
 
 def filled(mask: Mask) -> Mask:
-    """``mask [I, J, K]`` with what it encloses: what cannot be reached from its border over faces."""
+    """``mask [I, J, K]`` with holes filled: voxels that are not connected to its border over faces."""
     return ~reaching_border(~mask)
 
 
 def filled_by_slice(mask: Mask) -> Mask:
-    """``mask [I, J, K]`` with what lies within it in each slice across K: what cannot be reached from the
+    """``mask [I, J, K]`` with holes filled in each slice across K: voxels that are not connected to the
     slice's border over faces."""
     return np.stack([~reaching_border(~mask[:, :, k]) for k in range(mask.shape[2])], axis=2)
 
 
 def eroded_by_cube(mask: Mask, steps: int) -> Mask:
-    """``mask [I, J, K]``, so many times eroded by a cube of 3 voxels; beyond its ends nothing is set."""
+    """``mask [I, J, K]`` eroded ``steps`` times by a cube of 3 voxels; nothing is set beyond its ends."""
     return ~dilated_by_cube(~np.pad(mask, 1), steps)[1:-1, 1:-1, 1:-1]
 
 
 def dilated_by_cube(mask: Mask, steps: int) -> Mask:
-    """``mask [I, J, K]``, so many times dilated by a cube of 3 voxels: axis by axis."""
+    """``mask [I, J, K]`` dilated ``steps`` times by a cube of 3 voxels: axis by axis."""
     grown = mask.copy()
     for axis in range(3):
         for _ in range(steps):
@@ -83,20 +83,20 @@ def dilated_by_cube(mask: Mask, steps: int) -> Mask:
 
 
 def reaching_border(mask: Mask) -> Mask:
-    """Of ``mask [I, J]`` or ``[I, J, K]``, the parts connected over faces that touch its border."""
-    padded = np.pad(mask, 1, constant_values=True)  # joins all of them
+    """The parts of ``mask [I, J]`` or ``[I, J, K]`` that are connected to its border over faces."""
+    padded = np.pad(mask, 1, constant_values=True)  # The border joins all of them.
     parts = cc3d.connected_components(padded, connectivity=4 if mask.ndim == 2 else 6)
     outer: Mask = parts[(slice(1, -1),) * mask.ndim] == parts.flat[0]
     return outer
 
 
 def dilated(mask: Mask, radius_vox: float) -> Mask:
-    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis:
-    the work grows with the radius and not with its cube."""
+    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis: the
+    cost grows with the radius and not with its cube."""
     far = 4 * math.floor(radius_vox + 1) ** 2
     kind = np.int16 if far < 2**14 else np.int32
     squared: npt.NDArray[np.signedinteger] = np.where(mask, kind(0), kind(far))
-    # Three arrays for all steps: new ones would cost more than the arithmetic.
+    # Three arrays for all steps: allocating new ones would cost more than the arithmetic.
     nearest, shifted = np.empty_like(squared), np.empty_like(squared)
     for axis, size in enumerate(mask.shape):
         given, best, farther = (np.moveaxis(array, axis, 0) for array in (squared, nearest, shifted))

@@ -1,4 +1,4 @@
-"""Regions: where a stage looks. A box of a grid, optionally with a mask inside the box."""
+"""The region of a stage: a box of a grid, optionally with a mask inside the box."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """``box`` of ``grid``; ``mask`` (bool, the box's shape) says which of its voxels belong.
+    """``box`` of ``grid``; ``mask`` (bool, the box's shape) marks the voxels that belong to the region.
 
     The region places tiles *and* masks the loss. ``mask`` None means the whole box.
     """
@@ -62,8 +62,8 @@ class Region:
         return out
 
     def on(self, grid: Grid) -> Region:
-        """This region on another sampling of the same scan: a voxel belongs if its centre falls on a
-        voxel that belongs. The box covers the old one, so nothing is cut."""
+        """This region on another sampling of the same scan: a voxel belongs if its centre falls on a voxel
+        that belongs. The box covers the previous one, so nothing is cut."""
         box = grid.box_of(self.grid, self.box).intersect(grid.box)
         if box.empty:
             raise GeometryError("the region does not overlap the requested grid")
@@ -74,7 +74,7 @@ class Region:
 
 
 def bounding_box(mask: Mask) -> Box | None:
-    """The smallest box that holds every set voxel of ``mask [I, J, K]``; None if there is none."""
+    """The smallest box that contains every set voxel of ``mask [I, J, K]``; None if there is none."""
     start, stop = [0, 0, 0], [0, 0, 0]
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -86,8 +86,8 @@ def bounding_box(mask: Mask) -> Box | None:
 
 
 def class_boxes(classes: npt.NDArray[np.uint8], wanted: Iterable[int]) -> dict[int, Box]:
-    """The smallest box of each of these classes that is there. Plane by plane, which stays in the processor's
-    cache: of a dozen classes in a sixth of the time of ``scipy.ndimage.find_objects``."""
+    """The smallest box of each of these classes that is present. Works plane by plane within the processor's
+    cache: for a dozen classes it takes a sixth of the time of ``scipy.ndimage.find_objects``."""
     as_they_lie = np.argsort(classes.strides)[::-1]
     planes = classes.transpose(as_they_lie)
     hits = {c: [np.zeros(n, dtype=np.bool_) for n in planes.shape] for c in wanted}
@@ -108,6 +108,6 @@ def class_boxes(classes: npt.NDArray[np.uint8], wanted: Iterable[int]) -> dict[i
 
 
 def _spanned(hits: list[npt.NDArray[np.bool_]]) -> Box:
-    """The box from the first to the last index that is hit, along each axis."""
+    """The box from the first to the last true index along each axis."""
     (i, j, k) = (np.flatnonzero(hit) for hit in hits)
     return Box((int(i[0]), int(j[0]), int(k[0])), (int(i[-1]) + 1, int(j[-1]) + 1, int(k[-1]) + 1))

@@ -1,9 +1,8 @@
-"""Interpolation of arrays of numpy and torch, half-voxel exact; of tensors differentiable in the data.
+"""Interpolation of arrays of numpy and torch, half-voxel exact; differentiable in the data of tensors.
 
-Two paths give the same answer: grids whose axes are parallel are resampled axis by axis with small
-weight matrices (fast); anything else (oblique grids, deformations) is sampled point by point. Only the
-first can widen its kernel when shrinking (``antialias``). Beyond the source the nearest voxel's value
-goes on.
+Two methods give the same result: grids whose axes are parallel are resampled axis by axis with small weight
+matrices (fast); anything else (oblique grids, deformations) is sampled point by point. Only the first can
+widen its kernel when downsampling (``antialias``). Beyond the source the nearest voxel's value is repeated.
 
 Shapes: C channels, I J K voxels of the source, A B D of the target.
 """
@@ -30,37 +29,37 @@ if TYPE_CHECKING:
 Float32Array = npt.NDArray[np.float32]
 
 MAX_TAPS = 1 << 22
-"""Neighbours that all points together may have. Where the source is wider than one voxel of the target, they
-are no more than four times its voxels."""
+"""Maximum number of neighbours of all points together. If the source is wider than one voxel of the target,
+they are at most four times its voxels."""
 
 MAX_WEIGHTS = 1 << 23
-"""Entries of one axis's matrix of weights. A target that would need more, as one of many thousand voxels
-along an axis, is made in halves."""
+"""Maximum number of entries of one axis's weight matrix. A target that would need more, such as one of many
+thousand voxels along an axis, is computed in halves."""
 
 TIE_TOLERANCE = 1e-4
-"""A point this little before the middle between two voxels counts as in the middle."""
+"""A point up to this distance before the middle between two voxels counts as in the middle."""
 
 PARALLEL_TOLERANCE = 1e-4
 """Axes count as parallel if an off-axis step across the whole target moves less than this many voxels."""
 
 PIECE_VOXELS = 4_000_000
-"""Larger data is changed and shrunk piece by piece, so that a scan never exists in float as a whole."""
+"""Larger data are changed and downsampled piece by piece, so that a scan never exists in float as a whole."""
 
 Kernel = Literal["antialiased", "linear", "cubic", "nearest"]
-"""How one axis is interpolated: linear, widened where voxels grow (``antialiased``) or not; by the B-spline
-of order 3 through the voxels; by the voxel that comes nearest."""
+"""Interpolation along one axis: linear, with a kernel that widens with the voxels (``antialiased``) or not;
+cubic B-spline through the voxels; or nearest voxel."""
 Kernels = tuple[Kernel, Kernel, Kernel]
 """One per axis of the target."""
 
 SPLINE_PAD = 12
-"""Edge voxels that go on at either end, as in ``scipy.ndimage``; what lies farther out is read there."""
+"""Edge voxels repeated at either end, as in ``scipy.ndimage``; points farther out read these."""
 
 SPLINE_REACH = 13
-"""Voxels on either side that a spline is told of; all beyond weigh less than 1e-7 together."""
+"""Voxels on either side that contribute to a spline; the weights of all others sum to less than 1e-7."""
 
 POINTS = 500_000
-"""So many voxels are sampled point by point at once: each takes three coordinates and a dozen indices and
-weights."""
+"""Number of voxels that are sampled point by point at once: each needs three coordinates and a dozen indices
+and weights."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def axiswise(matrix: FloatArray, shape: Index3) -> Axiswise | None:
 
 @dataclass(frozen=True, eq=False)
 class AxisWeights:
-    """What the voxels of one axis of a target take of those of the source: rows of weights that sum to one,
-    each over the few neighbours that it has."""
+    """The contributions of the source's voxels to those of the target along one axis: rows of weights that
+    sum to one, each over a few neighbours."""
 
     source: npt.NDArray[np.int64]
     """Indices of the neighbours, ``[size_out, neighbours]``."""
@@ -102,19 +101,19 @@ class AxisWeights:
         return len(self.source)
 
     def part(self, start: int, stop: int) -> tuple[slice, Float32Array]:
-        """The rows ``start`` to ``stop``: which voxels of the source they read, and ``[out, in]`` weights of
-        these."""
+        """The rows ``start`` to ``stop``: the voxels of the source that they read, and ``[out, in]`` weights
+        of these."""
         source, weights = self.source[start:stop], self.weights[start:stop]
         low, high = _reach(source, weights)
         out = np.zeros((len(source), high - low))
         rows = np.repeat(np.arange(len(source)), source.shape[1])
-        # What weighs nothing may lie outside.
+        # Neighbours with zero weight may be outside.
         np.add.at(out, (rows, np.clip(source - low, 0, high - low - 1).ravel()), weights.ravel())
         return slice(low, high), out.astype(np.float32)
 
     @property
     def size(self) -> int:
-        """Of all rows' weights as one matrix."""
+        """Number of entries of all rows' weights as one matrix."""
         low, high = _reach(self.source, self.weights)
         return len(self) * (high - low)
 
@@ -126,9 +125,9 @@ def _reach(source: npt.NDArray[np.int64], weights: FloatArray) -> tuple[int, int
 
 def linear_weights(size_in: int, size_out: int, scale: float, offset: float, antialias: bool) -> AxisWeights:
     """Linear interpolation at ``scale * n + offset``, widened to a triangle of ``|scale|`` voxels when
-    shrinking.
+    downsampling.
 
-    A row's mean position is exactly where it samples, so that ramps stay ramps. Indices beyond the
+    A row's mean position is exactly its sampling position, so that ramps stay ramps. Indices beyond the
     source count for its edge voxel.
 
     Raises:
@@ -147,7 +146,7 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
     weights = np.maximum(0.0, 1.0 - np.abs(distance) / width)
     weights[weights < 1e-7] = 0.0  # float noise must not turn a copy into a matrix product
     weights /= weights.sum(axis=1, keepdims=True)
-    # Voxels meet a triangle of fractional width unevenly and pull its mean aside: tilt it back.
+    # A triangle of fractional width covers voxels unevenly, which shifts its mean: tilt it back.
     first, second = ((weights * distance**n).sum(axis=1, keepdims=True) for n in (1, 2))
     leans = np.abs(first[:, 0]) > 1e-6
     weights[leans] *= ((second - first * distance)[leans]) / (second - first**2)[leans]
@@ -155,8 +154,8 @@ def linear_weights(size_in: int, size_out: int, scale: float, offset: float, ant
 
 
 def cubic_weights(size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
-    """The cubic B-spline through the voxels, evaluated at ``scale * n + offset``. The edge voxel goes on
-    beyond the source, as ``scipy.ndimage.zoom`` has it with ``mode="nearest"``, which
+    """The cubic B-spline through the voxels, evaluated at ``scale * n + offset``. The edge voxel is repeated
+    beyond the source, as in ``scipy.ndimage.zoom`` with ``mode="nearest"``, which
     ``skimage.transform.resize`` calls.
 
     The spline's coefficients are the voxels filtered by -6 z / (1 - z^2) z^|n|, z = sqrt(3) - 2 (Unser et al.
@@ -173,19 +172,19 @@ def cubic_weights(size_in: int, size_out: int, scale: float, offset: float) -> A
         share / 6 * gain * pole ** np.abs(first[:, None] - 1 + n - taps) for n, share in enumerate(basis)
     ]
     weights = np.sum(parts, axis=0)
-    weights[np.abs(weights) < 1e-7] = 0.0  # as of linear weights
+    weights[np.abs(weights) < 1e-7] = 0.0  # as in linear weights
     weights /= weights.sum(axis=1, keepdims=True)
     return AxisWeights(taps.clip(0, size_in - 1), weights)
 
 
 def nearest_weights(size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
-    """The voxel nearest to ``scale * n + offset`` alone."""
+    """Weights of nearest-neighbour interpolation at ``scale * n + offset``."""
     index = _nearest(scale * np.arange(size_out) + offset).clip(0, size_in - 1)
     return AxisWeights(index[:, None], np.ones((size_out, 1)))
 
 
 def axis_weights(kernel: Kernel, size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
-    """The weights along one axis, for any kernel."""
+    """Weights along one axis, for any kernel."""
     match kernel:
         case "cubic":
             return cubic_weights(size_in, size_out, scale, offset)
@@ -196,7 +195,7 @@ def axis_weights(kernel: Kernel, size_in: int, size_out: int, scale: float, offs
 
 
 def _copies(weights: Float32Array) -> bool:
-    """Whether contracting with these weights changes nothing."""
+    """Whether these weights copy the data unchanged."""
     return np.array_equal(weights, np.eye(weights.shape[1], dtype=np.float32))
 
 
@@ -211,9 +210,9 @@ def contract(data: Array, weights: Array, axis: int) -> Array:
 
 
 def _by_axes(data: Array, weights: Mapping[int, Array], change: Callable[[Array], Array]) -> Array:
-    """Contract those axes of ``[C, A, B, D]`` that have weights, given in the order they lie in memory,
-    slowest first. The axis that shrinks most goes first: less to carry through the others; but what is large
-    enters in pieces along A, which then goes last."""
+    """Contract those axes of ``[C, A, B, D]`` that have weights, given in memory order, slowest first. The
+    axis that shrinks most is contracted first, which leaves less data for the others. Large data are
+    processed in pieces along A, which is then contracted last."""
     order = sorted(weights, key=lambda a: weights[a].shape[0] / weights[a].shape[1])
     pieces = math.ceil(math.prod(data.shape) / PIECE_VOXELS)
     if pieces == 1:
@@ -237,7 +236,7 @@ def _contiguous(data: Array) -> Array:
 
 
 def as_float(data: Array) -> Array:
-    """Integers and floats of half precision as float32; others as they are."""
+    """Integers and half-precision floats as float32; others unchanged."""
     xp = namespace(data)
     return data if data.dtype in (xp.float32, xp.float64) else xp.astype(data, xp.float32)
 
@@ -253,10 +252,10 @@ def resample_data(
     """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in tensors.
 
     Args:
-        kernels: how each axis is interpolated; None: linear, as ``antialias`` says. Grids whose axes are not
-            parallel are interpolated linearly in any case. Values of a spline stay within the lowest and the
-            highest that were read, of every slice where slices are nearest ones.
-        change: what is done to the values first, voxel by voxel (normalisation). Only what is read is
+        kernels: interpolation along each axis; None: linear, with or without ``antialias``. Grids whose axes
+            are not parallel are always interpolated linearly. Values of a spline are limited to the lowest
+            and highest that were read, per slice if slices are interpolated by nearest neighbour.
+        change: applied to the values first, voxel by voxel (normalisation). Only values that are read are
             changed, and never all of a large scan at once.
     """
     if source == target:
@@ -274,7 +273,7 @@ def resample_data(
         if found.size > MAX_WEIGHTS and len(found) > 1:
             halved = partial(resample_data, data, source, antialias=antialias, change=change, kernels=kernels)
             return _in_halves(target, a, halved)
-    weights: dict[int, Array] = {}  # by source axis, where there is something to do
+    weights: dict[int, Array] = {}  # by source axis, where interpolation is needed
     read = [slice(None)] * 4
     for s, found in zip(axes.order, along, strict=True):
         read[1 + s], matrix = found.part(0, len(found))
@@ -294,7 +293,7 @@ def resample_data(
 
 
 def _in_halves(target: Grid, axis: int, work: Callable[[Grid], Array]) -> Array:
-    """``[C, *target.shape]``, put together from two halves of the target."""
+    """``[C, *target.shape]``, computed in two halves of the target."""
     middle = target.shape[axis] // 2
     start, stop = [0, 0, 0], list(target.shape)
     start[axis] = stop[axis] = middle
@@ -306,8 +305,8 @@ def _in_halves(target: Grid, axis: int, work: Callable[[Grid], Array]) -> Array:
 def _limits(
     data: Array, apart: int | None, weights: Mapping[int, Array], change: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """The lowest and the highest value of ``[C, I, J, K]``, changed, each ``[C, 1, 1, 1]``, or for every
-    slice along the axis ``apart``, contracted as it is."""
+    """The lowest and the highest value of ``[C, I, J, K]`` after ``change``, each ``[C, 1, 1, 1]``, or for
+    every slice along the axis ``apart``, contracted like the data."""
     xp = namespace(data)
     over = tuple(1 + s for s in range(3) if s != apart)
     found = []
@@ -325,7 +324,7 @@ def resample(volume: Volume, grid: Grid, antialias: bool = True) -> Volume:
 
 
 def nearest_index(data: Array, source: Grid, target: Grid, outside: int | None = None) -> Array:
-    """``[I, J, K]`` taken from the nearest voxel, type kept; beyond the source the edge voxel's value, or
+    """``[I, J, K]`` from the nearest voxel, type kept; beyond the source the edge voxel's value, or
     ``outside``."""
     xp = namespace(data)
     axes = axiswise(target.to_index_of(source), target.shape)
@@ -351,13 +350,13 @@ def resample_labels(labels: LabelMap, grid: Grid, outside: int | None = None) ->
 
 
 def _nearest(coordinates: Array) -> Array:
-    """Indices of the nearest voxels. Halfway points all go up, on either side of rounding noise."""
+    """Indices of the nearest voxels. Halfway points are all rounded up, on either side of rounding noise."""
     xp = namespace(coordinates)
     return xp.astype(xp.floor(coordinates + (0.5 + TIE_TOLERANCE)), xp.int64)
 
 
 def _by_points(data: Array, source: Grid, target: Grid, sample: Callable[[Array, Array], Array]) -> Array:
-    """``[C, *target.shape]``: of a few planes at once, ``sample`` is given the part of ``[C, I, J, K]`` that
+    """``[C, *target.shape]``, a few planes at a time: ``sample`` receives the part of ``[C, I, J, K]`` that
     they read, and indices in it ``[A, B, D, 3]``."""
     for a in (1, 2):
         if (
@@ -391,7 +390,7 @@ def affine_coordinates(matrix: FloatArray, shape: Index3) -> Float32Array:
 
 
 def coordinates_box(coordinates: Array, shape: Index3) -> Box:
-    """The voxels of a source of ``shape`` that sampling at ``coordinates [..., 3]`` reads."""
+    """The voxels of a source of ``shape`` that are read when sampling at ``coordinates [..., 3]``."""
     xp = namespace(coordinates)
     flat = coordinates.reshape(-1, 3)
     low, high = xp.min(flat, axis=0).tolist(), xp.max(flat, axis=0).tolist()
@@ -416,7 +415,7 @@ def sample_linear(data: Array, coordinates: Array) -> Array:
 
 
 def _neighbours(at: Array, size: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The two voxels of ``size`` that each point of one axis lies between, and what they weigh."""
+    """The two of ``size`` voxels between which each point of one axis lies, and their weights."""
     xp = namespace(at)
     at = at.clip(0, size - 1)
     low = xp.floor(at)
@@ -426,9 +425,9 @@ def _neighbours(at: Array, size: int) -> tuple[tuple[Array, Array], tuple[Array,
 
 
 def sample_nearest(data: Array, coordinates: Array, outside: int | None = None) -> Array:
-    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``, type kept.
-    Beyond the source the edge voxel's value goes on, unless ``outside`` gives one (a point is inside if its
-    nearest voxel is)."""
+    """``[C, I, J, K]`` at fractional indices ``[A, B, D, 3]`` -> ``[C, A, B, D]``, type kept. Beyond the
+    source the edge voxel's value is repeated, unless ``outside`` is given (a point is inside if its nearest
+    voxel is)."""
     xp = namespace(data)
     index = _nearest(coordinates)
     i, j, k = (index[..., a].clip(0, n - 1) for a, n in enumerate(data.shape[1:]))

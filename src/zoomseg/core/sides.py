@@ -1,8 +1,8 @@
-"""Left and right in names: the one table of how sides are spelled, and what of a name is a side.
+"""Left and right in names: the only table of their spellings, and the part of a name that is a side.
 
-A word of its own, or a long one glued to another (``leftkidney``), says its side for certain. Letters glued
-to a word (``RK``, ``rkid``) and the ``CLUES`` say nothing by themselves: only where two names differ in
-nothing else may they mean sides, and then nobody should act as if there were none, nor as if they were sure.
+A separate word, or a long one joined to another (``leftkidney``), certainly states a side. Letters joined to
+a word (``RK``, ``rkid``) and the ``CLUES`` are ambiguous by themselves: only if two names differ in nothing
+else they may mean sides. Such pairs are treated neither as sides nor as names without a side.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ WORDS: tuple[tuple[str, str], ...] = (
 CLUES: tuple[tuple[str, str], ...] = (("li", "re"), ("g", "d"), ("sx", "dx"), ("s", "d"))
 """Abbreviations that mean other things as well."""
 _GLUED = ("left", "right", "links", "rechts", "sinister", "dexter", "sinistra", "dextra", "左", "右")
-"""Long enough to be told from a word that they are glued to."""
+"""Long enough to be recognised when joined to another word."""
 _REST_BEFORE, _REST_BEHIND = 3, 1
-"""Letters at least that a glued side leaves: ``kidneyleft``, but ``cleft`` and ``bright``; ``left1``."""
+"""Minimum number of letters next to a joined side: ``kidneyleft``, but ``cleft`` and ``bright``;
+``left1``."""
 
 _SIDE_OF: dict[str, Side] = {}
 for _left, _right in WORDS:
@@ -55,7 +56,7 @@ _GLUED_BEHIND = re.compile(rf"(\w{{{_REST_BEFORE},}})({'|'.join(_GLUED)})")
 
 @lru_cache(4096)
 def name_tokens(name: str) -> tuple[str, ...]:
-    """The words of a label's name in lower case, however they are joined; sides are words of their own."""
+    """The words of a label's name in lower case, however they are joined; sides are separate words."""
     # LeftParotid -> Left Parotid, LKidney -> L Kidney, VertebraL1 -> Vertebra L1
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     words = (word.lower() for word in re.split(r"[\W_]+", spaced) if word)
@@ -70,29 +71,29 @@ def _unglued(word: str) -> tuple[str, ...]:
 
 
 def side_word(token: str) -> Side | None:
-    """The side that a word of ``name_tokens`` says."""
+    """The side that a word of ``name_tokens`` states."""
     return _SIDE_OF.get(token)
 
 
 def name_meaning(name: str) -> tuple[str, ...]:
-    """A name's words as all its spellings have them: in alphabetical order, sides as ``left``, ``right``."""
+    """A name's words independent of spelling: in alphabetical order, with sides as ``left``, ``right``."""
     return tuple(sorted(_SIDE_OF.get(token, token) for token in name_tokens(name)))
 
 
 def has_side(name: str) -> bool:
-    """Whether a name says left or right."""
+    """Whether a name states left or right."""
     return any(token in _SIDE_OF for token in name_tokens(name))
 
 
 def side_of(name: str) -> Side | None:
-    """The side that a name says; None if it says none, or more than one word does."""
+    """The side that a name states; None if it states none, or more than one word does."""
     sides = [_SIDE_OF[token] for token in name_tokens(name) if token in _SIDE_OF]
     return sides[0] if len(sides) == 1 else None
 
 
 def mirror_name(name: str, names: Iterable[str]) -> str | None:
-    """The name among ``names`` that is ``name`` with its side swapped, or None. The side may be spelled in
-    another way, or stand elsewhere (``left kidney``, ``Kidney_R``); the very same way comes first."""
+    """The name among ``names`` that is ``name`` with its side swapped, or None. The side may be spelled
+    differently or be elsewhere (``left kidney``, ``Kidney_R``); the same spelling has priority."""
     side = side_of(name)
     if side is None:
         return None
@@ -106,8 +107,8 @@ def _sideless(name: str) -> list[str]:
 
 
 def doubtful_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Names that may be the left and the right one (``LK``, ``RK``), left one first: neither says a side, and
-    they differ only in letters at the start or end of a word that spell sides, or in a word of ``CLUES``."""
+    """Pairs of names that may be left and right (``LK``, ``RK``), left first: neither states a side, and they
+    differ only in letters at the start or end of a word that spell sides, or in a word of ``CLUES``."""
     plain = {_letters(name): name for name in names if not has_side(name)}
     found: list[tuple[str, str]] = []
     for words, name in plain.items():
@@ -118,12 +119,12 @@ def doubtful_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _letters(name: str) -> tuple[str, ...]:
-    """A name's words, digits apart: ``RibL1`` -> rib, l, 1."""
+    """A name's words, with digits separated: ``RibL1`` -> rib, l, 1."""
     return tuple(part for token in name_tokens(name) for part in re.findall(r"\d+|\D+", token))
 
 
 def _respelled(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """With one left spelling as its right one."""
+    """The words with one left spelling replaced by its right one."""
     for i, word in enumerate(words):
         before, behind = words[:i], words[i + 1 :]
         for left, right in WORDS:

@@ -1,10 +1,10 @@
-"""A scan acquired in overlapping stations, as whole-body MR is, joined to one volume.
+"""A scan acquired in overlapping stations, such as whole-body MR, joined to one volume.
 
 Stations are placed by their affines, on the lattice of the first one. Two that overlap show the same tissue
-there; the gain and offset that give both the same mean and standard deviation are applied to the later one,
-so that every station ends in the intensities of the first. A least-squares fit would do worse: noise in the
-regressor lowers its slope, from station to station. In the overlap the mean is taken, each station weighted
-by the distance in voxels to its own border, so that no edge is left.
+there. The later one gets the gain and offset that give both the same mean and standard deviation, so that
+every station ends in the intensities of the first. A least-squares fit would be worse: noise in the regressor
+lowers its slope, from station to station. In the overlap the mean is taken, each station weighted by the
+distance in voxels to its own border, so that no edge remains.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from zoomseg.core.resample import Float32Array, as_float, resample_data
 from zoomseg.core.volume import Volume
 
 LEAST_OVERLAP = 100
-"""Voxels that two stations must share: a mean and a standard deviation of fewer say too little."""
+"""Minimum number of voxels that two stations must share: mean and standard deviation of fewer are
+unreliable."""
 
 LEAST_CORRELATION = 0.5
-"""Pearson's, of two stations' intensities in their overlap. Body against air alone correlates more than this;
-less is another channel, another patient, or a wrong position."""
+"""Minimum Pearson correlation of two stations' intensities in their overlap. Body against air alone
+correlates more than this; a lower value means another channel, another patient, or a wrong position."""
 
 DIRECTION_TOLERANCE = 1e-3
 """Largest difference of the direction cosines of two stations' axes."""
@@ -39,8 +40,8 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Match:
-    """How a station's intensities were brought to those of the first: ``gain * intensity + offset``, by
-    channel, found in the ``voxels`` that it shares with the station ``of``."""
+    """How a station's intensities were matched to those of the first: ``gain * intensity + offset``, by
+    channel, estimated from the ``voxels`` that it shares with the station ``of``."""
 
     station: str
     of: str
@@ -87,7 +88,7 @@ def _canonical(station: Case) -> Volume:
 
 
 def _check_alike(first: Case, other: Case) -> None:
-    """Refuse a station that cannot be part of the same scan as the first."""
+    """Raise an error if a station cannot be part of the same scan as the first."""
     names = f"stations {quoted(first.id)} and {quoted(other.id)}"
     if first.image.channels != other.image.channels:
         counts = f"{first.image.channels} and {other.image.channels}"
@@ -120,7 +121,7 @@ def _lattice(grids: Sequence[Grid], stations: Sequence[Case]) -> tuple[Grid, lis
 
 
 def _centres_within(lattice: Grid, grid: Grid) -> Box:
-    """Voxels of a lattice whose centres lie in a parallel grid's field of view."""
+    """The voxels of a lattice whose centres lie in a parallel grid's field of view."""
     faces = lattice.index(grid.world(np.array([(0, 0, 0), grid.shape]) - 0.5))
     start, stop = np.ceil(faces[0]), np.floor(faces[1]) + 1
     i, j, k = (int(n) for n in start)
@@ -130,7 +131,7 @@ def _centres_within(lattice: Grid, grid: Grid) -> Box:
 
 def _overlaps(boxes: Sequence[Box]) -> Iterator[tuple[int, int, int]]:
     """Pairs of stations that share enough voxels, as (voxels, station to match, station it is matched to): a
-    tree that starts at station 0, and takes the largest overlap that leads out of it each time."""
+    tree that starts at station 0 and adds the largest overlap with a further station each time."""
     joined, left = [0], set(range(1, len(boxes)))
     while left:
         pairs = [(boxes[n].intersect(boxes[m]).voxels, n, m) for n in sorted(left) for m in joined]
@@ -143,7 +144,7 @@ def _overlaps(boxes: Sequence[Box]) -> Iterator[tuple[int, int, int]]:
 
 
 def _require_overlaps(boxes: Sequence[Box], stations: Sequence[Case]) -> None:
-    """Refuse stations of which some are not connected with the first, before anything is computed."""
+    """Raise an error if some stations are not connected with the first, before anything is computed."""
     reached = {0, *(n for _, n, _ in _overlaps(boxes))}
     apart = [station for n, station in enumerate(stations) if n not in reached]
     if apart:
@@ -154,7 +155,8 @@ def _require_overlaps(boxes: Sequence[Box], stations: Sequence[Case]) -> None:
 
 
 def _require_room(lattice: Grid, boxes: Sequence[Box], channels: int) -> None:
-    """All stations on the lattice, their weighted sum, the weights, and the part that is being added."""
+    """Raise an error if memory is insufficient for all stations on the lattice, their weighted sum, the
+    weights, and the part that is being added."""
     voxels = math.prod(lattice.shape)
     floats = (
         channels * (sum(box.voxels for box in boxes) + max(box.voxels for box in boxes) + voxels) + voxels
@@ -165,11 +167,11 @@ def _require_room(lattice: Grid, boxes: Sequence[Box], channels: int) -> None:
 def _placed(station: Case, lattice: Grid, box: Box) -> _Placed:
     image = _canonical(station)
     data = resample_data(as_float(image.data), image.grid, lattice.crop(box))
-    return _Placed(station.id, np.array(data, dtype=np.float32), box)  # a copy: it is changed in place
+    return _Placed(station.id, np.array(data, dtype=np.float32), box)  # a copy, as it is changed in place
 
 
 def _match(placed: Sequence[_Placed]) -> tuple[Match, ...]:
-    """Bring all stations to the intensities of the first, in place."""
+    """Match all stations to the intensities of the first, in place."""
     found = []
     for voxels, n, m in _overlaps([station.box for station in placed]):
         station, reference = placed[n], placed[m]
@@ -212,7 +214,7 @@ def _fit(own: Float32Array, theirs: Float32Array, name: str, other: str) -> tupl
 
 
 def _mean(placed: Sequence[_Placed], shape: Index3) -> Float32Array:
-    """Weighted by the distance to each station's border."""
+    """The mean, weighted by the distance to each station's border."""
     total = np.zeros((len(placed[0].data), *shape), dtype=np.float32)
     weights = np.zeros(shape, dtype=np.float32)
     for station in placed:
@@ -227,7 +229,7 @@ def _mean(placed: Sequence[_Placed], shape: Index3) -> Float32Array:
 
 
 def _border_distance(shape: Index3, whole: Index3) -> Float32Array:
-    """Of each voxel of a box, the product over the axes of its distance to the nearer face, in shares of the
+    """For each voxel of a box, the product over the axes of its distance to the nearer face, relative to the
     joined scan's size: never zero, and equal for two boxes along the axes in which they do not differ."""
     i, j, k = (
         (np.minimum(np.arange(n) + 1, n - np.arange(n)) / size).astype(np.float32)

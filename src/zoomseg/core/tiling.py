@@ -1,15 +1,15 @@
-"""Cover a region with tiles, and stitch their answers.
+"""Cover a region with tiles, and aggregate their predictions.
 
 ::
 
     outer  |<------------------ what the network reads ------------------>|
-    inner          |<--------- what the network answers --------->|
+    inner          |<-------- what the network predicts --------->|
            |<-halo>|                                              |<-halo>|
 
-With valid padding the halo is what the convolutions eat; with same padding it is zero. Inner boxes
-cover the region, and nothing is computed that touches no voxel of it: tiles stand in rows of equal k, each
-row only as wide as the region is there. Rows are computed in order, so that of the answer no more is held
-at once than the tiles of a row reach.
+With valid padding the halo is the margin that convolutions remove; with same padding it is zero. Inner boxes
+cover the region, and no tile is computed that touches no voxel of it: tiles are arranged in rows of equal k,
+each row only as wide as the region is there. Rows are computed in order, so that no more of the prediction is
+held at once than the tiles of a row cover.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Mask = npt.NDArray[np.bool_]
 Float32Array = npt.NDArray[np.float32]
 Placement = Literal["spread", "lattice"]
 """``spread``: evenly over the region, from its first voxel to its last. ``lattice``: at multiples of one step
-from the grid's first voxel, wherever the region lies; tiles at its ends reach beyond it."""
+from the grid's first voxel, independent of the region; tiles at its ends extend beyond it."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """``outer`` is read, ``inner`` is answered; both in indices of the stage grid, and either may
-    reach outside it."""
+    """A tile: ``outer`` is read, ``inner`` is predicted; both in indices of the stage grid, and either may
+    extend outside it."""
 
     outer: Box
     inner: Box
@@ -53,11 +53,11 @@ class Tiling:
 
     tiles: tuple[Tile, ...]
     skipped: int
-    """So many tiles more would cover the region's box."""
+    """Number of further tiles that would be needed to cover the region's box."""
 
     @property
     def outer(self) -> Box:
-        """The box that holds every voxel some tile reads."""
+        """The box that contains every voxel read by a tile."""
         box = self.tiles[0].outer
         for tile in self.tiles[1:]:
             box = box.union(tile.outer)
@@ -65,7 +65,7 @@ class Tiling:
 
     @property
     def rows(self) -> Iterator[tuple[int, tuple[Tile, ...]]]:
-        """First k of the inner boxes, and the tiles that have it."""
+        """First k of the inner boxes, and the tiles with this k."""
         for k, row in itertools.groupby(self.tiles, key=lambda tile: tile.inner.start[2]):
             yield k, tuple(row)
 
@@ -104,7 +104,7 @@ def cover(
 
 
 def step_of(size: int, overlap: float) -> int:
-    """From one tile's first index to the next one's, at most."""
+    """The largest step from one tile's first index to the next one's."""
     return max(1, math.floor(size * (1 - overlap)))
 
 
@@ -115,7 +115,7 @@ def lattice_starts(low: int, high: int, size: int, overlap: float) -> range:
 
 
 def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
-    """First indices of equal tiles that cover ``[low, high)``, evenly spread, sharing at least
+    """First indices of equal tiles that cover ``[low, high)``, evenly spread, overlapping by at least
     ``overlap`` of their size. A range smaller than a tile gets one tile, centred on it."""
     length = high - low
     if length <= size:
@@ -126,8 +126,8 @@ def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
 
 
 def _spread(low: int, occupied: Mask, size: int, overlap: float, scan: int) -> Iterator[int]:
-    """First indices of tiles that cover what is occupied of the indices from ``low`` on; where a tile's size
-    or more lies empty between, none. They stay inside the ``scan`` indices that there are, if they can."""
+    """First indices of tiles that cover the occupied indices from ``low`` on, with none in gaps of at least a
+    tile's size. They stay inside the ``scan`` indices if they can."""
     where = np.flatnonzero(occupied)
     gaps = np.flatnonzero(np.diff(where) > size)
     firsts, lasts = where[[0, *(gaps + 1)]], where[[*gaps, -1]]
@@ -137,7 +137,7 @@ def _spread(low: int, occupied: Mask, size: int, overlap: float, scan: int) -> I
 
 
 def _on_lattice(low: int, occupied: Mask, size: int, overlap: float) -> Iterator[int]:
-    """First indices of the lattice's tiles that touch what is occupied of the indices from ``low`` on."""
+    """First indices of the lattice's tiles that touch the occupied indices from ``low`` on."""
     for start in lattice_starts(low, low + len(occupied), size, overlap):
         if occupied[max(0, start - low) : start - low + size].any():
             yield start
@@ -152,12 +152,12 @@ def place(
     overlap: Vector3,
     placement: Placement = "spread",
 ) -> Iterator[Tile]:
-    """Tiles that cover what belongs of ``box`` (all of it, or ``mask`` of its shape): rows in k, in every row
+    """Tiles that cover ``box``, or the voxels of ``mask`` (of its shape): rows in k, in every row
     columns in i, in every column tiles in j.
 
     Args:
-        scan: shape of the grid that the box is of.
-        inner: what a tile answers for; it reads a ``halo`` around that.
+        scan: shape of the grid to which the box belongs.
+        inner: shape of the box that a tile predicts; it reads a ``halo`` around it.
     """
     occupied = np.ones(box.shape, dtype=bool) if mask is None else mask
 
@@ -181,7 +181,7 @@ def place(
 
 
 def importance_map(shape: Index3) -> Float32Array:
-    """Stitching weights: highest in the middle, never zero, separable ``[I, J, K]``."""
+    """Weights for the aggregation of tiles: highest in the middle, never zero, separable ``[I, J, K]``."""
     sides: list[Float32Array] = [
         np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) / np.float32((n + 1) // 2)
         for n in shape
@@ -192,9 +192,9 @@ def importance_map(shape: Index3) -> Float32Array:
 
 
 def gaussian_importance_map(shape: Index3) -> Float32Array:
-    """Stitching weights ``[I, J, K]``: a Gaussian around voxel ``shape // 2``, its standard deviation an
-    eighth of the tile, and nowhere below what nnU-Net's half precision can tell from zero
-    (``nnunetv2.inference.sliding_window_prediction.compute_gaussian``)."""
+    """Weights for the aggregation of tiles ``[I, J, K]``: a Gaussian around voxel ``shape // 2``, its
+    standard deviation an eighth of the tile, nowhere below the smallest value that nnU-Net's half precision
+    distinguishes from zero (``nnunetv2.inference.sliding_window_prediction.compute_gaussian``)."""
     sides = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n / 8)) ** 2) for n in shape]
     weights = sides[0][:, None, None] * sides[1][None, :, None] * sides[2][None, None, :]
     out: Float32Array = weights.clip(min=2.0**-24 / 10).astype(np.float32)
@@ -202,7 +202,7 @@ def gaussian_importance_map(shape: Index3) -> Float32Array:
 
 
 LOWEST_LOG = math.log(1e-37)
-"""Probabilities below 1e-37, float32's smallest, count as that before their logarithm is taken."""
+"""Probabilities below 1e-37, float32's smallest, are raised to it before their logarithm is taken."""
 
 
 def logarithms(probabilities: Array) -> Array:
@@ -212,7 +212,7 @@ def logarithms(probabilities: Array) -> Array:
 
 
 def normalised(logs: Array) -> Array:
-    """Probabilities of logarithms ``[C, ...]`` that are right up to a number per voxel (softmax)."""
+    """Probabilities from logarithms ``[C, ...]`` that are known up to a constant per voxel (softmax)."""
     xp = namespace(logs)
     out = xp.exp(logs - xp.max(logs, axis=0, keepdims=True))
     out /= xp.sum(out, axis=0, keepdims=True)
@@ -220,9 +220,9 @@ def normalised(logs: Array) -> Array:
 
 
 def overlapping(logs: Array) -> Array:
-    """Probabilities of the label that stays, of logarithms ``[C, ...]`` of which each, less the first one's,
-    is the log-odds of a label: the last label that a voxel has stays, and labels are taken to be independent.
-    """
+    """Probabilities that each label remains, from logarithms ``[C, ...]`` whose differences to the first one
+    are the log-odds of a label: of the labels of a voxel the last one remains, and labels are assumed to be
+    independent."""
     xp = namespace(logs)
     out = xp.empty_like(logs)
     left: Array = xp.ones_like(logs[0, ...])
@@ -236,14 +236,14 @@ def overlapping(logs: Array) -> Array:
 
 
 LOGITS_AT_ONCE = 1 << 25
-"""Of a ``PointwiseHead``: in float32 they take 128 MB."""
+"""Number of logits that a ``PointwiseHead`` computes at once: 128 MB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class PointwiseHead:
-    """The last layer of a network, where it is a convolution of a single voxel: logits ``weight @ features +
-    bias``. It is affine, so that the mean of its logits over tiles is what it makes of the mean of their
-    features. Where there are fewer features than classes, adding these up takes less memory and time."""
+    """The last layer of a network if it is a 1x1x1 convolution: logits are ``weight @ features + bias``. It
+    is affine, so the weighted mean of logits over tiles equals the logits of the mean features. With fewer
+    features than classes, averaging features takes less memory and time."""
 
     weight: Float32Array
     """``[classes, features]``."""
@@ -269,15 +269,15 @@ class PointwiseHead:
 
 
 def logit_planes(classes: int, shape: Index3) -> int:
-    """Of how many planes of a box of ``shape`` a head makes logits at once."""
+    """Number of planes of a box of ``shape`` whose logits are computed at once."""
     return min(shape[2], max(1, LOGITS_AT_ONCE // (classes * shape[0] * shape[1])))
 
 
 class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
-    for tiles that come in the order of their first k. No more planes are held than a tile has.
+    for tiles in the order of their first k. At most as many planes are held as a tile has.
 
-    A voxel that no tile answered, or that is outside ``asked``, is background (channel 0 = 1).
+    A voxel that no tile predicts, or that is outside ``asked``, is background (channel 0 = 1).
     """
 
     def __init__(
@@ -289,12 +289,12 @@ class TileAggregator:
         background: float = 1.0,
         head: PointwiseHead | None = None,
     ) -> None:
-        """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, where they are. Where no
-        tile answered, channel 0 is ``background`` and all others are zero.
+        """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, on their device. Where no
+        tile predicts, channel 0 is ``background`` and all others are zero.
 
         Args:
-            channels: of a tile's answer.
-            head: what makes logits of the mean, where tiles answer with its features.
+            channels: of a tile's values: classes, or features of ``head``.
+            head: converts the mean of features to logits.
         """
         self.box = box
         self._head = head
@@ -308,15 +308,15 @@ class TileAggregator:
 
     @functools.cached_property
     def _sum(self) -> Array:
-        """Made when the first answer comes, so as not to lie beside what its network takes meanwhile."""
+        """Allocated with the first tile, so that it does not add to the memory of that tile's network."""
         return zeros_beside(self._shape, self._weights)
 
     def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
-        """``probabilities`` has the shape of ``tile.inner``; what falls outside what is asked is
-        dropped. With ``logs``, their logarithms are added up.
+        """Add a tile. ``probabilities`` has the shape of ``tile.inner``; values outside ``asked`` are
+        dropped. With ``logs``, their logarithms are added.
 
         Raises:
-            GeometryError: another shape, which would be pasted in the wrong place; or planes that were
+            GeometryError: another shape, which would be pasted at the wrong position; or planes that were
                 taken already, or cannot be held yet.
         """
         expected = (self._sum.shape[0], *self._weights.shape)
@@ -337,7 +337,7 @@ class TileAggregator:
         here = common.relative_to((*self.box.start[:2], self._first)).slices
         there = common.relative_to(tile.inner.start).slices
         weights = self._weights[there]
-        # Class by class, as the weighted answers of all would be as large as they are.
+        # Class by class, as the weighted predictions of all classes would take as much memory again.
         for total, answer in zip(
             self._sum[(slice(None), *here)], probabilities[(slice(None), *there)], strict=True
         ):
@@ -345,8 +345,9 @@ class TileAggregator:
         self._weight[here] += weights
 
     def take(self, stop: int | None = None) -> Iterator[Array]:
-        """What is finished once no tile to come begins before plane ``stop`` (None: no tile is to come):
-        consecutive ``[C, I, J, planes]``, each but once, and to be used before the next is asked for."""
+        """The planes that are finished if no further tile begins before plane ``stop`` (None: there is no
+        further tile): consecutive ``[C, I, J, planes]``, each only once, and to be used before the next is
+        requested."""
         stop = self.box.stop[2] if stop is None else min(stop, self.box.stop[2])
         while self._first < stop:
             count = min(stop - self._first, self._sum.shape[3])
@@ -362,14 +363,14 @@ class TileAggregator:
         out /= weight + unseen
         if self._head is not None:
             out = self._head.logits(out, 1 - unseen)
-        out[0, ...] += self._background * unseen  # to sums of nothing, zero
+        out[0, ...] += self._background * unseen  # empty sums become zero
         return out
 
     def _forget(self, count: int) -> None:
         self._first += count
         planes = self._weight.shape[2]
         for held in (self._sum, self._weight):
-            for k in range(0, planes - count, count):  # each step reads only what no step has written
+            for k in range(0, planes - count, count):  # each step reads only values that no step has written
                 width = min(count, planes - count - k)
                 held[..., k : k + width] = held[..., k + count : k + count + width]
             held[..., planes - count :] = 0

@@ -1,7 +1,7 @@
-"""What a data set should say of itself and does not, each with the line to write into ``dataset.json``.
+"""Missing information in a data set, each with the line to write into ``dataset.json``.
 
-Nothing is decided here: numbers spread like Hounsfield units are probably CT, and ``RK`` is probably the
-right kidney, but only whoever made the data knows.
+Nothing is decided here: intensities distributed like Hounsfield units are probably CT, and ``RK`` is probably
+the right kidney, but only the creator of the data knows.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.scans import ScanInput, as_channels, split_channel
 
 SHOWN = 5
-"""Labels that a line to write spells out."""
+"""Maximum number of labels in a line to write."""
 _NUMBERED = re.compile(r"channel_\d+")
 
 Hounsfield = Sequence[bool]
-"""By channel of a case, whether its numbers are spread like Hounsfield units."""
+"""By channel of a case, whether its intensities are distributed like Hounsfield units."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What it concerns, what was ``found``, and what to do about it."""
+    """The subject, what was ``found``, and what to do about it."""
 
     kind: Literal["channel_names", "label_names", "side_names"]
     found: str
@@ -47,22 +47,22 @@ class Advice:
 
 
 def hounsfield(image: Volume) -> tuple[bool, ...]:
-    """Of every channel, whether it looks like CT."""
+    """For every channel, whether it looks like CT."""
     return tuple(looks_like_hounsfield(channel) for channel in image.data)
 
 
 def advise(dataset: Dataset, units: Iterable[Hounsfield] = ()) -> tuple[Advice, ...]:
-    """What to write into ``dataset.json``.
+    """The lines to write into ``dataset.json``.
 
     Args:
-        units: of the cases that were read, ``hounsfield``.
+        units: of the cases that were read, from ``hounsfield``.
     """
     channels = (*_as_channels(dataset), *_apart(dataset), *_units(dataset, list(units)))
     return (*channels, *_labels(dataset), *_sides(dataset))
 
 
 def _as_channels(dataset: Dataset) -> Iterator[Advice]:
-    """Files that were taken for channels of one case, in a data set that names no channels."""
+    """Files that were taken for channels of one case, in a data set without channel names."""
     scans = [ScanInput(case.id, case.images) for case in dataset.cases]
     read = as_channels(scans)
     if read is None or not all(_NUMBERED.fullmatch(name) for name in dataset.channel_names):
@@ -77,7 +77,7 @@ def _as_channels(dataset: Dataset) -> Iterator[Advice]:
 
 
 def _apart(dataset: Dataset) -> Iterator[Advice]:
-    """Files that were not taken for channels, though they are called so."""
+    """Files that were not taken for channels, although they are named like channels."""
     firsts = {case for case, channel in map(split_channel, dataset.ids) if channel == 0}
     alike = [i for i in dataset.ids if split_channel(i)[0] in firsts and split_channel(i)[1] is not None]
     if len(alike) < 2:
@@ -90,10 +90,10 @@ def _apart(dataset: Dataset) -> Iterator[Advice]:
 
 
 def _units(dataset: Dataset, units: Sequence[Hounsfield]) -> Iterator[Advice]:
-    """Channels that look like CT in most cases, but are not called so."""
+    """Channels that look like CT in most cases, but are not named CT."""
     names = dict(enumerate(dataset.channel_names))
     whole = [case for case in units if len(case) == len(names)]
-    open_ = [c for c, name in names.items() if not named(name)]  # what says it is something else is believed
+    open_ = [c for c, name in names.items() if not named(name)]  # names of other modalities are trusted
     ct = [c for c in open_ if 2 * sum(case[c] for case in whole) > len(whole)]
     if not ct:
         return
@@ -108,7 +108,7 @@ def _units(dataset: Dataset, units: Sequence[Hounsfield]) -> Iterator[Advice]:
 
 
 def _labels(dataset: Dataset) -> Iterator[Advice]:
-    """Labels that are called by a number."""
+    """Labels with a number as their name."""
     schema = dataset.schema
     unnamed = set(schema.unnamed)
     if not unnamed:
@@ -138,7 +138,7 @@ def _sides(dataset: Dataset) -> Iterator[Advice]:
 
 
 def _line(root: Path, key: str, value: Mapping[str, object]) -> str:
-    """What to write, and where to."""
+    """The line to write, and its place."""
     where = root / "dataset.json"
     text = json.dumps(value, ensure_ascii=False)
     if os.path.isfile(where):

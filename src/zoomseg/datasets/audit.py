@@ -1,9 +1,9 @@
 """Audit a data set before training, and write a repaired copy where that is safe.
 
-Cases are read one at a time; only small facts about each are kept. A repair never guesses: it replaces
-voxels that are no numbers, snaps headers that differ by less than half a voxel, stores labels that lie beside
-whole numbers as integers, and leaves out cases that cannot be used. What needs a human decision (unknown
-label values, large shifts, left and right) is reported and copied as found.
+Cases are read one at a time; only small facts about each are kept. A repair never guesses: it replaces voxels
+that are not numbers, snaps headers that differ by less than half a voxel, stores labels close to whole
+numbers as integers, and omits cases that cannot be used. Problems that require a human decision (unknown
+label values, large shifts, left and right) are reported and copied unchanged.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from zoomseg.io.scans import (
 )
 
 SNAP_VOXELS = 0.5
-"""A header may be snapped to another grid if no voxel moves by as much of the smallest spacing."""
+"""A header may be snapped to another grid if no voxel moves by this fraction of the smallest spacing."""
 
 SIDE_MARGIN_MM = 5.0
-"""Left and right organs whose centres are closer than this along the R axis say nothing about sides."""
+"""Left and right organs whose centres are closer than this along the R axis give no information on sides."""
 
 Severity = Literal["error", "warning"]
 Kind = Literal[
@@ -70,13 +70,13 @@ Kind = Literal[
 ]
 
 _MENDED: frozenset[Kind] = frozenset({"not_finite", "geometry", "not_integers"})
-"""Findings that a repair mends if they are fixable; other fixable ones make it leave the case out."""
+"""Findings that a repair corrects if they are fixable; for other fixable ones the case is omitted."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. ``case`` is empty if it concerns the whole data set. ``fixable``: a repair
-    resolves it, by mending the case or by leaving it out."""
+    """One problem. ``case`` is empty if it concerns the whole data set. ``fixable``: a repair resolves it, by
+    correcting or by omitting the case."""
 
     case: str
     severity: Severity
@@ -86,7 +86,7 @@ class Finding:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether a repair resolves it by leaving the case out."""
+        """Whether a repair resolves it by omitting the case."""
         return self.fixable and self.kind not in _MENDED
 
 
@@ -108,7 +108,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair did: ids of the cases kept as they were, mended, and left out, and what remains wrong."""
+    """The result of a repair: ids of the unchanged, corrected, and omitted cases, and the remaining
+    problems."""
 
     kept: tuple[str, ...]
     mended: tuple[str, ...]
@@ -118,17 +119,17 @@ class Repair:
 
 @dataclass
 class _Facts:
-    """What is remembered of a case after its voxels are gone."""
+    """The facts kept about a case after its voxels are released."""
 
     case: str
     findings: list[Finding] = field(default_factory=list)
     image_hash: str | None = None
     units: tuple[bool, ...] = ()
-    """By channel, whether it looks like CT; empty where not all can be read."""
+    """By channel, whether it looks like CT; empty if not all can be read."""
     label_hash: str | None = None
     present: frozenset[str] = frozenset()
     offsets_mm: dict[tuple[str, str], float] = field(default_factory=dict)
-    """(left, right) -> how far the right organ lies to the patient's right of the left one."""
+    """(left, right) -> distance of the right organ from the left one towards the patient's right."""
 
     def add(self, severity: Severity, kind: Kind, message: str, fixable: bool = False) -> None:
         self.findings.append(Finding(self.case, severity, kind, message, fixable))
@@ -138,10 +139,10 @@ class _Facts:
 
 
 def audit(dataset: Dataset, on_progress: Callable[[str], None] | None = None) -> Report:
-    """Read every case of a data set and report what is wrong with it.
+    """Read every case of a data set and report its problems.
 
     Args:
-        on_progress: called with the id of each case when it has been read.
+        on_progress: called with the id of each case after it was read.
     """
     facts: list[_Facts] = []
     for case in dataset.cases:
@@ -158,7 +159,7 @@ def audit(dataset: Dataset, on_progress: Callable[[str], None] | None = None) ->
 
 
 def annotated_cases(dataset: Dataset) -> dict[str, int]:
-    """By label, in how many of the labelled cases it is annotated."""
+    """By label, the number of labelled cases in which it is annotated."""
     labelled = [case for case in dataset.cases if case.labels is not None]
     return {name: sum(_annotates(case, name) for case in labelled) for name in dataset.schema.names}
 
@@ -178,7 +179,7 @@ def _audit_case(dataset: Dataset, case: CaseFiles) -> _Facts:
 
 
 def _audit_image(dataset: Dataset, case: CaseFiles, facts: _Facts) -> Grid | None:
-    """Audit the channels one after the other; the grid of the first one that can be read."""
+    """Audit the channels one after the other; returns the grid of the first readable one."""
     first: Grid | None = None
     digest = hashlib.blake2b(digest_size=16)
     complete, label_like = True, True
@@ -217,7 +218,7 @@ def _name(path: Path, dataset: Dataset) -> str:
 
 
 def _read(path: Path, channels: int, dataset: Dataset, facts: _Facts) -> Volume | None:
-    """One image file that should hold so many channels; None, with a finding, if it cannot be used."""
+    """One image file with the expected number of channels; None, with a finding, if it cannot be used."""
     name = _name(path, dataset)
     reason = why_unreadable(path)
     if reason is not None:
@@ -228,7 +229,7 @@ def _read(path: Path, channels: int, dataset: Dataset, facts: _Facts) -> Volume 
     except ScanError as error:
         facts.add("error", "unreadable", _shorten(error, path, name), fixable=True)
         return None
-    except MemoryLimitError as error:  # on a larger machine there is nothing wrong with it
+    except MemoryLimitError as error:  # on a larger machine it could be read
         facts.add("error", "too_large", _shorten(error, path, name))
         return None
     for note in header_notes(path, channels_last=channels > 1):
@@ -302,7 +303,7 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
         )
     if found == [0]:
         facts.add("warning", "empty_labels", f"{name}: no voxel is labelled")
-    # One type for all, so that equal values in files of different types count as equal.
+    # One type for all, so that equal values in files of different types are equal.
     facts.label_hash = hashlib.blake2b(
         np.ascontiguousarray(values, np.int32).data, digest_size=16
     ).hexdigest()
@@ -318,7 +319,7 @@ def _audit_labels(dataset: Dataset, case: CaseFiles, path: Path, image: Grid | N
 
 
 def _centre_x_mm(mask: npt.NDArray[np.bool_], grid: Grid) -> float:
-    """World R coordinate of a mask's centre of mass: larger means further to the patient's right."""
+    """World R coordinate of a mask's centre of mass: larger means farther to the patient's right."""
     centre = []
     for axis in range(3):
         counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))
@@ -342,7 +343,7 @@ def _absent_labels(dataset: Dataset, facts: Iterable[_Facts]) -> list[Finding]:
 
 
 def _names(dataset: Dataset, facts: Iterable[_Facts]) -> list[Finding]:
-    """What the data set should say of its channels and labels, and does not."""
+    """Missing information on channels and labels."""
     advice = advise(dataset, [fact.units for fact in facts if fact.units])
     return [Finding("", "warning", one.kind, str(one)) for one in advice]
 
@@ -363,7 +364,7 @@ def _duplicates(facts: Iterable[_Facts]) -> list[Finding]:
 
 
 def _sides(facts: Iterable[_Facts]) -> list[Finding]:
-    """Cases whose left and right organs lie the other way round than anatomy and most cases have it."""
+    """Cases whose left and right organs are opposite to anatomy and to most cases."""
     clear = [
         (fact.case, pair, offset)
         for fact in facts
@@ -397,9 +398,9 @@ def repair(
 ) -> Repair:
     """Write a repaired copy in nnU-Net raw layout; the source is never changed.
 
-    Voxels that are no numbers become the smallest finite value of their channel; headers that differ
-    from the image's by less than half a voxel are snapped to it; labels beside whole numbers become these;
-    cases that cannot be used and exact duplicates are left out. Everything else is copied as found.
+    Voxels that are not numbers become the smallest finite value of their channel; headers that differ from
+    the image's by less than half a voxel are snapped to it; labels close to whole numbers become these;
+    unusable cases and exact duplicates are omitted. Everything else is copied unchanged.
 
     Raises:
         OutputError: ``out`` is not empty or cannot be written.
@@ -432,7 +433,7 @@ def repair(
 def _write_case(dataset: Dataset, case: CaseFiles, out: Path, kinds: set[Kind]) -> None:
     targets = [out / "imagesTr" / f"{case.id}_{c:04d}.nii.gz" for c in range(len(dataset.channel_names))]
     labels = out / "labelsTr" / f"{case.id}.nii.gz"
-    assert case.labels is not None  # cases without labels are left out
+    assert case.labels is not None  # cases without labels are omitted
     rewritten = "not_finite" in kinds or ("geometry" in kinds and len(case.images) > 1)
     if rewritten or dataset.channels_last(case) or any(scan_suffix(p) != ".nii.gz" for p in case.images):
         grid = _write_mended_image(dataset, case, targets)
@@ -445,7 +446,7 @@ def _write_case(dataset: Dataset, case: CaseFiles, out: Path, kinds: set[Kind]) 
         return
     values, own = read_label_values(case.labels)
     snaps = _can_snap(grid, own)
-    # Labels get the header's geometry, too: without it other programs may lay them beside the image.
+    # Labels get the header's geometry, too: otherwise other programs may misalign them with the image.
     write_array(labels, values, grid if snaps else own, like=targets[0] if snaps else case.labels)
 
 
@@ -471,7 +472,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _description(dataset: Dataset, kept: Iterable[CaseFiles]) -> dict[str, object]:
-    """A ``dataset.json`` for the copy; texts such as licence and reference are carried over."""
+    """A ``dataset.json`` for the copy; texts such as licence and reference are kept."""
     source = read_description(dataset.root) or {}
     texts = {key: value for key, value in source.items() if isinstance(value, str)}
     kept = list(kept)

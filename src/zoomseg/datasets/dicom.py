@@ -1,8 +1,8 @@
-"""A data set from DICOM: series, and the SEG and RTSTRUCT objects that were drawn on them.
+"""A data set from DICOM: series, and the SEG and RTSTRUCT objects that annotate them.
 
-``survey`` finds out which object belongs to which series and what was drawn, ``convert`` writes that in
-nnU-Net raw layout. Neither guesses: what two objects say differently, or what may belong to several series,
-is left out, with its reason.
+``survey`` determines the series and the annotated structures of each object, ``convert`` writes them in
+nnU-Net raw layout. Neither guesses: contradictions between objects, and objects of ambiguous series, are
+omitted, with the reason.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from zoomseg.io.files import reading, writable_directory, write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
 
 KINDS = {**seg.KINDS, **rtstruct.KINDS}
-"""SOP classes of objects that hold labels."""
+"""SOP classes of objects with labels."""
 
 LONGEST_ID = 80
 
 _RESERVED = "ignore"
-"""A label that data sets use for something else."""
+"""A label name with another meaning in data sets."""
 
 Meaning = tuple[str, ...]
-"""Words of a structure's name, in any order: what its spellings have in common."""
+"""Words of a structure's name, in any order: common to its spellings."""
 
 
 @dataclass(frozen=True, eq=False)
 class DicomCase:
-    """A series and the objects drawn on it. ``names``: what was drawn, as spelled there. ``id`` is made of
-    the names of folders, or counted where these name the patient."""
+    """A series and its objects. ``names``: annotated structures, as spelled there. ``id`` is derived from the
+    names of folders, or a number if these contain the patient's name."""
 
     id: str
     stack: Stack
@@ -54,23 +54,23 @@ class DicomCase:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What a folder holds to learn from. ``problems``: what cannot be used of what was drawn, and why;
-    ``notes``: what else is to be said of it. One line each."""
+    """The training data in a folder. ``problems``: annotations that cannot be used, with reasons; ``notes``:
+    further remarks. One line each."""
 
     root: Path
     cases: tuple[DicomCase, ...]
     unlabelled: int
-    """How many series nothing was drawn on."""
+    """Number of series without annotations."""
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
     def schema(self) -> LabelSchema:
-        """All names, those that most cases have first. Of several spellings that ``LabelSchema.find`` takes
-        for one, the most frequent.
+        """All names, the most frequent first. Of several spellings that ``LabelSchema.find`` treats as equal,
+        the most frequent.
 
         Raises:
-            DatasetError: more names than there can be labels.
+            DatasetError: more names than possible labels.
         """
         spelled: dict[Meaning, Counter[str]] = defaultdict(Counter)
         for name in (name for case in self.cases for name in case.names):
@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def channel(self) -> str:
-        """What the series are: CT or MR.
+        """The modality of the series: CT or MR.
 
         Raises:
             DatasetError: both occur, and one network cannot learn both.
@@ -98,7 +98,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Which cases were written, one line for each that could not be, and what lies under other structures."""
+    """The written cases, one line for each that could not be written, and structures hidden by others."""
 
     written: tuple[str, ...]
     problems: tuple[str, ...]
@@ -106,7 +106,7 @@ class Conversion:
 
 
 def _meaning(name: str) -> Meaning:
-    """Alike for the spellings that ``LabelSchema.find`` takes for one name."""
+    """Equal for spellings that ``LabelSchema.find`` treats as one name."""
     return name_meaning(name) or (name,)
 
 
@@ -114,10 +114,10 @@ def _meaning(name: str) -> Meaning:
 
 
 def survey(root: Path, on_progress: Callable[[str], None] | None = None) -> Survey:
-    """Read all objects in a folder that hold labels, and find the series that they were drawn on.
+    """Read all objects with labels in a folder, and find their series.
 
     Args:
-        on_progress: called with the id of each labelled series when what was drawn on it has been read.
+        on_progress: called with the id of each labelled series after its annotations were read.
 
     Raises:
         ScanError: as ``find_series``.
@@ -154,7 +154,7 @@ def survey(root: Path, on_progress: Callable[[str], None] | None = None) -> Surv
 
 
 def _ids(root: Path, found: Found) -> list[str]:
-    """By stack. Folders may be called like patients; such names are not passed on."""
+    """Ids by stack. Folders may be named after patients; such names are not passed on."""
     ids: list[str] = []
     # The names of refused series come last, and are not needed.
     for number, (name, stack) in enumerate(zip(case_names(root, found), found.stacks, strict=False), start=1):
@@ -167,18 +167,18 @@ def _ids(root: Path, found: Found) -> list[str]:
 
 
 def _names_patient(name: str, patient: Mapping[str, str]) -> bool:
-    """Whether a word of the patient's name is in it. What is the patient's ID, too, is a pseudonym."""
+    """Whether it contains a word of the patient's name. A name equal to the patient's ID is a pseudonym."""
     called = patient.get("PatientName", "")
     words = name_tokens(called) if called != patient.get("PatientID") else ()
     return any(word in name.lower() for word in words if len(word) > 1)
 
 
-# --- what was drawn -------------------------------------------------------------------------------
+# --- annotations -----------------------------------------------------------------------------------
 
 
 def _drawn(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str]]:
-    """What was drawn on a series in all objects, and what of it cannot be used. Of two that draw one
-    structure differently neither is believed."""
+    """The structures annotated on a series in all objects, and those that cannot be used. If two objects
+    annotate one structure differently, neither is used."""
     agreed: dict[Meaning, _Drawing] = {}
     disputed: dict[Meaning, str] = {}
     problems: list[str] = []
@@ -209,7 +209,7 @@ class _Drawing:
 
 
 def _drawings(path: Path, structures: Structures) -> dict[Meaning, _Drawing]:
-    """Structures by what their names mean; several spellings in one object are put together."""
+    """Structures by the meaning of their names; several spellings in one object are merged."""
     found: dict[Meaning, _Drawing] = {}
     for long, voxels in structures.voxels.items():
         name = short_text(long)
@@ -226,8 +226,8 @@ def _drawings(path: Path, structures: Structures) -> dict[Meaning, _Drawing]:
 
 
 def convert(found: Survey, out: Path, on_progress: Callable[[str], None] | None = None) -> Conversion:
-    """Write the cases in nnU-Net raw layout: intensities as they are, labels on the series' own voxels. A
-    label that was not drawn in a case, or lies wholly under others, is not listed as annotated there.
+    """Write the cases in nnU-Net raw layout: intensities unchanged, labels on the series' own voxels. A label
+    that was not annotated in a case, or is completely hidden by others, is not listed as annotated there.
 
     Raises:
         OutputError: ``out`` is not empty or cannot be written.
@@ -259,11 +259,11 @@ def convert(found: Survey, out: Path, on_progress: Callable[[str], None] | None 
 
 
 def _write_case(case: DicomCase, schema: LabelSchema, out: Path) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Write one case; which labels it has, and which were drawn but lie under others."""
+    """Write one case; returns its labels, and the annotated structures hidden by others."""
     structures, _ = _drawn(case.objects, case.stack)
     labels, drawn = structures.label_map(schema)
     present = {schema.names[c - 1] for c in np.unique(labels.data).tolist() if c}
-    with reading(case.stack.paths[0].parent, "DICOM"):  # memory may not do
+    with reading(case.stack.paths[0].parent, "DICOM"):  # memory may be insufficient
         image = read_volume(case.stack)
     write_array(out / "imagesTr" / f"{case.id}_0000.nii.gz", image.data[0], image.grid)
     write_labels(out / "labelsTr" / f"{case.id}.nii.gz", labels)

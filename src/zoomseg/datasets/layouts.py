@@ -1,7 +1,7 @@
 """Labelled data sets on disk: nnU-Net raw, Medical Segmentation Decathlon, plain folders.
 
-Opening a data set reads names and ``dataset.json`` only; voxels are read one case at a time by
-``Dataset.load``. What the JSON says is checked: types, label values, and that no path leaves the folder.
+Opening a data set only reads names and ``dataset.json``; voxels are read one case at a time by
+``Dataset.load``. The JSON content is checked: types, label values, and that no path leaves the folder.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from zoomseg.io.scans import (
 
 MAX_CHANNELS = 256
 MAX_NAME = 120
-"""Characters of a label's, group's or channel's name."""
+"""Maximum number of characters of a label's, group's or channel's name."""
 MAX_FILE_NAME, MAX_PATH = 255, 4096
-"""Bytes and characters: no file system has longer ones."""
+"""Bytes and characters: no file system supports longer ones."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, other line breaks, and halves of surrogate pairs, which no file name can hold."""
+"""Control characters, other line breaks, and halves of surrogate pairs, which cannot occur in file names."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _INTEGER = re.compile(r"\d{1,9}")
@@ -56,10 +56,10 @@ LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where a case lies. ``images`` are the expected files, one per channel in order (or one 4-D file for
-    all); they need not exist, so that an audit can name what is missing. ``annotated`` names the labels
-    that were drawn in this case; None means all. ``pseudo``: a model labelled it, nobody drew anything. Such
-    a case is learned from, but nothing is planned from it, it is never held back, and it is no atlas."""
+    """The files of a case. ``images`` are the expected files, one per channel in order (or one 4-D file for
+    all); they need not exist, so that an audit can name missing ones. ``annotated`` names the labels
+    annotated in this case; None means all. ``pseudo``: labelled by a model, without any human annotation.
+    Such a case is used for training, but not for planning, never held out, and not an atlas."""
 
     id: str
     images: tuple[Path, ...]
@@ -88,15 +88,16 @@ class Dataset:
         return tuple(case.id for case in self.cases)
 
     def channels_last(self, case: CaseFiles) -> bool:
-        """Whether the case's one image file holds all channels as its fourth axis."""
+        """Whether the case's single image file contains all channels as its fourth axis."""
         return len(case.images) == 1 and len(self.channel_names) > 1
 
     def load(self, case: CaseFiles) -> Case:
-        """Read one case; its labels are put on exactly the image's grid.
+        """Read one case; its labels are assigned exactly the image's grid.
 
         Raises:
-            ScanError: a file cannot be used, channels are missing, or image and labels lie apart.
-            LabelError: a label value that the schema does not know.
+            ScanError: a file cannot be used, channels are missing, or image and labels are on different
+                grids.
+            LabelError: a label value that is not in the schema.
         """
         image = read_image(case.images, channels_last=self.channels_last(case))
         if image.channels != len(self.channel_names):
@@ -111,7 +112,7 @@ class Dataset:
         return Case(case.id, image, LabelMap(labels.data, image.grid, self.schema), case.annotated)
 
     def header_notes(self, ids: Iterable[str]) -> list[str]:
-        """What the user should know of how these cases' headers are read, as ``header_notes_by_case``."""
+        """What the user should know about how these cases' headers are read, as ``header_notes_by_case``."""
         files = {case.id: (*case.images, case.labels) for case in self.subset(ids).cases}
         return header_notes_by_case({id_: [file for file in own if file] for id_, own in files.items()})
 
@@ -128,10 +129,10 @@ class Dataset:
 
 
 def open_dataset(path: Path) -> Dataset:
-    """Open a data set folder, whatever its layout.
+    """Open a data set folder of any layout.
 
     Raises:
-        DatasetError: no such folder, no known layout, no cases, or a ``dataset.json`` that makes no sense.
+        DatasetError: no such folder, no known layout, no cases, or an invalid ``dataset.json``.
     """
     root = Path(path)
     if root.name == "dataset.json":
@@ -155,7 +156,7 @@ def open_dataset(path: Path) -> Dataset:
 
 
 def _meant(root: Path) -> str:
-    """What to give instead of a folder inside a data set; empty where it is none."""
+    """The folder to be given instead of one inside a data set; empty if it is not inside one."""
     here = Path(os.path.abspath(root))
     inside = here.name in ("images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
     beside = any(os.path.isdir(here.parent / name) for name in ("images", "imagesTr"))
@@ -164,7 +165,7 @@ def _meant(root: Path) -> str:
 
 
 def _has_folder(root: Path, name: str) -> bool:
-    """Whether a folder is there; what is there but cannot be one (a link to nowhere) is refused."""
+    """Whether a folder exists; anything else under its name (such as a broken link) is refused."""
     if os.path.isdir(root / name):
         return True
     if os.path.lexists(root / name):
@@ -173,7 +174,8 @@ def _has_folder(root: Path, name: str) -> bool:
 
 
 def holds_dicom_only(root: Path) -> bool:
-    """Whether a folder is no data set, but holds DICOM objects; ``datasets.dicom`` may make one of them."""
+    """Whether a folder is not a data set, but contains DICOM objects, which ``datasets.dicom`` may convert to
+    one."""
     folders = [root / name for name in ("images", "labels") if os.path.isdir(root / name)]
     if (
         not os.path.isdir(root)
@@ -188,11 +190,11 @@ def holds_dicom_only(root: Path) -> bool:
 
 
 def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
-    """What a JSON file (``dataset.json``, ``labels.json``, ``run.json``) says about label files beside it:
-    their schema, and by case id which labels were drawn. None if it has no ``labels``.
+    """The label information of a JSON file (``dataset.json``, ``labels.json``, ``run.json``) for label files
+    beside it: their schema, and by case id the annotated labels. None if it has no ``labels``.
 
     Raises:
-        DatasetError: unreadable, or its labels make no sense.
+        DatasetError: unreadable, or its labels are invalid.
     """
     description = read_json(path)
     if "labels" not in description and path.name == "labels.json":
@@ -204,11 +206,11 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
 
 
 def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
-    """The schemas of those label files beside a ``run.json`` that were written by other runs, with other
-    labels; by case id.
+    """The schemas of those label files beside a ``run.json`` that other runs wrote with other labels; by case
+    id.
 
     Raises:
-        DatasetError: unreadable, or labels that make no sense.
+        DatasetError: unreadable, or invalid labels.
     """
     cases = read_json(path).get("cases")
     runs = {
@@ -224,15 +226,15 @@ def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
-    """What ``dataset.json`` says, unchecked beyond being a JSON object; None if there is no such file."""
+    """The content of ``dataset.json``, checked only to be a JSON object; None if there is no such file."""
     return read_json(root / "dataset.json") if os.path.lexists(root / "dataset.json") else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, unchecked beyond being an object.
+    """The content of a JSON file, checked only to be an object.
 
     Raises:
-        DatasetError: unreadable, or not that.
+        DatasetError: unreadable, or not an object.
     """
     reason = why_unreadable(path)
     if reason is not None:
@@ -281,8 +283,8 @@ def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
 
 
 def _labelled_apart(images: Path, labels: Container[str]) -> frozenset[str]:
-    """Names of images that look like channels of one case (``img_0000``, ``img_0001``), but have labels of
-    their own, every one: each is a case."""
+    """Names of images that look like channels of one case (``img_0000``, ``img_0001``), but all have separate
+    labels: each is a case."""
     groups: dict[str, list[str]] = {}
     for name in map(scan_name, scan_files(images)):
         groups.setdefault(split_channel(name)[0], []).append(name)
@@ -321,7 +323,7 @@ def _assemble(
 
 
 def _nnunet_cases(root: Path, channels: int) -> list[CaseFiles]:
-    """Cases of ``imagesTr/<case>_<channel>`` and ``labelsTr/<case>``; a case known by either counts."""
+    """Cases of ``imagesTr/<case>_<channel>`` and ``labelsTr/<case>``; a case present in either counts."""
     found: dict[str, dict[int, Path]] = {}
     for file in scan_files(root / "imagesTr"):
         case, channel = split_channel(scan_name(file))
@@ -350,7 +352,7 @@ def _nnunet_cases(root: Path, channels: int) -> list[CaseFiles]:
 
 def _names_cases(root: Path, pairs: Sequence[object]) -> bool:
     """Whether ``training`` names cases without channel numbers (nnU-Net v1), not files (Decathlon): none of
-    these is there, but their first channels are."""
+    these exists, but their first channels do."""
     listed = [_inside(root, pair.get("image")) for pair in pairs if isinstance(pair, dict)]
     if any(os.path.lexists(image) for image in listed):
         return False
@@ -361,7 +363,7 @@ def _names_cases(root: Path, pairs: Sequence[object]) -> bool:
 
 
 def _inside(root: Path, relative: object) -> Path:
-    """``root / relative``, refused if it is no path or leads out of ``root``."""
+    """``root / relative``, refused if it is not a path or leads outside ``root``."""
     where = root / "dataset.json"
     if not isinstance(relative, str) or not relative or _CONTROL.search(relative):
         raise DatasetError(
@@ -397,7 +399,7 @@ def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
     return list(cases.values())
 
 
-# --- what dataset.json says -----------------------------------------------------------------------
+# --- content of dataset.json -----------------------------------------------------------------------
 
 
 def _parse_channels(where: Path, description: Mapping[str, Any]) -> tuple[str, ...]:
@@ -417,7 +419,7 @@ def _parse_channels(where: Path, description: Mapping[str, Any]) -> tuple[str, .
 
 
 def _check_name(where: Path, name: str, what: str) -> None:
-    """Refuse names that nobody could read in a table, or that would not be one line."""
+    """Refuse names that would be unreadable in a table, or are not a single line."""
     if not name.strip() or len(name) > MAX_NAME or _CONTROL.search(name):
         raise DatasetError(
             f"{where}: '{quoted(name, 60)}' cannot be the name of {what}; give 1 to {MAX_NAME} characters "
@@ -488,7 +490,7 @@ def _parse_groups(where: Path, groups: object, names: Sequence[str]) -> dict[str
 def _parse_annotated(
     where: Path, description: Mapping[str, Any], schema: LabelSchema
 ) -> dict[str, frozenset[str]]:
-    """``cases.<id>.annotated``: which labels (or groups) were drawn in which case."""
+    """``cases.<id>.annotated``: the labels (or groups) annotated in each case."""
     cases = description.get("cases", {})
     if not isinstance(cases, dict):
         raise DatasetError(f"{where}: 'cases' must map case ids to objects")
@@ -509,7 +511,7 @@ def _parse_annotated(
 
 
 def _schema_from_files(root: Path, cases: Sequence[CaseFiles]) -> LabelSchema:
-    """``label_<value>`` for every value found; files that cannot be read are left to the audit."""
+    """``label_<value>`` for every value found; unreadable files are left to the audit."""
     values: set[int] = set()
     for case in cases:
         if case.labels is None:

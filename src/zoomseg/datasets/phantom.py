@@ -1,9 +1,9 @@
-"""Phantom torso CTs: made-up patients with known labels, for the demo and for tests.
+"""Phantom torso CTs: synthetic patients with known labels, for the demo and for tests.
 
-A patient is a set of implicit shapes (ellipsoids and tubes, in millimetres, RAS+ about the body's
-centre) whose sizes, places and tilts vary with the seed, seen through a smooth random deformation.
-Shapes know nothing of voxels, so one seed gives the same patient on any grid. The anatomy is only
-plausible: nothing learned here may be used on patients.
+A patient is a set of implicit shapes (ellipsoids and tubes, in millimetres, RAS+ about the body's centre)
+whose sizes, positions and tilts vary with the seed, with a smooth random deformation. Shapes are independent
+of voxels, so one seed gives the same patient on any grid. The anatomy is only plausible: nothing learned here
+may be used on patients.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PHANTOM_SCHEMA = LabelSchema(
         "right_adrenal_gland",
         "left_adrenal_gland",
     ),
-    # Numbered with gaps, as data sets of which some labels were dropped are.
+    # Numbered with gaps, as in data sets of which some labels were dropped.
     (1, 2, 3, 4, 6, 8, 9, 10, 11, 12, 13),
     {
         "kidneys": ("right_kidney", "left_kidney"),
@@ -58,7 +58,7 @@ AIR, FAT, MUSCLE, WATER = -1000.0, -105.0, 58.0, 10.0
 """Hounsfield units."""
 NOISE_HU = 14.0
 WALL_MM = 14.0
-"""Thickness of the muscles around the abdominal cavity; the ribs lie in it."""
+"""Thickness of the muscles around the abdominal cavity, which contain the ribs."""
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class _Ellipsoid:
         return np.array(self.centre) + max(self.radii)
 
     def depth(self, p: FloatArray, thinnest: float) -> FloatArray:
-        """About how far inside the surface points ``[3, N]`` lie, in mm; negative outside."""
+        """Approximate depth of points ``[3, N]`` below the surface, in mm; negative outside."""
         radii = np.maximum(self.radii, thinnest)
         q = (_rotation(self.tilt_deg).T / radii[:, None]) @ (p - _column(self.centre))
         out: FloatArray = (1.0 - np.sqrt((q * q).sum(axis=0))) * radii.min()
@@ -89,7 +89,7 @@ class _Ellipsoid:
 
 @dataclass(frozen=True)
 class _Tube:
-    """A chain of line segments, as thick at each node as its radius says."""
+    """A chain of line segments with a radius at each node."""
 
     nodes: tuple[Vector3, ...]
     radii: tuple[float, ...]
@@ -149,9 +149,9 @@ class _Organ:
     """With contrast agent, portal venous phase."""
     texture_hu: float = 4.0
     below_diaphragm: bool = False
-    """Fills the cavity up to the diaphragm and the abdominal wall, and no further."""
+    """Fills the cavity up to the diaphragm and the abdominal wall, and no farther."""
     hollow: tuple[_Shape, ...] = ()
-    """Cut out: the fat of a kidney's sinus, the fissure of the liver."""
+    """Removed parts: the fat of a kidney's sinus, the fissure of the liver."""
 
 
 _ORGANS: Mapping[str, _Organ] = {
@@ -239,7 +239,7 @@ _ORGANS: Mapping[str, _Organ] = {
 """Painted in this order, later over earlier; the stomach is not labelled."""
 
 _ENHANCED_HU = 60.0
-"""What is brighter than this takes up contrast agent, more or less by patient."""
+"""Brighter tissue takes up contrast agent, to an extent that varies between patients."""
 
 
 # --- one patient ----------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ _ENHANCED_HU = 60.0
 
 @dataclass(frozen=True, eq=False)
 class _Waves:
-    """A smooth random field: a sum of sines, so that it needs no lattice and no interpolation."""
+    """A smooth random field: a sum of sines, without a lattice and interpolation."""
 
     vectors: FloatArray
     phases: FloatArray
@@ -277,7 +277,7 @@ class _Waves:
 
 @dataclass(frozen=True, eq=False)
 class _Pose:
-    """How one patient's organ differs from the average one, about the organ's centre."""
+    """The difference of one patient's organ from the average one, about the organ's centre."""
 
     centre: FloatArray
     shift: FloatArray
@@ -290,7 +290,7 @@ class _Pose:
 
 @dataclass(frozen=True, eq=False)
 class _Patient:
-    """Everything random about a patient, drawn before any voxel is looked at."""
+    """All random parameters of a patient, drawn before any voxel is computed."""
 
     half_width: float
     half_depth: float
@@ -328,7 +328,7 @@ class _Patient:
         )
 
     def to_average(self, grid: Grid) -> FloatArray:
-        """Where the average patient has the tissue of each voxel: ``[3, I, J, K]``, mm."""
+        """Position of each voxel's tissue in the average patient: ``[3, I, J, K]``, mm."""
         pose = np.eye(4)
         pose[:3, :3] = self.rotation
         pose[:3, 3] = -self.rotation @ self.shift
@@ -339,7 +339,7 @@ class _Patient:
 def _draw_pose(rng: np.random.Generator, organ: _Organ) -> _Pose:
     low = np.min([shape.low for shape in organ.shapes], axis=0)
     high = np.max([shape.high for shape in organ.shapes], axis=0)
-    # Long vessels hardly turn, as their ends are held by what they come from.
+    # Long vessels hardly rotate, as their ends are attached.
     turn_deg = min(4.0, 240.0 / float((high - low).max()))
     x, y, z = rng.normal(size=3) * turn_deg
     turn = _rotation((x, y, z))
@@ -351,14 +351,14 @@ def _draw_pose(rng: np.random.Generator, organ: _Organ) -> _Pose:
 
 
 class _Canvas:
-    """The scan while it is painted: one entry per voxel, in the average patient's coordinates."""
+    """The scan during painting: one entry per voxel, in the average patient's coordinates."""
 
     def __init__(self, patient: _Patient, grid: Grid) -> None:
         self.patient = patient
         self.p = patient.to_average(grid).reshape(3, -1)
         self.x, self.y, self.z = self.p
         self.thinnest = 0.7 * max(grid.spacing_mm)
-        """Half of what a structure must measure to be seen at all on a coarse grid."""
+        """Half of the minimum size of a structure visible on a coarse grid."""
         self.hu = np.full(self.x.size, AIR)
         self.texture = np.zeros(self.x.size)
         self.classes = np.zeros(self.x.size, dtype=np.uint8)
@@ -438,7 +438,7 @@ def _paint_organ(c: _Canvas, name: str, organ: _Organ) -> None:
     pose = c.patient.poses[name]
     low = np.min([shape.low for shape in organ.shapes], axis=0) - c.thinnest
     high = np.max([shape.high for shape in organ.shapes], axis=0) + c.thinnest
-    slack = 0.25 * (high - low) + 12  # more than a pose can move, grow or turn an organ's box
+    slack = 0.25 * (high - low) + 12  # more than a pose can move, enlarge or rotate an organ's box
     box = c.depth > c.patient.fat_mm
     for axis in range(3):
         box &= (c.p[axis] > low[axis] - slack[axis]) & (c.p[axis] < high[axis] + slack[axis])
@@ -459,7 +459,7 @@ def _paint_organ(c: _Canvas, name: str, organ: _Organ) -> None:
 
 
 def _paint_stomach_gas(c: _Canvas) -> None:
-    """The bubble that rises to the front of a patient who lies on the back."""
+    """The gas bubble at the front of the stomach of a supine patient."""
     pose = c.patient.poses["stomach"]
     x, y, z = pose.centre + pose.shift
     stomach = np.flatnonzero(c.hu == _ORGANS["stomach"].hu)
@@ -520,8 +520,8 @@ def write_phantom_dataset(
 ) -> None:
     """Write phantoms ``seed .. seed + cases - 1`` as a data set in nnU-Net raw layout (int16 NIfTI).
 
-    ``on_progress`` is called with (cases written, cases in all). ``dataset.json`` comes last: without
-    it the folder is not a data set.
+    ``on_progress`` is called with (cases written, total cases). ``dataset.json`` comes last: without it the
+    folder is not a data set.
 
     Raises:
         OutputError: no permission, full disk.

@@ -1,8 +1,8 @@
-"""Where the Dice of an organ was lost: by the coarse stage, by the region, at the boundary, or elsewhere.
+"""Attribution of lost Dice, by organ: to the coarse stage, the region, the boundary, or elsewhere.
 
-With A the prediction and R the reference of an organ, Dice is 2 |A and R| / (|A| + |R|), so that what it
-lacks to 1 is (missed + invented voxels) / (|A| + |R|): every wrong voxel costs the same. Each is counted in
-exactly one part, see ``Attribution``; docs/concepts/error-attribution.md has the definitions and reasons.
+With A the prediction and R the reference of an organ, Dice is 2 |A and R| / (|A| + |R|), so that its
+difference to 1 is (missed + spurious voxels) / (|A| + |R|): every wrong voxel costs the same. Each is counted
+in exactly one part, see ``Attribution``; docs/concepts/error-attribution.md has the definitions and reasons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zoomseg.inference.stage_outputs import CaseStageOutputs
 from zoomseg.io.scans import check_same_grid, read_label_values
 
 BOUNDARY_MM = 2.0
-"""Errors no farther than this from the reference's surface, or than a voxel, are the boundary's."""
+"""Errors no farther than this, or than a voxel, from the reference's surface count as boundary errors."""
 
 _ROUNDING = 1e-6
 
@@ -36,40 +36,41 @@ class Attribution:
     """One organ of one case. The four losses sum to 1 - Dice."""
 
     region_recall: float
-    """Share of the reference's voxels in the region of the stage that answers; NaN if the reference lacks
-    the organ, or the stage looks everywhere."""
+    """Share of the reference's voxels in the region of the stage that predicts the organ; NaN if the
+    reference lacks the organ, or the stage has no region."""
     lost_coarse: float
-    """Dice lost by missed voxels outside the region, if the stage that placed it did not find the organ."""
+    """Dice lost by missed voxels outside the region, if the stage that determined it did not find the
+    organ."""
     lost_region: float
-    """Dice lost by missed voxels outside the region, if it did: the region cut the organ."""
+    """Dice lost by missed voxels outside the region, if that stage found the organ: the region cut it."""
     lost_boundary: float
     """Dice lost by other wrong voxels close to the reference's surface."""
     lost_elsewhere: float
-    """Dice lost by all others: parts missed or invented."""
+    """Dice lost by all other wrong voxels: missed or spurious parts."""
 
 
 NOTHING = Attribution(math.nan, math.nan, math.nan, math.nan, math.nan)
-"""Of what is not known."""
+"""Unknown attribution."""
 
 LOSSES = ("lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere")
 OF_REGIONS = ("lost_coarse", "lost_region")
-"""Those that only a stage with a region can have."""
+"""Losses that require a stage with a region."""
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where the stage that answers for an organ looked."""
+    """The region of the stage that predicts an organ."""
 
     region: Mask | None
-    """``[I, J, K]``, as the maps; None: everywhere."""
+    """``[I, J, K]``, as the maps; None: the whole scan."""
     found: bool
-    """Whether the stage that placed the region found the organ; true if no stage placed it."""
+    """Whether the stage that determined the region found the organ; true if there is no such stage."""
     spacing_mm: Vector3
-    """Of the stage's grid along the maps' axes; zero if it had nowhere to look."""
+    """Of the stage's grid along the maps' axes; zero if its region was empty."""
 
 
 def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Place) -> Attribution:
-    """Attribute the errors of one organ of two masks ``[I, J, K]`` that hold all of it.
+    """Attribute the errors of one organ, given as two masks ``[I, J, K]`` that contain all of it.
 
     Raises:
         GeometryError: shapes differ.
@@ -85,7 +86,7 @@ def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Pla
     rest = wrong & ~(reference & ~region)
     outside, others = int(np.count_nonzero(wrong & ~rest)), int(np.count_nonzero(rest))
     near = 0
-    if (prediction & reference).any():  # what was not found at all has no boundary to be wrong at
+    if (prediction & reference).any():  # an organ that was not found at all has no boundary errors
         near = _count_near_surface(rest, reference, spacing_mm, _reach_mm(spacing_mm, place.spacing_mm))
     return Attribution(
         region_recall=_recall(reference, place.region),
@@ -104,17 +105,16 @@ def _recall(reference: Mask, region: Mask | None) -> float:
 
 
 def _reach_mm(spacing_mm: Vector3, stage_mm: Vector3) -> Vector3:
-    """How far from the surface the boundary goes along each axis: no less than a voxel of the maps, or of the
-    stage that drew it."""
+    """Extent of the boundary along each axis: at least a voxel of the maps, or of the stage."""
     x, y, z = (max(BOUNDARY_MM, own, stage) for own, stage in zip(spacing_mm, stage_mm, strict=True))
     return (x, y, z)
 
 
 def _count_near_surface(wrong: Mask, reference: Mask, spacing_mm: Vector3, reach_mm: Vector3) -> int:
-    """How many wrong voxels lie no farther than ``reach_mm`` from the reference's surface: those of the
-    reference from a voxel outside, all others from a voxel of the reference, centre to centre. Distances
-    along each axis count relative to the reach."""
-    inside, errors = np.pad(reference, 1), np.pad(wrong, 1)  # beyond the scan there is no organ
+    """Number of wrong voxels no farther than ``reach_mm`` from the reference's surface: for those of the
+    reference, from a voxel outside, for all others from a voxel of the reference, between centres. Distances
+    along each axis are relative to the reach."""
+    inside, errors = np.pad(reference, 1), np.pad(wrong, 1)  # there is no organ beyond the scan
     x, y, z = (s / r for s, r in zip(spacing_mm, reach_mm, strict=True))
     near = 0
     for own, other in ((inside, ~inside), (~inside, inside)):
@@ -142,11 +142,11 @@ def _beside(mask: Mask) -> Mask:
 def attribute_case(
     folder: Path, case: str, prediction: LabelMap, reference: LabelMap, organs: Iterable[str]
 ) -> dict[str, Attribution]:
-    """Attribute the errors of two canonical maps on one grid by what a ``stages`` folder says about the case.
-    Organs that no stage answers for are left out. Voxels whose reference is ``IGNORE`` count as background.
+    """Attribute the errors of two canonical maps on one grid, using the case's files in a ``stages`` folder.
+    Organs that no stage predicts are omitted. Voxels whose reference is ``IGNORE`` count as background.
 
     Raises:
-        ScanError: a file is missing, damaged, or lies on another grid.
+        ScanError: a file is missing, damaged, or on another grid.
     """
     stages = _Stages(folder, case, stage_outputs.read(folder, case), reference.grid)
     drawn = reference.data
@@ -165,11 +165,11 @@ def attribute_case(
 
 
 def read_region(folder: Path, case: str, organ: str, grid: Grid) -> Mask | None:
-    """``[I, J, K]`` on a case's canonical grid: where the stage that answers for an organ looked, by what a
-    ``stages`` folder says; None if everywhere, or if no stage answers for it.
+    """``[I, J, K]`` on a case's canonical grid: the region of the stage that predicts an organ, from a
+    ``stages`` folder; None if it is the whole scan, or if no stage predicts the organ.
 
     Raises:
-        ScanError: a file is missing, damaged, or lies on another grid.
+        ScanError: a file is missing, damaged, or on another grid.
     """
     stages = _Stages(folder, case, stage_outputs.read(folder, case), grid)
     return next((stages.region(answering) for answering, _ in stages.groups([organ])), None)
@@ -181,10 +181,10 @@ class _Stages:
     def __init__(self, folder: Path, case: str, about: CaseStageOutputs, grid: Grid) -> None:
         self._folder, self._case, self._about, self._grid = folder, case, about, grid
         self._shown: dict[str, frozenset[int]] = {}
-        """Values in a stage's own label map."""
+        """Values present in a stage's own label map."""
 
     def groups(self, organs: Iterable[str]) -> list[tuple[tuple[str, ...], list[str]]]:
-        """Organs by the stages that answer for them, so that a region is read once."""
+        """Organs by the stages that predict them, so that each region is read once."""
         out: dict[tuple[str, ...], list[str]] = {}
         for organ in organs:
             if organ in self._about.answering:
@@ -192,7 +192,7 @@ class _Stages:
         return list(out.items())
 
     def region(self, names: tuple[str, ...]) -> Mask | None:
-        """``[I, J, K]``: where any of these stages looked; None if one looks everywhere."""
+        """``[I, J, K]``: the union of these stages' regions; None if one is the whole scan."""
         if any(self._about.stage(name).everywhere for name in names):
             return None
         masks = (
@@ -201,14 +201,14 @@ class _Stages:
         return functools.reduce(np.logical_or, masks)
 
     def spacing_mm(self, names: tuple[str, ...]) -> Vector3:
-        """The finest of these stages' grids along each axis; zero if none had anywhere to look."""
+        """The finest of these stages' grids along each axis; zero if all regions were empty."""
         grids = [mm for name in names if (mm := self._about.stage(name).spacing_mm) is not None]
         x, y, z = (min(axis) for axis in zip(*grids, strict=True)) if grids else (0.0, 0.0, 0.0)
         return (x, y, z)
 
     def found(self, names: tuple[str, ...], organ: str) -> bool:
-        """Whether a stage that placed one of these stages' regions shows the organ anywhere, or anything at
-        all if it does not predict the organ by itself; true if no stage placed them."""
+        """Whether a stage that determined one of these stages' regions predicts the organ anywhere, or any
+        organ if it does not predict this one; true if there is no such stage."""
         placers = {place for name in names if (place := self._about.stage(name).placed_by) is not None}
         return not placers or any(self._shows(place, organ) for place in placers)
 

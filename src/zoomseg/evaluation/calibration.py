@@ -1,7 +1,8 @@
-"""Calibration of a model's confidence: how, on cases kept back, Dice followed from what was promised.
+"""Calibration of a model's confidence on held-out cases: the relation between Dice and the Dice expected from
+probabilities.
 
-With few cases the estimate stays near the promise, and an organ's near that of all organs: both are drawn
-there by a prior that is worth a few observations.
+With few cases the estimate stays close to the expected Dice, and an organ's close to that of all organs: both
+are regularised by a prior that is equivalent to a few observations.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from zoomseg.io.calibration import Calibration
 
 _SLOPE_PRECISION = 2.0
 _ORGAN_PRECISION = 2.0
-"""Of the normal priors of the slope, around 1, and of each organ's own offset, around 0."""
+"""Precision of the normal priors of the slope, around 1, and of each organ's own offset, around 0."""
 _TAIL = 0.05
 """Share of organs below, and above, a 90 % interval."""
 _PARTS = 10
-"""Into so many parts, or fewer, cases are divided; each part's residuals come from a fit to the others."""
+"""Maximum number of parts into which cases are divided; each part's residuals come from a fit to the
+others."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An organ of a case kept back: the Dice that its probabilities promised, and the one that it got."""
+    """An organ of a held-out case: the Dice expected from its probabilities, and the measured one."""
 
     case: str
     organ: str
@@ -37,7 +39,7 @@ class Scored:
 
 
 def scored(promised: Mapping[tuple[str, str], float], scores: Evaluation) -> list[Scored]:
-    """The organs of which both the promise (by case and organ) and the Dice are known."""
+    """The organs with both an expected Dice (by case and organ) and a measured one."""
     return [
         Scored(case.id, score.organ, promised[case.id, score.organ], score.dice)
         for case in scores.cases
@@ -47,10 +49,10 @@ def scored(promised: Mapping[tuple[str, str], float], scores: Evaluation) -> lis
 
 
 def calibrate(known: Sequence[Scored]) -> Calibration | None:
-    """Learn from cases kept back; None if there are none.
+    """Fit the calibration to held-out cases; None if there are none.
 
-    Logistic regression on Dice by maximum a posteriori: the prior says that promises are kept but for one
-    offset, and that organs are alike.
+    Logistic regression on Dice by maximum a posteriori: according to the prior, expected values are correct
+    up to one offset, and organs are alike.
     """
     if not known:
         return None
@@ -58,8 +60,8 @@ def calibrate(known: Sequence[Scored]) -> Calibration | None:
 
 
 def _residuals(known: Sequence[Scored]) -> tuple[float, float] | None:
-    """Split-conformal bounds (Lei et al. 2018, J Am Stat Assoc 113:1094-1111), of either tail by itself, by
-    cross-validation; None if the organs are too few for their outermost to bound the tails."""
+    """Split-conformal bounds (Lei et al. 2018, J Am Stat Assoc 113:1094-1111), separately for each tail, by
+    cross-validation; None if there are too few organs to bound the tails by the outermost ones."""
     cases = sorted({k.case for k in known})
     off: list[float] = []
     for part in range(min(_PARTS, len(cases))):

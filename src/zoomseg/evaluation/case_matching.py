@@ -1,4 +1,4 @@
-"""Which prediction belongs to which reference, and what their label values mean."""
+"""Match predictions with references, and determine the meaning of their label values."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
 
 @dataclass(frozen=True)
 class Pair:
-    """One case's files. ``organs`` are those to be scored in it; ``images`` is empty if none is known;
-    ``labels`` is the prediction's schema, where that is not its folder's."""
+    """One case's files. ``organs`` are those scored in it; ``images`` is empty if none is known; ``labels``
+    is the prediction's schema, if it differs from its folder's."""
 
     id: str
     prediction: Path
@@ -56,8 +56,8 @@ class Pairs:
         """Prediction and reference as class indices of the reference's schema, oriented RAS+.
 
         Raises:
-            ScanError: a file cannot be used, or the two do not lie on one grid.
-            LabelError: a label value that the file's schema does not know.
+            ScanError: a file cannot be used, or the two are not on one grid.
+            LabelError: a label value that is not in the file's schema.
         """
         prediction = _canonical(read_labels(pair.prediction, pair.labels or self.predicted))
         reference = _canonical(read_labels(pair.reference, self.drawn))
@@ -68,7 +68,7 @@ class Pairs:
         """The scan of a pair, oriented RAS+; None if no file is known.
 
         Raises:
-            ScanError: the scan cannot be used, or does not lie on the grid of ``like``.
+            ScanError: the scan cannot be used, or is not on the grid of ``like``.
         """
         if not pair.images:
             return None
@@ -155,10 +155,10 @@ def find_pairs(
 
 
 def _refuse_exchanged(predictions: Path, reference: Path) -> None:
-    """Refuse folders in the wrong order: the scores would be nearly right (Dice does not mind), but missed
-    and spurious organs, volumes and the labels that count would be those of the other side.
+    """Refuse swapped folders: the scores would be almost correct (Dice is symmetric), but missed and spurious
+    organs, volumes and the labels that count would be those of the other side.
 
-    What ``zoomseg predict`` wrote has a ``run.json``; labels of a data set lie beside its images.
+    Folders written by ``zoomseg predict`` have a ``run.json``; labels of a data set are beside its images.
     """
     if not os.path.isdir(predictions):
         return
@@ -176,7 +176,7 @@ def _refuse_exchanged(predictions: Path, reference: Path) -> None:
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    """Also by way of links; a link to nowhere is no file's."""
+    """Whether two paths are the same file, also via links; a broken link is no file."""
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
@@ -185,7 +185,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _of_data_set(folder: Path) -> bool:
-    """Whether it is a data set, or its folder of labels to train on."""
+    """Whether it is a data set, or its folder of training labels."""
     images = {"labelsTr": "imagesTr", "labels": "images"}
     if folder.name in images:
         return os.path.isdir(folder.parent / images[folder.name])
@@ -225,7 +225,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
 
 
 def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
-    """What a JSON file beside the labels says about them."""
+    """The label information in a JSON file beside the labels."""
     beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
     for file in (where / name for where in beside for name in LABELLING_FILES):
         if os.path.lexists(file):
@@ -236,7 +236,7 @@ def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | 
 
 
 def _other_labels(folder: Path) -> dict[str, LabelSchema]:
-    """The schemas of label files whose labels are not the folder's."""
+    """The schemas of label files whose labels differ from the folder's."""
     file = folder / "run.json"
     return read_labels_by_case(file) if file.is_file() else {}
 
@@ -249,7 +249,7 @@ def _scans(images: Path | Dataset) -> dict[str, tuple[Path, ...]]:
 
 
 def _schema_of(files: Sequence[Path]) -> LabelSchema:
-    """``label_<value>`` for every value found; files that cannot be read are reported when scored."""
+    """``label_<value>`` for every value found; unreadable files are reported when they are scored."""
     values: set[int] = set()
     for file in files:
         try:

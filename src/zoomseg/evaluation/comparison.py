@@ -1,8 +1,8 @@
-"""Evaluations of the same cases side by side: paired differences, tests and intervals.
+"""Comparison of evaluations of the same cases: paired differences, tests and intervals.
 
-All are compared with the first, each over the cases that both have. By organ, and for each case's mean over
-organs: the mean difference, its 95 % bootstrap interval, and the p of a Wilcoxon signed-rank test, which over
-the organs is corrected after Holm. Writes ``compare.csv``, ``compare.json`` and ``compare.html``.
+All are compared with the first, each over the common cases. By organ, and for each case's mean over organs:
+the mean difference, its 95 % bootstrap interval, and the p of a Wilcoxon signed-rank test, which for the
+organs is corrected after Holm. Writes ``compare.csv``, ``compare.json`` and ``compare.html``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ MEAN = "mean"
 
 TITLES = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm"}
 _GROWING = ("dice", "nsd")
-"""Metrics of which more is better."""
+"""Metrics for which higher is better."""
 
 _DECIMALS = 9
-"""Of differences: 0.3 - 0.2 and 0.2 - 0.1 are to tie, as they do in the files' digits."""
+"""Decimals of differences, so that 0.3 - 0.2 and 0.2 - 0.1 are ties, as in the files."""
 
 _SAME_ML = 1e-3
-"""Relative; volumes of one reference differ by less between two evaluations."""
+"""Relative; volumes of one reference differ by less than this between two evaluations."""
 
 Values = dict[str, tuple[float, float]]
 """By case: the first evaluation's value and the other's."""
@@ -53,7 +53,7 @@ Values = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Difference:
-    """One organ, or the cases' means over organs; NaN for what does not exist."""
+    """One organ, or the cases' means over organs; NaN for undefined values."""
 
     organ: str
     cases: int
@@ -65,11 +65,11 @@ class Difference:
     high: float
     """Ends of its 95 % interval."""
     better: int
-    """Cases in which the other is better."""
+    """Number of cases in which the other is better."""
     worse: int
     p: float
     p_holm: float
-    """Corrected over the organs; of the mean, which is one test, NaN."""
+    """Corrected over the organs; NaN for the mean, which is a single test."""
 
     @property
     def significant(self) -> bool:
@@ -79,7 +79,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Another evaluation beside the first; ``cases`` are those that both have."""
+    """Comparison of another evaluation with the first; ``cases`` are the common ones."""
 
     first: str
     other: str
@@ -88,7 +88,7 @@ class Comparison:
     mean: Difference
     organs: tuple[Difference, ...]
     notes: tuple[str, ...]
-    """What was left out, one line each."""
+    """What was omitted, one line each."""
 
     @property
     def finding(self) -> str:
@@ -106,8 +106,8 @@ class Comparison:
 
 
 def paired(first: Evaluation, other: Evaluation, metric: str = "dice") -> dict[str, Values]:
-    """By organ that both evaluations know, the values of cases in which both have a finite one; under
-    ``MEAN`` each case's mean over these organs."""
+    """By organ of both evaluations, the values of cases in which both have a finite one; under ``MEAN`` each
+    case's mean over these organs."""
     a, b = (_finite(evaluation, metric) for evaluation in (first, other))
     by_organ = {
         organ: {case: (a[organ][case], b[organ][case]) for case in a[organ] if case in b[organ]}
@@ -153,7 +153,7 @@ def signed_rank(differences: Sequence[float]) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) in the order given; NaN are no tests, and stay."""
+    """Holm's step-down correction (1979) in the given order; NaN are not tests, and unchanged."""
     tested = sorted((value, at) for at, value in enumerate(p) if not math.isnan(value))
     out, highest = [math.nan] * len(p), 0.0
     for rank, (value, at) in enumerate(tested):
@@ -164,7 +164,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean: bootstrap over cases, bias-corrected and accelerated (Efron 1987), 10,000
-    resamples from a fixed seed. NaN for fewer than 2 differences; equal ones give themselves."""
+    resamples from a fixed seed. NaN for fewer than 2 differences; for equal ones, their value."""
     values = np.asarray(differences, dtype=np.float64)
     if values.size < LEAST_CASES:
         return math.nan, math.nan
@@ -174,7 +174,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     means, centre = values[drawn].mean(axis=1), values.mean()
     below = (np.count_nonzero(means < centre) + np.count_nonzero(means <= centre)) / (2 * RESAMPLES)
     away = values - centre
-    # Of a mean, the jackknife's deviations are those of the values divided by n - 1, which cancels.
+    # For a mean, the jackknife's deviations are those of the values divided by n - 1, which cancels.
     acceleration = np.sum(away**3) / (6 * np.sum(away**2) ** 1.5)
     shifted = ndtri(below) + ndtri(np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
     levels = ndtr(ndtri(below) + shifted / (1 - acceleration * shifted))
@@ -186,7 +186,7 @@ def compare(first: Evaluation, other: Evaluation, names: tuple[str, str], metric
     """Compare two evaluations over their common cases and organs.
 
     Raises:
-        DatasetError: fewer than 2 common cases, no common organ, or or scored by different rules.
+        DatasetError: fewer than 2 common cases, no common organ, or scored by different rules.
     """
     cases = [[case.id for case in evaluation.cases] for evaluation in (first, other)]
     common = tuple(case for case in cases[0] if case in set(cases[1]))
@@ -239,7 +239,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-# --- what is left out -----------------------------------------------------------------------------
+# --- what is omitted ------------------------------------------------------------------------------
 
 
 def _only_one_has(first: Evaluation, other: Evaluation, names: tuple[str, str]) -> Iterator[str]:
@@ -252,8 +252,8 @@ def _only_one_has(first: Evaluation, other: Evaluation, names: tuple[str, str]) 
 def _left_out(
     first: Evaluation, other: Evaluation, values: dict[str, Values], cases: tuple[str, ...], metric: str
 ) -> Iterator[str]:
-    """Common cases in which an organ has a number in one evaluation at most. Dice and NSD have none where
-    neither map has the organ, distances are infinite where only one has it."""
+    """Common cases in which an organ has a value in at most one evaluation. Dice and NSD have none if neither
+    map has the organ; distances are infinite if only one has it."""
     told = [_column(evaluation, metric) for evaluation in (first, other)]
     for organ, found in values.items():
         either = {case for case in cases if any(not math.isnan(t.get((case, organ), math.nan)) for t in told)}
@@ -269,7 +269,7 @@ def _references(first: Evaluation, other: Evaluation) -> Iterator[str]:
 
 
 def _column(evaluation: Evaluation, name: str) -> dict[tuple[str, str], float]:
-    """By case and organ."""
+    """Values by case and organ."""
     return {(case.id, s.organ): getattr(s, name) for case in evaluation.cases for s in case.scores}
 
 
@@ -277,7 +277,7 @@ def _column(evaluation: Evaluation, name: str) -> dict[tuple[str, str], float]:
 
 
 def compare_folders(folders: Sequence[Path], out: Path, metric: str = "dice") -> tuple[Comparison, ...]:
-    """Compare what ``zoomseg evaluate`` wrote to each folder with what it wrote to the first of them.
+    """Compare the output folders of ``zoomseg evaluate`` with the first of them.
 
     Raises:
         DatasetError: fewer than two folders, no or damaged scores in one, or nothing in common (``compare``).
@@ -313,7 +313,7 @@ def _read(folder: Path) -> Evaluation:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; a folder that comes again is numbered."""
+    """The shortest distinguishing ends of the paths; repeated folders are numbered."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]
@@ -323,7 +323,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def csv_text(comparisons: Sequence[Comparison]) -> str:
-    """One line per comparison and organ, the mean first; what does not exist is empty."""
+    """One line per comparison and organ, the mean first; undefined values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("first_folder", "other_folder", "metric", *(f.name for f in fields(Difference))))
@@ -339,7 +339,7 @@ def _digits(value: float) -> str:
 
 
 def as_json(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> dict[str, object]:
-    """``compare.json``; what does not exist is null. ``sides``: folders by the names they have here."""
+    """``compare.json``; undefined values are null. ``sides``: folders by their names here."""
     return {
         "metric": comparisons[0].metric,
         "folders": dict(sides),
@@ -366,7 +366,7 @@ def _fields(row: Difference) -> dict[str, object]:
 
 
 def html(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> str:
-    """``compare.html``: one file with everything in it. Whatever comes from names and paths is escaped."""
+    """``compare.html``: one self-contained file. All names and paths are escaped."""
     metric = comparisons[0].metric
     return page(
         "zoomseg.evaluation",
@@ -383,7 +383,7 @@ def html(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> str:
 
 
 def _plot(comparisons: Sequence[Comparison], metric: str) -> bytes:
-    """Organs that any comparison has, the mean first."""
+    """Organs of any comparison, the mean first."""
     organs = dict.fromkeys(row.organ for c in comparisons for row in c.organs)
     lines: dict[str, dict[str, Interval]] = {}
     for comparison in comparisons:
@@ -396,7 +396,7 @@ def _plot(comparisons: Sequence[Comparison], metric: str) -> bytes:
 
 
 def digits_of(metric: str) -> int:
-    """To show of a metric's differences."""
+    """Decimals shown for a metric's differences."""
     return 4 if metric in _GROWING else 2
 
 

@@ -39,21 +39,21 @@ SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
 COLUMNS = ("case", "organ", *SCORES, "region_recall", *LOSSES)
 
 THREADS = 2
-"""Cases scored at once in this process: the heavy parts release Python's lock, and each holds one case. More
-of them wait for each other; then processes are faster."""
+"""Number of cases scored at once in this process: the expensive parts release Python's lock, and each thread
+holds one case. More threads wait for each other; processes are then faster."""
 
 PICTURED_CASES = 6
-"""So many of the worst cases have their worst organ drawn,"""
+"""Number of the worst cases whose worst organ is drawn."""
 PICTURED_DISTANCES = 4
-"""and so many organs are drawn for the distance of their surfaces."""
+"""Number of organs that are drawn for the distance of their surfaces."""
 SHOWN_CASES = 24
-"""So many cases have all their organs shown."""
+"""Number of cases for which all organs are shown."""
 
 FLARE22_DIGITS = 4
 """The challenge's script rounds to these."""
 
 OnCaseScored = Callable[[str, int, int], None]
-"""Called with (case id, cases done, cases in all) after each case."""
+"""Called with (case id, cases done, total cases) after each case."""
 
 
 def evaluate(
@@ -73,17 +73,17 @@ def evaluate(
 
     Args:
         predictions: a folder of ``<case>.nii.gz``; if it also has the outputs of the stages
-            (``inference.stage_outputs``), what is lost in Dice is attributed.
-        reference: a folder of label files, or a data set (its folder, or all or a subset of it as an
-            object); labels that were not drawn in a case are not scored in it.
-        tolerance_mm: how far apart surfaces may be and still agree in the NSD; or each organ's own, of which
-            those that the table lacks have no NSD.
-        schema: of the references, if no ``dataset.json`` or ``labels.json`` lies beside them.
-        images: a folder or data set of scans to draw the contours on; by default the reference's own, or
+            (``inference.stage_outputs``), lost Dice is attributed.
+        reference: a folder of label files, or a data set (its folder, or all or a subset of it as an object);
+            labels not annotated in a case are not scored in it.
+        tolerance_mm: maximum distance of agreeing surfaces in the NSD; or a table with a value per organ,
+            where organs not in the table have no NSD.
+        schema: of the references, if there is no ``dataset.json`` or ``labels.json`` beside them.
+        images: a folder or data set of scans on which contours are drawn; by default the reference's own, or
             those that the predictions' ``run.json`` names.
-        training_log: the ``metrics.csv`` of the training that the report shall show.
-        provenance: what else the report shall say about where the predictions come from.
-        workers: processes that score, each a case at a time; None: ``THREADS`` of this one.
+        training_log: the ``metrics.csv`` of the training to be shown in the report.
+        provenance: further information on the origin of the predictions for the report.
+        workers: processes that score, each one case at a time; None: ``THREADS`` of this one.
 
     Raises:
         DatasetError: nothing to score: no such folders, no files, or none that match.
@@ -120,8 +120,8 @@ def write_all(
     training_log: Path | None = None,
     recipe: str = "",
 ) -> None:
-    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``, one by the
-    rule of FLARE 2022 also as the challenge's ``DSC_NSD.csv``; ``recipe`` is that of the predictions, as
+    """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``, and one by
+    the rule of FLARE 2022 also as the challenge's ``DSC_NSD.csv``; ``recipe`` is that of the predictions, as
     YAML.
 
     Raises:
@@ -139,7 +139,7 @@ def _score_all(
     pairs: Pairs, rules: Tolerances, on_progress: OnCaseScored | None, workers: int | None
 ) -> tuple[list[CaseResult], list[Failure]]:
     done: dict[str, CaseResult | Failure] = {}
-    alone = replace(pairs, pairs=())  # all that another process needs beside a pair
+    alone = replace(pairs, pairs=())  # everything that another process needs in addition to a pair
     with _pool(workers) as pool:
         waiting = {pool.submit(_score_case, alone, pair, rules): pair for pair in pairs.pairs}
         try:
@@ -152,7 +152,7 @@ def _score_all(
             raise ZoomSegError(
                 "a process that scores was killed, by the system if memory ran out; give fewer --workers"
             ) from error
-        except BaseException:  # an interrupted user does not wait for the cases not yet begun
+        except BaseException:  # after an interruption, cases not yet started are not awaited
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     in_order = [done[pair.id] for pair in pairs.pairs]
@@ -165,31 +165,31 @@ def _score_all(
 def _pool(workers: int | None) -> Executor:
     if workers is None:
         return ThreadPoolExecutor(THREADS)
-    # Afresh, not forked: this process may have threads.
+    # Spawned, not forked: this process may have threads.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, context, _leave_signals)
 
 
 def _leave_signals() -> None:
-    """A terminal interrupts all processes of a command; the first one ends the others."""
+    """Ignore signals: a terminal interrupts all processes of a command, and the first one ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stages_of(pair: Pair) -> Path | None:
-    """The folder of what the stages said, if it was kept."""
+    """The folder with the outputs of the stages, if they were kept."""
     folder = pair.prediction.parent / stage_outputs.FOLDER
     return folder if stage_outputs.json_path(folder, pair.id).is_file() else None
 
 
 def _without_stages(pairs: Pairs) -> list[str]:
-    """A warning if stages were kept of some cases only."""
+    """A warning if outputs of the stages were kept for some cases only."""
     without = {pair.id for pair in pairs.pairs if _stages_of(pair) is None}
     some = len(without) < len(pairs.pairs)
     return unmatched("errors not attributed, as stages were not kept", without if some else set())
 
 
 def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
-    """A warning of the organs that have no NSD.
+    """A warning about organs without an NSD.
 
     Raises:
         DatasetError: none has one.
@@ -201,13 +201,13 @@ def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
 
 
 def _header_notes(pairs: Pairs) -> list[str]:
-    """What was ambiguous in the headers of predictions and references, and which rule decided."""
+    """Notes on ambiguous headers of predictions and references, and the rule that was applied."""
     return header_notes_by_case({pair.id: (pair.prediction, pair.reference) for pair in pairs.pairs})
 
 
 def _copies(cases: Sequence[CaseResult]) -> list[str]:
-    """A warning if no prediction differs from its reference in any voxel: no network draws so, nor does a
-    second reader."""
+    """A warning if every prediction equals its reference in all voxels, which neither a network nor a second
+    reader achieves."""
     equal = {case.id for case in cases if _is_copy(case)}
     what = "all predictions are their references, voxel by voxel, as copies would be"
     return unmatched(what, equal if len(equal) == len(cases) else set())
@@ -237,13 +237,13 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Fai
         )
     except ZoomSegError as error:
         return Failure(pair.id, str(error))
-    except Exception as error:  # the next cases may be scored all the same
+    except Exception as error:  # the next cases may still be scored
         return Failure(pair.id, f"{pair.prediction}: {why(error)}")
 
 
 def _pictured(evaluation: Evaluation) -> list[tuple[CaseResult, list[OrganScore]]]:
-    """The worst cases by mean Dice, worst first, with the organs to draw: of the first ones their worst, and
-    wherever they are those whose surfaces lie farthest apart."""
+    """The worst cases by mean Dice, worst first, with the organs to be drawn: for the first ones their worst,
+    and in any case those with the largest distances of surfaces."""
     scored = sorted((c for c in evaluation.cases if c.worst is not None), key=lambda case: case.mean_dice)
     chosen: dict[str, list[OrganScore]] = {
         case.id: [case.worst] for case in scored[:PICTURED_CASES] if case.worst is not None
@@ -277,7 +277,7 @@ def _drawn(case: CaseResult, organs: Sequence[OrganScore], pairs: Pairs, pair: P
 
 @dataclass(frozen=True, eq=False)
 class _Scene:
-    """What there is to draw of a case: canonical, and the grid that the reference is stored on."""
+    """The data of a case for drawing: canonical, with the grid on which the reference is stored."""
 
     pairs: Pairs
     pair: Pair
@@ -309,8 +309,8 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
-    """Write ``metrics.csv``. Scores of an organ that neither map has are empty, as is what its stages would
-    tell; distances to an organ that only one map has are ``inf``."""
+    """Write ``metrics.csv``. Scores of an organ that neither map has are empty, as are unknown attributions;
+    distances to an organ that only one map has are ``inf``."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -324,9 +324,9 @@ def write_metrics(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_flare(path: Path, evaluation: Evaluation) -> None:
-    """Write the scores as FLARE 2022's ``FLARE22_DSC_NSD_Eval.py`` does: a row per case by its file's name,
-    first the Dice and then the NSD of the challenge's organs, to four digits. What was not scored is empty.
-    """
+    """Write the scores in the format of FLARE 2022's ``FLARE22_DSC_NSD_Eval.py``: a row per case, by file
+    name, first the Dice and then the NSD of the challenge's organs, to four digits. Missing scores are
+    empty."""
     known = {organ_words(organ): organ for organ in evaluation.organs}
     columns = {flare: known.get(organ_words(organ), "") for flare, (organ, _) in FLARE22_ORGANS.items()}
     text = io.StringIO()

@@ -1,7 +1,7 @@
-"""The report's pictures as PNG bytes: Dice by organ, contours in three planes, training curves.
+"""The report's pictures as PNG: Dice by organ, contours in three planes, training curves.
 
-Figures are made without pyplot, so drawing keeps no global state and needs no display. matplotlib is
-imported by what draws, as the base installation has none.
+Figures are created without pyplot, so drawing has no global state and needs no display. matplotlib is
+imported by the drawing functions, as the base installation does not include it.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _MUTED = "#66727f"
 _ACCENT = "#1f6f8b"
 _DARK = "#10151b"
 COLOURS = (_ACCENT, "#d9822b", "#5b8c5a", "#8e5ea2", "#b04a5a", "#4a5a6a")
-"""Of lines in one plot."""
+"""Colours of lines in one plot."""
 
 CONTEXT_MM = 25.0
-"""Shown around the organ on each side."""
+"""Margin around the organ on each side."""
 SMALLEST_VIEW_MM = 90.0
 
 
 def without_figures() -> tuple[str, ...]:
-    """Why nothing can be drawn here; nothing where it can."""
+    """The reason why nothing can be drawn here; empty if it can."""
     if installed("matplotlib"):
         return ()
     return (f"no plots and contours, as matplotlib is not installed: {how_to_install('matplotlib')}",)
 
 
 def _figure(width: float, height: float, **options: Any) -> Figure:
-    """In inches."""
+    """A figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), **options)
@@ -82,9 +82,9 @@ class OrganView:
     """As in ``organ_pictures.slice_name``."""
     image: npt.NDArray[Any] | None = None
     window: Window | None = None
-    """Of the image, in every panel."""
+    """For the image, in every panel."""
     region: Mask | None = None
-    """Where the stage that answers for the organ looked."""
+    """Region of the stage that predicts the organ."""
     farthest: FarthestPoint | None = None
     """Where the surfaces are farthest apart."""
 
@@ -94,15 +94,15 @@ class OrganView:
 
 def overlay(view: OrganView) -> bytes:
     """Contours, and below them the difference, of one organ in three planes through its centre; below these
-    contours in the planes through the farthest point, if there is one. Without an image, contours are drawn
-    on black."""
+    contours in the planes through the farthest point, if there is one. Without an image, the background is
+    black."""
     shown = view.reference if view.reference.any() else view.prediction
     centre = centre_of(shown)
     rows: list[tuple[Index3, _Draw]] = [(centre, _draw_contours), (centre, _draw_difference)]
     if view.farthest is not None:
         rows.append((view.farthest.voxel, _draw_contours))
     figure = _figure(12, 0.9 + 3.9 * len(rows), facecolor=_DARK)
-    # Room for the titles above, the legend below and the letters of direction around each panel.
+    # Space for the titles above, the legend below and the letters of direction around each panel.
     axes = figure.subplots(
         len(rows),
         3,
@@ -138,7 +138,7 @@ def _draw_panel(panel: Axes, view: OrganView, plane: Plane, at: Index3, draw: _D
 
 
 def _scale_bar(panel: Axes, seen: tuple[Range, Range]) -> None:
-    """Below on the left, where the horizontal axis has its highest numbers."""
+    """A scale bar at the lower left, where the horizontal axis has its highest numbers."""
     from matplotlib.patheffects import withStroke
 
     (low, high), (bottom, top) = seen
@@ -161,7 +161,7 @@ def _mark(panel: Axes, plane: Plane, point: FarthestPoint, spacing_mm: Vector3) 
 
 
 def _in_planes(mask: Mask, at: Index3) -> Mask:
-    """The mask where the slices through ``at`` cut it: what lies elsewhere must not widen the view."""
+    """The mask in the slices through ``at``: other parts must not widen the view."""
     shown = np.zeros_like(mask)
     for plane in PLANES:
         where = tuple(slice(at[a], at[a] + 1) if a == plane.across else slice(None) for a in range(3))
@@ -170,8 +170,8 @@ def _in_planes(mask: Mask, at: Index3) -> Mask:
 
 
 def _window(mask: Mask, spacing_mm: Vector3) -> list[tuple[float, float]]:
-    """Per axis, the range (mm from the first voxel's outer face) to show: a cube around the organ, as
-    far as the scan reaches."""
+    """Per axis, the range (mm from the first voxel's outer face) to be shown: a cube around the organ, within
+    the scan."""
     low, high, extent = [], [], []
     for axis in range(3):
         planes = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -295,12 +295,12 @@ def _plain(axes: Axes) -> None:
 
 
 def _literal(name: str) -> str:
-    """A name as it is: between two dollar signs stands a formula, which may be malformed."""
+    """A literal name: text between two dollar signs would be a formula, which may be malformed."""
     return name.replace("$", r"\$")
 
 
 def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
-    """Box plot of Dice per organ, every case a dot; organs without a case are left empty."""
+    """Box plot of Dice per organ, with a dot per case; organs without a case are left empty."""
     names = list(dice)
     figure = _plot(0.9 + 0.42 * len(names))
     axes = figure.subplots()
@@ -329,11 +329,11 @@ def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, str]) -> bytes:
-    """Stacked bars: per organ the mean Dice lost in each part, NaN where nothing is known.
+    """Stacked bars: per organ the mean Dice lost in each part, NaN if unknown.
 
     Args:
         losses: by organ, one number per part.
-        parts: what each part is called, and its colour.
+        parts: names of the parts, and their colours.
     """
     names = list(losses)
     known = np.array([losses[name] for name in names], dtype=float)
@@ -360,7 +360,7 @@ def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, s
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its interval, NaN where either does not exist; ``filled``: whether it stands out."""
+    """A number with its interval, NaN if either does not exist; ``filled``: whether it is highlighted."""
 
     value: float
     low: float

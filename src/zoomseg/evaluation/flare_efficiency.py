@@ -1,5 +1,6 @@
-"""What predictions took, as FLARE 2022's ``load_json.py`` (github.com/JunMa11/FLARE) tabulates it: a row per
-case by its file's name. Times are seconds, memory is in MB, areas are of 0.1 s steps there and exact here."""
+"""Resource usage of predictions in the format of FLARE 2022's ``load_json.py`` (github.com/JunMa11/FLARE):
+a row per case, by file name. Times are seconds, memory is in MB; areas are of 0.1 s steps there and exact
+here."""
 
 from __future__ import annotations
 
@@ -22,13 +23,12 @@ COLUMNS: Mapping[str, tuple[str, int | None]] = {
     "RAM": ("peak_ram_mb", 2),
     "AUC_RAM_Time": ("ram_area_mb_s", None),
 }
-"""The script's columns: the measure, and the digits that it is rounded to (None: to a whole number). Nobody
-measures the highest utilisation here; its column is empty."""
+"""The script's columns: the measure, and its number of digits (None: rounded to a whole number). The maximum
+utilisation is not measured here; its column is empty."""
 
 
 def write_efficiency(folder: Path, measured: Mapping[str, Measures], cases: Iterable[str]) -> None:
-    """Write ``Efficiency.csv``: a row for each of ``cases`` of which measures are known; without any,
-    no file.
+    """Write ``Efficiency.csv``: a row for each of ``cases`` with known measures; no file if there are none.
 
     Raises:
         OutputError: no permission, full disk.

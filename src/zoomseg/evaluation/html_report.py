@@ -1,4 +1,4 @@
-"""``report.html``: one file with everything in it, to be opened, mailed or archived."""
+"""``report.html``: one self-contained file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PARTS = {
     "at the boundary": "#8fbcd0",
     "elsewhere": "#1f6f8b",
 }
-"""What the losses are called, in the order of ``LOSSES``, and their colours."""
+"""Names of the losses, in the order of ``LOSSES``, and their colours."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An organ's contours; ``note`` says what is particular about the drawing."""
+    """An organ's contours; ``note`` describes particularities of the drawing."""
 
     organ: OrganScore
     png: bytes
@@ -44,8 +44,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class CasePictures:
-    """All organs of a case as they are in the reference and in the prediction (JPEG), on the slices
-    ``where``, and the contours of some."""
+    """All organs of a case in the reference and in the prediction (JPEG), on the slices ``where``, and the
+    contours of some."""
 
     case: CaseResult
     reference: bytes
@@ -62,8 +62,8 @@ def render(
     provenance: Mapping[str, object] | None = None,
     recipe: str = "",
 ) -> str:
-    """The whole page. Whatever comes from file names, labels or ``provenance`` is escaped. ``recipe``: the
-    one that made the predictions, as YAML.
+    """The whole page. All file names, labels and ``provenance`` are escaped. ``recipe``: of the predictions,
+    as YAML.
 
     Raises:
         DatasetError: the training log cannot be read.
@@ -89,7 +89,7 @@ def render(
 
 
 def _loss_plot(evaluation: Evaluation) -> bytes:
-    """Of one-stage models only what they can lose."""
+    """For one-stage models, only the losses that they can have."""
     shown = {
         part: (loss, colour)
         for loss, (part, colour) in zip(LOSSES, PARTS.items(), strict=True)
@@ -100,8 +100,8 @@ def _loss_plot(evaluation: Evaluation) -> bytes:
 
 
 def read_curves(training_log: Path) -> list[Curve]:
-    """Curves of a training's ``metrics.csv``: one per stage and split. Rows that are not complete (a
-    training that was killed, or still runs) are left out.
+    """Curves of a training's ``metrics.csv``: one per stage and split. Incomplete rows (of a training that
+    was killed, or still runs) are ignored.
 
     Raises:
         DatasetError: not readable, or without the columns step, loss and dice.

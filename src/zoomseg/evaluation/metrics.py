@@ -41,16 +41,16 @@ INSIDE = 255
 HAUSDORFF_SHARE = 0.95
 
 ROUNDING = 1e-6
-"""Relative error of a far distance, and of a sum of float64: three times 0.7 mm is within 2.1 mm."""
+"""Relative error of a large distance, and of a sum of float64: three times 0.7 mm is within 2.1 mm."""
 
 BALL_VOXELS = 400
-"""Around each surface element so many voxels are looked at one by one,"""
+"""Number of voxels around each surface element that are checked one by one."""
 
 BALL_REACH = 16
-"""as far as this along any axis,"""
+"""Maximum distance of these along any axis, in voxels."""
 
 STEPS_AT_ONCE = 8
-"""and after so many, the elements that have found the other surface are put aside."""
+"""Number of steps after which elements that have found the other surface are removed."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,22 @@ def score(
     organs: Iterable[str] | str = "all",
 ) -> tuple[OrganScore, ...]:
     """Score two maps ``[I, J, K]`` of class indices on ``grid``, one row per organ in schema order. Volumes
-    are the grid's; distances and areas take its axes to stand at right angles. Slices, where an organ is
-    scored on those of the reference alone, are planes of constant k.
+    are those on the grid; distances and areas assume perpendicular axes. If an organ is scored on the slices
+    of the reference alone, these are planes of constant k.
 
     Voxels whose reference is ``IGNORE`` count as background in both maps.
 
     Raises:
         GeometryError: the maps differ in shape, from each other or from the grid, or the tolerance is not
             usable.
-        LabelError: an organ that the schema does not know.
+        LabelError: an organ that is not in the schema.
     """
     if prediction.shape != reference.shape:
         raise GeometryError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
     if reference.shape != grid.shape:
         raise GeometryError(f"the maps have the shape {reference.shape}, their grid {grid.shape}")
     rules = tolerance_mm if isinstance(tolerance_mm, Tolerances) else Tolerances.same(tolerance_mm)
-    # Axes in the order of the reference's memory: scores are the same in any, and nothing is copied.
+    # Axes in the order of the reference's memory: scores are the same in any order, and nothing is copied.
     axes = np.argsort([-abs(stride) for stride in reference.strides], kind="stable")
     prediction, reference = (np.ascontiguousarray(x.transpose(axes)) for x in (prediction, reference))
     i, j, k = (grid.spacing_mm[axis] for axis in axes)
@@ -122,20 +122,20 @@ def score(
         masks, rule = (prediction[box] == c, reference[box] == c), rules.of(organ)
         volumes = [int(np.count_nonzero(mask)) * grid.voxel_volume_ml for mask in masks]
         if rule.reference_slices and volumes[1] > 0:
-            # Of a reference on one slice alone nothing is left, and nothing can be said.
+            # Nothing is left of a reference on one slice alone, so that there is no score.
             masks, rule = _on_reference_slices(*masks, slices), replace(rule, neither=math.nan)
         rows.append(OrganScore(organ, *_agreement(*masks, (i, j, k), rule), *volumes))
     return tuple(rows)
 
 
 def union_of(boxes: Iterable[Box | None]) -> Box:
-    """Smallest box around those that there are; an empty one where there are none."""
+    """The smallest box around the given ones; an empty one if there are none."""
     there = [box for box in boxes if box is not None]
     return reduce(Box.union, there) if there else Box((0, 0, 0), (0, 0, 0))
 
 
 def _on_reference_slices(prediction: Mask, reference: Mask, axis: int) -> tuple[Mask, Mask]:
-    """Both from the reference's lowest plane along an axis to the one below its highest."""
+    """Both maps from the reference's lowest plane along an axis to the one below its highest."""
     others = tuple(a for a in range(3) if a != axis)
     planes = np.flatnonzero(reference.any(axis=others))
     kept = (slice(None),) * axis + (slice(planes[0], planes[-1]),)
@@ -161,7 +161,7 @@ def _agreement(
 
 
 def surface_agreement(a: Mask, b: Mask, spacing_mm: Vector3, tolerance_mm: float) -> SurfaceAgreement:
-    """Agreement of the surfaces of two masks ``[I, J, K]`` that are both not empty.
+    """Agreement of the surfaces of two non-empty masks ``[I, J, K]``.
 
     Raises:
         GeometryError: a mask is empty.
@@ -184,16 +184,16 @@ def surface_agreement(a: Mask, b: Mask, spacing_mm: Vector3, tolerance_mm: float
 
 @dataclass(frozen=True)
 class FarthestPoint:
-    """Where two surfaces are farthest apart: a voxel at the surface of the mask that reaches there, and how
-    far the other mask's surface is from it."""
+    """Where two surfaces are farthest apart: a voxel at the surface of the mask that extends farther, and its
+    distance from the other mask's surface."""
 
     voxel: Index3
     distance_mm: float
 
 
 def farthest_point(a: Mask, b: Mask, spacing_mm: Vector3) -> FarthestPoint:
-    """The point behind the Hausdorff distance of two masks ``[I, J, K]`` that are both not empty: of the
-    direction whose HD95 is the larger one, the surface element farthest from the other surface.
+    """The point of the Hausdorff distance of two non-empty masks ``[I, J, K]``: in the direction with the
+    larger HD95, the surface element farthest from the other surface.
 
     Raises:
         GeometryError: a mask is empty.
@@ -224,8 +224,8 @@ def _voxel_at(mask: Mask, corner: Sequence[int | np.intp]) -> Index3:
 
 
 def neighbour_codes(mask: Mask) -> Codes:
-    """For every voxel corner ``[I+1, J+1, K+1]``, which of the 8 voxels around it are inside: voxel
-    (di, dj, dk) is bit 4 di + 2 dj + dk. Outside the array there is background."""
+    """For every voxel corner ``[I+1, J+1, K+1]``, which of the 8 voxels around it are inside: voxel (di, dj,
+    dk) is bit 4 di + 2 dj + dk. Outside the array is background."""
     bits: Codes = np.pad(mask, 1).view(np.uint8)
     along_k: Codes = bits[:, :, :-1] | np.left_shift(bits[:, :, 1:], 1, dtype=np.uint8)
     along_j: Codes = along_k[:, :-1] | np.left_shift(along_k[:, 1:], 2, dtype=np.uint8)
@@ -238,7 +238,7 @@ class _Surface:
     """The surface elements of a mask ``[I, J, K]``."""
 
     mask: Mask
-    """``[I+1, J+1, K+1]``: the voxel corners that have one."""
+    """``[I+1, J+1, K+1]``: the voxel corners with a surface element."""
     elements: npt.NDArray[np.int64]
     """Flat indices into ``mask``."""
     areas_mm2: Floats
@@ -262,9 +262,9 @@ def _directed(source: _Surface, target: _Surface, spacing_mm: Vector3) -> tuple[
 def distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
     """Distance (mm) from lattice points (flat indices) to the nearest true voxel of ``goal``.
 
-    Most points of two surfaces that are compared lie a few voxels apart: these are found by looking at all
-    voxels around them, nearest first, and are exact. Only for the others the distance of every voxel of the
-    box is computed, in float32.
+    Most points of two compared surfaces are a few voxels apart: these are found by checking all voxels around
+    them, nearest first, and are exact. Only for the others, the distance of every voxel of the box is
+    computed, in float32.
     """
     distance = _distance_nearby(goal, elements, spacing_mm)
     far = np.isinf(distance)
@@ -274,7 +274,7 @@ def distance_to(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3
 
 
 def _distance_nearby(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Vector3) -> Floats:
-    """As ``distance_to``; infinite where no voxel of the ball around an element is true."""
+    """As ``distance_to``; infinite if no voxel of the ball around an element is true."""
     steps, steps_mm = _ball(spacing_mm)
     reach = steps.max(axis=0)
     padded = np.zeros(goal.shape + 2 * reach, dtype=bool)
@@ -287,7 +287,7 @@ def _distance_nearby(goal: Mask, elements: npt.NDArray[np.int64], spacing_mm: Ve
         near = np.full(len(at), np.inf)
         for n in reversed(
             range(first, min(first + STEPS_AT_ONCE, len(moves)))
-        ):  # the nearest has the last word
+        ):  # the nearest one is written last
             near[flat.take(at + moves[n])] = steps_mm[n]
         out[waiting] = near
         left = np.isinf(near)
@@ -357,7 +357,7 @@ def _pieces(code: int) -> list[list[Corner]]:
     pieces: list[list[Corner]] = []
     while left:
         piece = [left[0]]
-        for corner in piece:  # grows while it is walked
+        for corner in piece:  # grows during the iteration
             piece += [c for c in left if c not in piece and _axis(corner, c) is not None]
         left = [c for c in left if c not in piece]
         pieces.append(piece)

@@ -1,4 +1,4 @@
-"""What made a folder of predictions, by the ``run.json`` that lies in it."""
+"""Provenance of a folder of predictions, from its ``run.json``."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ SHOWN = {
     "trained": "training",
     "recipe": "recipe",
 }
-"""Keys of ``run.json``, and what a report calls them."""
+"""Keys of ``run.json``, and their names in a report."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Nothing where nothing is known."""
+    """The origin of predictions; empty if unknown."""
 
     about: Mapping[str, object] = field(default_factory=dict)
-    """For readers, by what it is called."""
+    """For readers, by name."""
     recipe: str = ""
-    """In full, as YAML."""
+    """Complete, as YAML."""
 
 
 def read_origin(predictions: Path) -> Origin:
-    """What ``run.json`` says. Predictions of other programs have none; one that is damaged says nothing."""
+    """The content of ``run.json``. Predictions of other programs have none; a damaged one is ignored."""
     run = _run_of(predictions)
     about = {name: run[key] for key, name in SHOWN.items() if run.get(key)}
     return Origin(about, _yaml(run.get("recipe_in_full")) if run else "")
 
 
 def read_measures(predictions: Path) -> dict[str, dict[str, float]]:
-    """What each case took, by ``run.json``: those of ``MEASURES`` that it tells."""
+    """Resource usage of each case from ``run.json``: the recorded ones of ``MEASURES``."""
     cases = _run_of(predictions).get("cases")
     found = {case: _measures(own) for case, own in cases.items()} if isinstance(cases, dict) else {}
     return {case: own for case, own in found.items() if own}
 
 
 def read_scans(predictions: Path) -> dict[str, tuple[Path, ...]]:
-    """The files that each case was predicted from, by ``run.json``, where all of them are still there."""
+    """The files from which each case was predicted, from ``run.json``, if all of them still exist."""
     cases = _run_of(predictions).get("cases")
     named = {case: _paths(own, predictions) for case, own in cases.items()} if isinstance(cases, dict) else {}
     return {case: paths for case, paths in named.items() if paths and all(map(os.path.exists, paths))}

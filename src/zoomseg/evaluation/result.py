@@ -40,7 +40,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that could not be scored, and why."""
+    """A case that could not be scored, and the reason."""
 
     case: str
     reason: str
@@ -108,7 +108,7 @@ class Evaluation:
         return [a for a in found if not math.isnan(a.lost_elsewhere)]
 
     def _tolerance_mm(self) -> float | dict[str, float]:
-        """One for all, or by organ of those that have one."""
+        """One value for all, or by organ for those that have one."""
         rules = self.tolerances
         if not rules.organs:
             return rules.others.tolerance_mm
@@ -122,7 +122,7 @@ class Evaluation:
 
     @property
     def with_regions(self) -> bool:
-        """Whether any organ was looked for in a region: otherwise no region lost anything."""
+        """Whether any organ was predicted in a region: otherwise no region lost anything."""
         found = (own.region_recall for case in self.cases for own in case.attributions.values())
         return any(math.isfinite(recall) for recall in found)
 

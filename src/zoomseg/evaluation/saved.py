@@ -1,4 +1,4 @@
-"""Evaluations read back from the files that ``evaluate`` wrote, and several as one."""
+"""Evaluations read from the files that ``evaluate`` wrote, and merged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zoomseg.io.files import parse_json, read_file, writable_directory
 
 
 def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
-    """The evaluation that lies in ``folder``; None if there is none (of so many cases), or it is damaged."""
+    """The evaluation in ``folder``; None if there is none (of this many cases), or it is damaged."""
     try:
         summary = parse_json(read_file(folder / "summary.json"))
         if cases is not None and summary["cases"] != cases:
@@ -53,15 +53,15 @@ def _tolerances(mm: object, rule: object) -> Tolerances:
 
 
 def pool(parts: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of different cases as one of all of them."""
+    """Merge evaluations of different cases."""
     cases = sorted((case for part in parts for case in part.cases), key=lambda case: case.id)
     failures = tuple(failure for part in parts for failure in part.failures)
     return replace(parts[0], cases=tuple(cases), failures=failures)
 
 
 def gather(folders: Sequence[Path], dataset: Dataset, out: Path) -> Evaluation:
-    """The evaluations in ``folders``, each with its ``predictions``, written to ``out`` as one. They are of
-    different cases of a data set.
+    """Merge the evaluations in ``folders``, each with its ``predictions``, and write them to ``out``. They
+    are of different cases of a data set.
 
     Raises:
         ScanError: one of them is missing or damaged.

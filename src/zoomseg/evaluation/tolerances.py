@@ -1,7 +1,7 @@
-"""How far apart surfaces may be and still agree in the NSD: the same for every organ, or each its own.
+"""Surface tolerances of the NSD: the same for every organ, or one per organ.
 
 A table is a CSV file with the columns ``organ`` and ``mm``, or YAML, ``organ: mm``. ``flare22`` is the rule
-of the MICCAI challenge FLARE 2022, as its ``FLARE22_DSC_NSD_Eval.py`` (github.com/JunMa11/FLARE) has it.
+of the MICCAI challenge FLARE 2022, as in its ``FLARE22_DSC_NSD_Eval.py`` (github.com/JunMa11/FLARE).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zoomseg.anatomy.organ_names import organ_words
 from zoomseg.core.errors import GeometryError, ScanError
 
 MAX_TABLE_BYTES = 1024**2
-"""A larger file is no table of tolerances."""
+"""Maximum size of a table of tolerances."""
 
 Words = frozenset[str]
 
@@ -29,9 +29,9 @@ class OrganRule:
     """How one organ is scored.
 
     Args:
-        tolerance_mm: NaN: it has no tolerance, so that there is no NSD of it.
+        tolerance_mm: NaN: it has no tolerance, and therefore no NSD.
         reference_slices: whether Dice and distances are those of the axial slices from the reference's lowest
-            to the one below its highest: the challenge's script leaves the highest out.
+            to the one below its highest: the challenge's script omits the highest.
         neither: Dice and NSD of a case in which neither map has the organ.
     """
 
@@ -49,8 +49,8 @@ NO_TOLERANCE = OrganRule(math.nan)
 
 @dataclass(frozen=True)
 class Tolerances:
-    """The rules of all organs, found however a data set spells them (``anatomy.organ_names``). ``name`` is
-    for readers; ``others`` is the rule of organs that the table lacks."""
+    """The rules of all organs, found for any spelling in a data set (``anatomy.organ_names``). ``name`` is
+    for readers; ``others`` is the rule of organs that are not in the table."""
 
     name: str
     organs: Mapping[Words, OrganRule] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Tolerances:
 
     @classmethod
     def same(cls, tolerance_mm: float) -> Tolerances:
-        """One for all.
+        """The same tolerance for all.
 
         Raises:
-            GeometryError: it is no distance.
+            GeometryError: it is not a distance.
         """
         if math.isnan(tolerance_mm):
             raise GeometryError(f"the tolerance must be 0 mm or more, got {tolerance_mm}")
@@ -69,10 +69,10 @@ class Tolerances:
 
     @classmethod
     def by_organ(cls, name: str, tolerances_mm: Mapping[str, float]) -> Tolerances:
-        """Each organ's own.
+        """A tolerance per organ.
 
         Raises:
-            GeometryError: one of them is no distance, or two names are of one organ.
+            GeometryError: one of them is not a distance, or two names denote one organ.
         """
         found: dict[Words, OrganRule] = {}
         for organ, mm in tolerances_mm.items():
@@ -87,7 +87,7 @@ class Tolerances:
         return self.organs.get(organ_words(organ), self.others)
 
     def without(self, organs: Iterable[str]) -> tuple[str, ...]:
-        """Those of the organs that have no tolerance."""
+        """The organs without a tolerance."""
         return tuple(organ for organ in organs if math.isnan(self.of(organ).tolerance_mm))
 
 
@@ -115,11 +115,11 @@ FLARE22_TOLERANCES = Tolerances(
 
 
 def read_tolerances(source: str) -> Tolerances:
-    """``flare22``, or the table in a file, named by its path.
+    """``flare22``, or the table in a file, given by its path.
 
     Raises:
-        ScanError: the file cannot be read, or is no table of tolerances.
-        GeometryError: a tolerance is no distance, or two are of one organ.
+        ScanError: the file cannot be read, or is not a table of tolerances.
+        GeometryError: a tolerance is not a distance, or two are of one organ.
     """
     if source == FLARE22:
         return FLARE22_TOLERANCES

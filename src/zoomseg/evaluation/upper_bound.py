@@ -1,13 +1,13 @@
-"""The best Dice that a recipe permits on a data set, and where the rest is lost, before anything is trained.
+"""The upper bound of Dice that a recipe permits on a data set, and the losses by cause, without any training.
 
-An oracle takes the place of every network: it returns the truth on the grid that a stage asks for. What a
-perfect network would still lose is lost by the recipe itself:
+An oracle replaces every network: it returns the reference on the grid that a stage requests. What a perfect
+network would still lose is lost by the recipe itself:
 
-- ``grid``: the reference, brought to the grid of the stage that answers and back, is no longer itself;
-- ``region``: voxels lie outside the region that the stage looks at. Earlier stages are oracles, too: real
-  ones place regions worse, never better on purpose;
-- ``other``: tiles, stitching, fusion with other stages' answers, the largest component. Below zero where an
-  earlier stage's answer fills what the last one's region leaves out.
+- ``grid``: the reference, resampled to the grid of the predicting stage and back, changes;
+- ``region``: voxels lie outside the stage's region. Earlier stages are oracles, too: real ones give worse
+  regions, never systematically better ones;
+- ``other``: tiles, aggregation, fusion with other stages' predictions, the largest component. Below zero if
+  an earlier stage's prediction fills voxels outside the last one's region.
 """
 
 from __future__ import annotations
@@ -57,24 +57,24 @@ class UpperBound:
     case: str
     organ: str
     stage: str
-    """The one that answers last for the organ."""
+    """The stage that predicts the organ last."""
     place: Place
-    """What kind of region that stage looks at; empty if it looks everywhere."""
+    """Kind of that stage's region; empty if it is the whole scan."""
     dice: float
-    """Best reachable."""
+    """Highest possible."""
     grid: float
     """Dice lost by sampling alone."""
     region: float
-    """Further Dice lost as voxels lie outside the region."""
+    """Further Dice lost by voxels outside the region."""
     other: float
-    """Further Dice lost in tiles, stitching, fusion, largest component."""
+    """Further Dice lost by tiles, aggregation, fusion, largest component."""
     outside: float
     """Share of the reference's voxels outside the region."""
 
 
 def oracle(reference: LabelMap) -> StageNetworkOf:
-    """Networks that are certain of the reference (canonical orientation), sampled on the tile; beyond the
-    scan its edge goes on, as the image does."""
+    """Networks that predict the reference (canonical orientation) with certainty, sampled on the tile; beyond
+    the scan its edge is repeated, like the image's."""
 
     def network_of(view: StageView) -> StageNetwork:
         labels = graph.resolve_labels(view.stage, reference.schema)
@@ -103,7 +103,7 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
 
 
 def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
-    """Per organ the stage that answers last for it; organs that no stage answers for are left out."""
+    """Per organ the stage that predicts it last; organs that no stage predicts are omitted."""
     last = {
         organ: stage
         for stage in recipe.stages
@@ -114,7 +114,7 @@ def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
 
 
 def place_of(roi: RoiSpec) -> Place:
-    """What a stage's region is called."""
+    """The name of a kind of region."""
     match roi.kind:
         case "whole_volume":
             return ""
@@ -125,10 +125,10 @@ def place_of(roi: RoiSpec) -> Place:
 
 
 def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
-    """The data set's organs that no stage answers for.
+    """The data set's organs that no stage predicts.
 
     Raises:
-        RecipeError: a stage wants an image channel that the scans do not have, or its network cannot read
+        RecipeError: a stage needs an image channel that the scans do not have, or its network does not accept
             its tiles.
     """
     for stage in recipe.stages:
@@ -139,7 +139,8 @@ def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
 
 
 def best(case: Case, recipe: Recipe, device: Device) -> Prediction:
-    """What an expanded recipe says of a labelled case if all its networks, and the atlas, are right.
+    """The prediction of an expanded recipe for a labelled case if all its networks, and the atlas, are
+    correct.
 
     Raises:
         DatasetError: the case has no labels.
@@ -152,8 +153,8 @@ def best(case: Case, recipe: Recipe, device: Device) -> Prediction:
 
 
 def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...]:
-    """The ceiling of an expanded recipe on a labelled case. Organs that the case's reference does not show,
-    or that were not drawn in it, are left out.
+    """The upper bound of an expanded recipe for a labelled case. Organs missing in the case's reference, or
+    not annotated in it, are omitted.
 
     Raises:
         DatasetError: the case has no labels.
@@ -189,7 +190,7 @@ def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...
 
 @dataclass(frozen=True)
 class _Part:
-    """One stage's part in what is lost, by organ of the reference."""
+    """One stage's losses, by organ of the reference."""
 
     on_grid: Mapping[str, float]
     """Dice that its grid permits."""
@@ -215,15 +216,15 @@ def _voxels(classes: Classes, schema: LabelSchema) -> dict[str, int]:
 
 
 def dice(found: Classes, reference: LabelMap) -> dict[str, float]:
-    """Dice of class indices ``[I, J, K]`` for every organ that the reference has."""
+    """Dice of class indices ``[I, J, K]`` for every organ of the reference."""
     same = found[found == reference.data]
     ours, theirs, both = (_voxels(x, reference.schema) for x in (found, reference.data, same))
     return {name: 2 * both[name] / (ours[name] + count) for name, count in theirs.items() if count}
 
 
 def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction | None) -> Classes:
-    """Class indices of the stage's labels, from the scan to the stage's grid and back, the region left
-    aside. A grid of a fixed shape goes on beyond its region with the voxels that it has there."""
+    """Class indices of the stage's labels, from the scan to the stage's grid and back, ignoring the region. A
+    grid of a fixed shape is extended beyond its region with the same voxels."""
     scan = reference.grid
     fused = fusion.FusedLabelMap.blank(scan, reference.schema, to_numpy(reference.data))
     labels = graph.resolve_labels(stage, reference.schema)
@@ -232,7 +233,7 @@ def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction 
     if organs is None:
         return to_numpy(fused.labels)
     grid = stage_grid(stage.grid, scan) if prediction is None else prediction.region.grid
-    # A ring of background around the organs: a prediction's edge goes on beyond its grid.
+    # A ring of background around the organs: a prediction's edge is repeated beyond its grid.
     box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
     near = grid.crop(box)
     certain = StagePrediction(
@@ -243,25 +244,25 @@ def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction 
 
 
 def _reach(grid: Grid, stage: Stage, scan: Grid) -> Box:
-    """The scan in a stage grid's voxels; grids without a fixed shape span it as they are."""
+    """The scan in a stage grid's voxels; grids without a fixed shape already span it."""
     if isinstance(stage.grid, FixedShape):
         return grid.box_of(scan, scan.box).union(grid.box)
     return grid.box
 
 
 def _inside(scan: Grid, stage: Stage, prediction: StagePrediction | None) -> Mask:
-    """Bool ``[I, J, K]``: the scan's voxels in the region that the stage answers for."""
-    if prediction is None:  # it had nowhere to look
+    """Bool ``[I, J, K]``: the scan's voxels in the stage's region."""
+    if prediction is None:  # its region was empty
         return np.zeros(scan.shape, dtype=np.bool_)
     return prediction.region.on(scan).mask_in(scan.box)
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[UpperBound]) -> list[list[str]]:
-    """Heading, a line per organ (means over cases) and the mean of the organs. Each kind of region that some
-    stage looks at has its column; an organ's Dice and losses sum to one."""
+    """Heading, a line per organ (means over cases) and the mean of the organs. Each kind of region that
+    occurs has its column; an organ's Dice and losses sum to one."""
     groups = {organ: [r for r in rows if r.organ == organ] for organ in dict.fromkeys(r.organ for r in rows)}
     places = [place for place in ("candidate region", "box") if any(r.place == place for r in rows)]
     losses = ("grid", *places, "other")

@@ -1,1 +1,1 @@
-"""A trained model as one zip that runs without ZoomSeg."""
+"""Export of a trained model as one zip that runs without ZoomSeg."""

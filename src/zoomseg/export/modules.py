@@ -1,7 +1,7 @@
-"""What a module of ZoomSeg needs to run, found from its imports: other modules of ZoomSeg, and libraries.
+"""Dependencies of a module of ZoomSeg, found from its imports: other modules of ZoomSeg, and libraries.
 
-Only what modules import when they are loaded counts. What functions import when they are called serves what a
-package does not do: training, GPUs, DICOM, atlases.
+Only imports at load time count. Imports inside functions serve features that a package does not have:
+training, GPUs, DICOM, atlases.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2]
-"""The folder that holds the folder ``zoomseg``."""
+"""The folder that contains the folder ``zoomseg``."""
 
 
 @dataclass(frozen=True)
 class Needed:
     modules: dict[str, Path]
-    """Dotted name -> file, in the order of the names; packages included."""
+    """Dotted name -> file, in the order of the names; including packages."""
     libraries: tuple[str, ...]
-    """Names that modules import, of what does not come with Python."""
+    """Imported names that are not part of Python."""
 
 
 def needed_by(entry: str, source: Path = SOURCE) -> Needed:
-    """What is loaded when the module ``entry`` (``zoomseg.export.run``) is imported, itself included."""
+    """Everything loaded when the module ``entry`` (``zoomseg.export.run``) is imported, including itself."""
     found: dict[str, Path] = {}
     libraries: set[str] = set()
     waiting = [entry]
     while waiting:
         name = waiting.pop()
         file = _file(name, source)
-        if name in found or file is None:  # None: not a module, but something that is in one
+        if name in found or file is None:  # None: not a module, but a name in one
             continue
         found[name] = file
         for imported in _imports(file):
@@ -60,8 +60,8 @@ def _file(name: str, source: Path) -> Path | None:
 
 
 def _imports(file: Path) -> Iterator[str]:
-    """What a file imports when it is loaded. ``from a import b`` may mean the module ``a.b``, or what is in
-    ``a``: both are named."""
+    """The imports of a file at load time. ``from a import b`` may mean the module ``a.b``, or a name in
+    ``a``: both are included."""
     for node in _loaded(ast.parse(file.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -70,7 +70,8 @@ def _imports(file: Path) -> Iterator[str]:
 
 
 def _loaded(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run when a module is loaded; in branches, too, but for type checkers' own."""
+    """Statements that run when a module is loaded, including those in branches, but without those for type
+    checkers."""
     for node in body:
         yield node
         if isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING":
@@ -78,6 +79,6 @@ def _loaded(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def distributions(libraries: Iterable[str]) -> dict[str, str]:
-    """The name that pip knows each of these installed libraries by: ``yaml`` -> ``pyyaml``."""
+    """The name that pip uses for each of these installed libraries: ``yaml`` -> ``pyyaml``."""
     known = importlib.metadata.packages_distributions()
     return {name: re.sub(r"[-_.]+", "-", known[name][0]).lower() for name in libraries}

@@ -59,10 +59,10 @@ NOTICE = "For research. Not a medical device; not for diagnosis or treatment. In
 
 
 def export(model: str | Path, path: Path, half: bool = False) -> None:
-    """Write a model as a package to ``path``; the file is either the old one or the whole new one.
+    """Write a model as a package to ``path``; the file is either the old one or the complete new one.
 
-    The same model gives the same bytes. Needs torch and onnx only where the model has no ONNX graphs yet,
-    or with ``half``.
+    The same model gives the same bytes. Requires torch and onnx only if the model has no ONNX graphs yet, or
+    with ``half``.
 
     Args:
         model: as in ``io.bundle.find``.
@@ -84,7 +84,7 @@ def export(model: str | Path, path: Path, half: bool = False) -> None:
 
 @cache
 def libraries() -> dict[str, str]:
-    """What a package needs beside what computes its networks: name in Python -> name for pip."""
+    """Libraries that a package needs in addition to a backend: name in Python -> name for pip."""
     return distributions(needed_by(run.__name__).libraries)
 
 
@@ -94,10 +94,10 @@ def pip_line() -> str:
 
 
 def refuse(recipe: Recipe) -> None:
-    """Refuse a recipe that a package cannot carry out.
+    """Refuse a recipe that a package cannot run.
 
     Raises:
-        RecipeError: names the stage and what it asks for.
+        RecipeError: names the stage and the unsupported feature.
     """
     for stage in recipe.stages:
         if graph.uses_atlas(stage):
@@ -109,8 +109,8 @@ def refuse(recipe: Recipe) -> None:
 
 @contextmanager
 def _ready(bundle: Bundle, half: bool) -> Iterator[Bundle]:
-    """The model with a graph of every stage, and its weights as asked for: itself, or a copy while it is
-    packed."""
+    """The model with a graph of every stage, and weights of the requested precision: itself, or a temporary
+    copy."""
     if not half and _has_graphs(bundle):
         yield bundle
         return
@@ -118,7 +118,7 @@ def _ready(bundle: Bundle, half: bool) -> Iterator[Bundle]:
         folder = Path(name)
         _copy(bundle, folder)
         if half:
-            bundles.save(bundle, folder, half)  # graphs of weights that are stored so already stay
+            bundles.save(bundle, folder, half)  # graphs of weights already stored in this precision are kept
         if not _has_graphs(bundles.load(folder)):
             from zoomseg.backends.onnx_graph import write_graphs  # with torch
 
@@ -131,7 +131,7 @@ def _has_graphs(bundle: Bundle) -> bool:
 
 
 def _files(bundle: Bundle) -> dict[str, Path]:
-    """Of a model from disk, by their names in its folder. A training leaves more there."""
+    """The files of a model on disk, by their names in its folder. A training leaves further ones there."""
     assert bundle.folder is not None  # of ``bundles.load``
     folder = bundle.folder
     weights = bundles.weights_files(folder).values()
@@ -157,14 +157,14 @@ def _pack(bundle: Bundle, path: Path) -> None:
         _add(archive, run.CHECKSUM, f"{digest}  {run.MANIFEST}\n".encode())
         for file in needed_by(run.__name__).modules.values():
             _add(archive, file.relative_to(SOURCE).as_posix(), file.read_bytes())
-        for name, file in model.items():  # weights do not get smaller, and what is unpacked may not grow
+        for name, file in model.items():  # weights hardly compress
             _add(archive, f"{run.MODEL}/{name}", file.read_bytes(), zipfile.ZIP_STORED)
 
 
 def _add(
     archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED
 ) -> None:
-    """Without the time of day, so that the same model gives the same file."""
+    """Add a file without a time, so that the same model gives the same package."""
     entry = zipfile.ZipInfo(name)
     entry.compress_type = compression
     entry.external_attr = 0o644 << 16

@@ -24,11 +24,11 @@ from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, scan_name, sca
 from zoomseg.pipeline.cascade import Prediction
 
 MODEL, MANIFEST, CHECKSUM = "model", "model/model.json", "model.sha256"
-"""In a package: the model's folder, its manifest, and that one's SHA-256. The manifest has those of the other
-files."""
+"""Names in a package: the model's folder, its manifest, and the manifest's SHA-256. The manifest contains
+those of the other files."""
 
 MEMBER = re.compile(r"model/(model\.json|README\.md|weights/[a-z][a-z0-9_-]*\.(safetensors|onnx))")
-"""Files of a model. Nothing else is unpacked, so that nothing is written outside the folder for it."""
+"""Files of a model. Nothing else is unpacked, so that nothing is written outside the folder."""
 
 SUFFIXES = (".nii.gz", ".nii")
 
@@ -93,7 +93,7 @@ def run(
     started = time.perf_counter()
     _check_names(scans, out)
     limit: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
-    # On disk, as runtimes read a graph's weights from the file beside it; once compiled it needs neither.
+    # On disk, as runtimes read a graph's weights from the file beside it; not needed after compilation.
     with tempfile.TemporaryDirectory(prefix="zoomseg-", ignore_cleanup_errors=True) as room:
         folder = unpacked(archive, Path(room))
         predictor = load_predictor([folder], "cpu", max_ram=limit, any_scan=any_scan, backend=engine)
@@ -106,7 +106,7 @@ def run(
 
 
 def _check_names(scans: tuple[Path, ...], out: Path) -> None:
-    """Refuse what is no NIfTI file, or a place where none can be, before anything is computed."""
+    """Refuse files that are not NIfTI, or invalid output paths, before anything is computed."""
     for scan in scans:
         if not _is_nifti(scan):
             raise ScanError(
@@ -123,12 +123,12 @@ def _is_nifti(path: Path) -> bool:
 
 
 def unpacked(archive: Path, room: Path) -> Path:
-    """The folder of a package's model, written into the folder ``room``. Only what a model consists of is
-    unpacked, and only as it was exported.
+    """The folder of a package's model, written to the folder ``room``. Only files of a model are unpacked,
+    and only if unchanged since the export.
 
     Raises:
         ModelError: not a package, or damaged.
-        OutputError: there is no room for it.
+        OutputError: there is not enough space.
     """
     folder = room / archive.name
     try:
@@ -139,7 +139,7 @@ def unpacked(archive: Path, room: Path) -> Path:
                     _unpack(files, entry, folder / entry.filename.removeprefix(f"{MODEL}/"))
     except (MemoryError, OutputError):
         raise
-    except Exception as error:  # zipfile fails in many ways on hostile bytes
+    except Exception as error:  # on hostile bytes, zipfile may raise many exceptions
         raise ModelError(
             f"package {archive} is damaged ({quoted(reason_of(error))}); export it again"
         ) from error
@@ -153,7 +153,7 @@ def _check_manifest(files: zipfile.ZipFile) -> None:
 
 
 def _unpack(files: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    if entry.compress_type != zipfile.ZIP_STORED:  # nothing gets larger than the package is
+    if entry.compress_type != zipfile.ZIP_STORED:  # unpacked files are not larger than the package
         raise ModelError(f"{entry.filename} is compressed, which is not allowed")
     with files.open(entry) as content, writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def _unpack(files: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> Non
 
 
 def _segmented(predictor: Predictor, files: tuple[Path, ...]) -> Prediction:
-    """What ``inference.batch`` does with each scan of many."""
+    """The steps that ``inference.batch`` applies to each scan."""
     scan, channels_last = ScanInput(scan_name(files[0]), files), predictor.channels > 1
     predictor.admit(*reading_bytes(scan, channels_last), keep=False)
     return predictor.predict(read_scan(scan, channels_last), keep=False)

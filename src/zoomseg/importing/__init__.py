@@ -1,1 +1,1 @@
-"""Models of other programs made ZoomSeg models."""
+"""Conversion of models of other programs to ZoomSeg models."""

@@ -1,4 +1,4 @@
-"""Imported models that look at the body alone: nnU-Net computes the air around it and the table, too."""
+"""Restrict imported models to the body: nnU-Net also computes the air around it and the table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from zoomseg.recipe.spec import BodyMask, WholeVolume
 
 
 def within_body(model: Bundle) -> Bundle:
-    """The model with a body mask as the region of every stage that looks at all of a scan: what lies outside
-    is background, and tiles without a voxel of the body are not computed.
+    """The model with a body mask as the region of every stage whose region was the whole scan: voxels outside
+    are background, and tiles without a voxel of the body are not computed.
 
     Raises:
-        ModelError: its first channel is no CT, whose numbers alone tell a body from air.
+        ModelError: its first channel is not CT, whose intensities distinguish body and air.
     """
     if "CT" not in named(model.channel_names[0]):
         raise ModelError(

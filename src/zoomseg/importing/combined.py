@@ -1,7 +1,8 @@
-"""Several models made one: each keeps its stages, and writes what it found over what those before it found.
+"""Combine several models into one: each keeps its stages, and writes its prediction over those of the models
+before it.
 
-Their labels are those of all; grids, networks and intensities are each model's own. What a recipe says of a
-scan as a whole (its orientation, what of it is cut off) must be alike.
+The labels are those of all models; each keeps its own grids, networks and intensities. Recipe keys that
+concern a scan as a whole (its orientation, its cropping) must be equal.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import Stage
 
 OWN_KEYS = {"name", "description", "source", "intensity", "stages", "train_together"}
-"""Of a recipe: those that models which become one need not have in common."""
+"""Keys of a recipe that may differ between combined models."""
 
 _PREFIX = 100
-"""Of a stage's name, characters that tell which model it is of."""
+"""Maximum number of characters in a stage's name that identify its model."""
 
 
 def combined(
@@ -32,20 +33,20 @@ def combined(
     labels: Sequence[str] | None = None,
     name: str = "combined",
 ) -> Bundle:
-    """One model of several imported ones.
+    """One model from several imported ones.
 
-    A label that several have, in whatever spelling, is one label of the result; the last of them alone
-    answers for it. Where two found something else in the same voxel, the later one's stays.
+    Labels with the same meaning, in any spelling, are one label of the result, which only the last of these
+    models predicts. Where two models label the same voxel differently, the later one's label is used.
 
     Args:
-        models: in the order in which they enter the label map.
-        names: what each is called; their stages are named after them.
-        labels: names and order of the result's labels, if those are known; else as the models have them, one
+        models: in the order in which they are written to the label map.
+        names: of the models; prefixes of their stages.
+        labels: names and order of the result's labels, if those are known; otherwise those of the models, one
             model after the other.
-        name: the result's.
+        name: of the result.
 
     Raises:
-        ModelError: they read other channels, or treat a scan as a whole differently; there are too many
+        ModelError: they read different channels, or treat a scan as a whole differently; there are too many
             labels; or ``labels`` lack one.
     """
     _check_alike(models, names)
@@ -106,21 +107,21 @@ def _schema(models: Sequence[Bundle], labels: Sequence[str] | None) -> LabelSche
 
 def _known(schema: LabelSchema, label: str) -> str:
     known = schema.find(label)
-    assert known is not None  # the schema was made of these labels
+    assert known is not None  # the schema was created from these labels
     return known
 
 
 def _places(labels: tuple[str, ...], schema: LabelSchema) -> tuple[int, ...]:
-    """Of a network's classes, background first, the order in which a stage of these labels has them."""
+    """The order of a network's classes, background first, in a stage of these labels."""
     ordered = sorted(range(len(labels)), key=lambda n: schema.class_of(labels[n]))
     return (0, *(n + 1 for n in ordered))
 
 
 def _in_order(model: Bundle, stage: str, places: tuple[int, ...]) -> Mapping[str, AnyNumpy]:
-    """A stage's weights with the last layer's classes put in order.
+    """A stage's weights with the last layer's classes reordered.
 
     Raises:
-        ModelError: other stages read its answer, and expect the classes where they are.
+        ModelError: other stages read its prediction, and expect the original order.
     """
     weights = model.weights[stage]
     if places == tuple(range(len(places))):
@@ -141,7 +142,7 @@ def _in_order(model: Bundle, stage: str, places: tuple[int, ...]) -> Mapping[str
 
 
 def _entering(stage: Stage, model: Bundle, labels: tuple[str, ...]) -> Stage:
-    """A stage with the intensities that it sees, whose answer leaves others' labels alone."""
+    """A stage with its own intensity normalisation, whose prediction does not erase others' labels."""
     update = {
         "intensity": graph.intensity_of(model.recipe, stage),
         "labels": labels,
@@ -151,7 +152,7 @@ def _entering(stage: Stage, model: Bundle, labels: tuple[str, ...]) -> Stage:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Short names for stages, no two alike."""
+    """Short names for stages, all different."""
     found: list[str] = []
     for name in names:
         slug = (_slug(name) or "model")[:_PREFIX]

@@ -1,1 +1,1 @@
-"""From a loaded model to results: predictor, batches, memory limits, confidence, resource usage."""
+"""Results from a loaded model: predictor, batches, memory limits, confidence, resource usage."""

@@ -1,4 +1,4 @@
-"""Atlas priors in prediction: the atlases are the training cases, kept in the model's folder."""
+"""Atlas priors in prediction: the atlases are the training cases, stored in the model's folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Recipe
 
 FOLDER = ATLASES
-"""In the model's folder."""
+"""Name of the folder in the model's folder."""
 
 OnRegistration = Callable[[str, int, int], None]
-"""Called with (case id, steps done, steps in all): a step for every atlas, and one for fusion."""
+"""Called with (case id, steps done, total steps): one step per atlas, and one for fusion."""
 
 
 def uses_atlas(recipe: Recipe) -> bool:
@@ -26,7 +26,7 @@ def uses_atlas(recipe: Recipe) -> bool:
 
 
 def warn(message: str) -> None:
-    """To whoever calls from Python; commands have their own way to say it."""
+    """Issue a Python warning; commands report warnings in their own way."""
     warnings.warn(message, stacklevel=2)
 
 
@@ -37,20 +37,20 @@ def ignore_progress(case: str, done: int, total: int) -> None:
 def of_model(
     model: Bundle, warn: Callable[[str], None] = warn, on_progress: OnRegistration = ignore_progress
 ) -> AtlasPriorOf | None:
-    """Priors by a model's own atlases; None if it uses none.
+    """Computes priors from a model's own atlases; None if it uses none.
 
     Args:
-        warn: is told of every atlas that is dropped, and for which case.
-        on_progress: registration takes many seconds for each atlas.
+        warn: called for every atlas that is dropped, with the case.
+        on_progress: registration takes many seconds per atlas.
 
     Raises:
-        ModelError: its atlases are not in its folder, or damaged.
+        ModelError: the model's atlases are not in its folder, or damaged.
     """
     if not uses_atlas(model.recipe):
         return None
     if model.folder is None:
         raise ModelError("the model uses an atlas prior, but was not read from a folder with its atlases")
-    from zoomseg.atlas.library import AtlasLibrary  # a model without atlases starts without it
+    from zoomseg.atlas.library import AtlasLibrary  # not needed by models without atlases
 
     library = AtlasLibrary.load(model.folder / FOLDER)
     if library.schema.names != model.schema.names:

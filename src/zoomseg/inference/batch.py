@@ -1,6 +1,6 @@
-"""Many scans with one loaded model: a scan that fails is named, the others are done.
+"""Many scans with one loaded model: a scan that fails is reported, and the others are processed.
 
-While a scan is computed, the next one is read and the last one written, each in a thread of its own. The
+While a scan is computed, the next one is read and the last one written, each in a separate thread. The
 computation stays in the caller's thread, where an interruption arrives.
 """
 
@@ -42,19 +42,19 @@ class Segmented:
     image: Volume
     result: Prediction
     seconds: dict[str, float]
-    """``read``, the steps of the computation, ``write``, and ``total`` for all of them and what lies
-    between; apart from these ``waited``, for which the computation stood still until the scan was read."""
+    """``read``, the steps of the computation, ``write``, and ``total`` for all of them including the time
+    between; in addition ``waited``, the time for which the computation waited for the scan to be read."""
     usage: ResourceUsage
-    """Of the process while this scan had the computation: from the wait for its reading to the turn of the
-    next scan; if none was waiting, until this one was written."""
+    """Of the process during the computation of this scan: from the wait for its reading to the start of the
+    next scan; if there was none, until this one was written."""
     scan: ScanInput
     scan_sha256: str
-    """Of the files that it was read from (see ``io.digests``)."""
+    """Digest of the files from which it was read (see ``io.digests``)."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A scan that could not be segmented, and why."""
+    """A scan that could not be segmented, and the reason."""
 
     case: str
     reason: str
@@ -63,38 +63,38 @@ class Failed:
 Outcome = Segmented | Failed
 OnResult = Callable[[Outcome], None]
 OnScanProgress = Callable[[str, TileProgress], None]
-"""How far the scan of this id is."""
+"""Called with the id and the progress of a scan."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ExtraOutputs:
-    """What is written with each label map."""
+    """Files to be written with each label map."""
 
     stages: bool = False
-    """What every stage said (see ``inference.stage_outputs``); its answers are then held as a whole."""
+    """Predictions of every stage (see ``inference.stage_outputs``), which are then held as a whole."""
     dicom: tuple[DicomResult, ...] = ()
-    """Objects that refer to the slices, of scans that came as DICOM."""
+    """Objects that refer to the slices, for scans from DICOM."""
     slicer: bool = False
     """A segmentation for 3D Slicer (see ``segmentation_path``)."""
     probabilities: tuple[str, ...] = ()
-    """Organs whose probability maps are wanted (see ``inference.probability_maps``); the stages' answers are
-    then held as a whole."""
+    """Organs whose probability maps are written (see ``inference.probability_maps``); the stages' predictions
+    are then held as a whole."""
     uid_seed: str = ""
-    """What the UIDs of ``dicom`` are made of; at random, if left out."""
+    """Seed of the UIDs of ``dicom``; random if empty."""
 
     @property
     def held(self) -> bool:
-        """Whether what the stages say is held as a whole."""
+        """Whether predictions of the stages are held as a whole."""
         return self.stages or bool(self.probabilities)
 
     def writing_bytes(self, grid: Grid) -> int:
-        """How much memory writing takes that the label map alone does not."""
+        """Memory needed for writing in addition to the label map."""
         return probability_maps.writing_bytes(grid) if self.probabilities else 0
 
     def paths(self, out: Path, scan: ScanInput, recipe: Recipe) -> list[Path]:
-        """Every file that a scan may get."""
+        """Every file that may be written for a scan."""
         found = list(stage_outputs.paths(out, scan.id, recipe)) if self.stages else []
         found += [kind.path(out, scan.id) for kind in self.dicom]
         found += [probability_maps.path(out, scan.id, organ) for organ in self.probabilities]
@@ -121,16 +121,16 @@ def segment(
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
     Args:
-        on_result: gets the outcomes in the order of the scans, each as soon as it is written, in the thread
-            that writes; what it raises ends the batch.
+        on_result: receives the outcomes in the order of the scans, each as soon as it is written, in the
+            thread that writes; its exceptions end the batch.
         on_progress: called in the caller's thread.
-        ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one
-            coming, one computed, one being written), else one.
-        beside: what is written with each label map.
+        ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one being
+            read, one computed, one written), otherwise one.
+        beside: files to be written with each label map.
 
     Raises:
-        OutputError: a result cannot be written (the next one could not either).
-        KeyboardInterrupt: at once, but for a result that is being written: it is written and settled.
+        OutputError: a result cannot be written (neither could the next one).
+        KeyboardInterrupt: at once, except that a result that is being written is completed.
     """
     with ThreadPoolExecutor(1, "zoomseg-write") as writer:
         _Batch(iter(scans), out, predictor, on_result, organs, on_progress, ahead, beside, writer).run()
@@ -151,7 +151,7 @@ class _Computed:
     image: Volume
     result: Prediction
     seconds: dict[str, float]
-    """By step so far."""
+    """By step, so far."""
     total: float
 
 
@@ -176,7 +176,7 @@ class _Batch:
         self._await_writing()
 
     def _do(self, reading: Future[_Read]) -> None:
-        """One scan, to where the next one's turn comes."""
+        """Process one scan, until the next one can start."""
         with ResourceMonitor(self.predictor.device) as meter:
             began = time.perf_counter()
             read = reading.result()
@@ -184,14 +184,14 @@ class _Batch:
             if self.ahead:
                 self._begin_reading()
             found = self._compute(read, waited)
-            if not self.coming:  # nothing to overlap with: what writing takes is this scan's, too
+            if not self.coming:  # nothing to overlap with: the time for writing belongs to this scan
                 self._write(found, meter)
                 self._await_writing()
                 return
         self._write(found, meter)
 
     def _begin_reading(self) -> bool:
-        """False if there is nothing left to read."""
+        """Start reading the next scan; False if there is none."""
         scan = next(self.scans, None)
         if scan is not None:
             self.coming.append(_in_background(lambda: self._read(scan)))
@@ -208,7 +208,7 @@ class _Batch:
 
     def _admitted(self, scan: ScanInput) -> tuple[Case, str]:
         """A scan and its files' digest. It is refused before it is read if it is too large for the memory
-        allowed, or its results cannot have its name."""
+        limit, or its name is not valid for results."""
         for path in (
             result_path(self.out, scan),
             *self.beside.paths(self.out, scan, self.predictor.bundle.recipe),
@@ -218,7 +218,7 @@ class _Batch:
         if self.predictor.limits.any:
             grid, reading = reading_bytes(scan, channels_last=channels > 1)
             self.predictor.admit(grid, reading + self.beside.writing_bytes(grid), keep=self.beside.held)
-        sha256 = _digest(scan)  # before the voxels: of a file that is replaced now, it is then the old one's
+        sha256 = _digest(scan)  # before the voxels: for a file replaced now, it is the old one's
         return read_scan(scan, channels_last=channels > 1), sha256
 
     def _compute(self, read: _Read, waited: float) -> _Computed | Failed:
@@ -244,7 +244,7 @@ class _Batch:
         return _Computed(scan, read.sha256, case.image, result, seconds, total)
 
     def _write(self, found: _Computed | Failed, meter: ResourceMonitor) -> None:
-        self._await_writing()  # no more than one finished scan is held
+        self._await_writing()  # at most one finished scan is held
         self.writing = self.writer.submit(self._finish, found, meter)
 
     def _await_writing(self) -> None:
@@ -252,8 +252,7 @@ class _Batch:
             self.writing.result()
 
     def _await_others(self) -> None:
-        """Until neither the next scan is being read nor the last one written; what goes wrong there is told
-        where each has its turn."""
+        """Wait until no other scan is being read or written; errors there are reported in their order."""
         wait(self.coming)
         if self.writing is not None:
             wait([self.writing])
@@ -290,7 +289,7 @@ class _Batch:
                 result,
                 self.beside.probabilities,
             )
-        # Last: where it is, all is there.
+        # Last: if it exists, everything has been written.
         write_labels(path, result.labels, like=scan.paths[0])
         write = time.perf_counter() - began
         meter.end()
@@ -308,7 +307,7 @@ class _Batch:
 
 
 def _digest(scan: ScanInput) -> str:
-    """Empty where a file cannot be read: whoever reads its voxels says so."""
+    """The digest of a scan's files; empty if a file cannot be read, which reading its voxels will report."""
     try:
         return digests.of_scan(scan)
     except OSError:
@@ -316,11 +315,11 @@ def _digest(scan: ScanInput) -> str:
 
 
 def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
-    """What goes wrong with one scan is that scan's failure, be it a mistake of ours: the next ones may go
-    well. What would go wrong with any, as no result can be written, is raised.
+    """Do the work for one scan. Any error, even a bug of ours, is a failure of that scan only, as the next
+    ones may succeed. Errors that would affect all scans, as no result can be written, are raised.
 
     Args:
-        file: named where the error itself names none.
+        file: named if the error itself names none.
     """
     try:
         return work()
@@ -333,7 +332,7 @@ def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
 
 
 def why(error: Exception) -> str:
-    """What is no error of the user's, in one line: too little memory, or a mistake of ours, then with its
+    """One line about an error that is not the user's: too little memory, or a bug of ours, then with its
     place in the package."""
     if _out_of_memory(error):
         return "does not fit in memory"
@@ -346,19 +345,20 @@ def why(error: Exception) -> str:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Torch has its own error for a full GPU, and none for a full machine."""
+    """Torch has its own error if a GPU is full, but none for main memory."""
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return full or "can't allocate memory" in str(error)
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:
-    """Work in a thread that is abandoned when the process ends; for executors' threads it would wait."""
+    """Do work in a thread that is abandoned when the process ends; Python would wait for threads of an
+    executor."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # raised when the result is requested
             future.set_exception(error)
 
     threading.Thread(target=run, name="zoomseg-read", daemon=True).start()
@@ -366,16 +366,16 @@ def _in_background(work: Callable[[], T]) -> Future[T]:
 
 
 def result_path(out: Path, scan: ScanInput) -> Path:
-    """Where a scan's label map goes."""
+    """The path of a scan's label map."""
     return out / result_name(scan.id)
 
 
 def result_name(case: str) -> str:
-    """What a case's label map is called."""
+    """The file name of a case's label map."""
     return f"{case}.nii.gz"
 
 
 def segmentation_path(out: Path, scan: ScanInput) -> Path:
-    """Where a scan's segmentation for 3D Slicer goes: a folder of its own, as its suffix would make another
-    case of it among the label maps."""
+    """The path of a scan's segmentation for 3D Slicer: in a separate folder, as its suffix would make it a
+    case of its own among the label maps."""
     return out / "slicer" / f"{scan.id}.seg.nrrd"

@@ -1,7 +1,7 @@
-"""How sure a result is: an estimate of every organ's Dice, from what the prediction itself shows.
+"""The confidence of a result: an estimate of every organ's Dice, from the prediction itself.
 
-What probabilities promise (``pipeline.uncertainty``) is too good: a network is sure of its errors, too. How
-much so is learned from cases kept back (``evaluation.calibration``).
+The Dice expected from probabilities (``pipeline.uncertainty``) is too optimistic, as networks are also
+certain of their errors. The correction is learned from held-out cases (``evaluation.calibration``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.pipeline.cascade import Prediction
 
 MOST = 0.99
-"""A Dice beyond is taken for it, and one below 0.01 for that: logits of 0 and 1 are infinite."""
+"""A higher Dice is replaced by this, and one below 0.01 by 0.01: logits of 0 and 1 are infinite."""
 DOUBTED = 0.5
-"""What is left of an organ's confidence that is misplaced, or of an unusual size."""
+"""Factor for the confidence of an organ that is misplaced or of unusual size."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,13 +35,13 @@ def organ_rows_of(
     organs: Iterable[str] | str = "all",
     domain: TrainingDomain | None = None,
 ) -> list[OrganRow]:
-    """The rows of ``summary.csv`` of a case, one per organ in schema order. An organ's confidence is what its
-    probabilities promise, as the model's calibration has it, in so far as the scan is like those of the
-    training, and the organ like the organ there.
+    """The rows of ``summary.csv`` of a case, one per organ in schema order. An organ's confidence is the
+    calibrated Dice expected from its probabilities, reduced as far as the scan, or the organ in it, is unlike
+    those of the training.
 
     Raises:
         GeometryError: labels and image lie on different grids.
-        LabelError: an organ that the schema does not know.
+        LabelError: an organ that is not in the schema.
     """
     chosen = result.schema.select(organs)
     found = measure(case_id, result.labels, image, chosen)
@@ -56,14 +56,14 @@ def organ_rows_of(
         for organ, dice in estimated.items()
     }
     ranges = {
-        organ: (min(low, sure[organ]), high)  # less trust says nothing against a good result
+        organ: (min(low, sure[organ]), high)  # lower trust does not contradict a good result
         for organ, (low, high) in dice_intervals(estimated, calibration).items()
     }
     return organ_rows(case_id, found, flags, sure, ranges)
 
 
 def unusual_volumes(found: Mapping[str, OrganMeasurement], domain: TrainingDomain | None) -> tuple[str, ...]:
-    """Organs of a size far from any in training; of those that the scan cuts off, large ones alone."""
+    """Organs with a volume far from any in training; of those that the scan cuts off, only large ones."""
     if domain is None:
         return ()
     return tuple(
@@ -74,7 +74,7 @@ def unusual_volumes(found: Mapping[str, OrganMeasurement], domain: TrainingDomai
 
 
 def estimated_dice(promised: Mapping[str, float], calibration: Calibration | None) -> dict[str, float]:
-    """By organ, 0 to 1; without a calibration, what the probabilities promise."""
+    """By organ, 0 to 1; without a calibration, the Dice expected from the probabilities."""
     if calibration is None:
         return dict(promised)
     out = {}
@@ -87,7 +87,7 @@ def estimated_dice(promised: Mapping[str, float], calibration: Calibration | Non
 def dice_intervals(
     estimated: Mapping[str, float], calibration: Calibration | None
 ) -> dict[str, tuple[float, float]]:
-    """By organ, in which range the Dice lies nine times in ten; empty where the calibration does not tell."""
+    """By organ, a range that contains the Dice nine times in ten; empty if the calibration has none."""
     if calibration is None or calibration.residuals is None:
         return {}
     low, high = calibration.residuals
@@ -95,7 +95,7 @@ def dice_intervals(
 
 
 def _moved(dice: float, by: float) -> float:
-    """On the scale of logits, on which ``MOST`` and beyond are 1, and the same at the other end."""
+    """Shift on the logit scale, where ``MOST`` and more become 1, and likewise at the other end."""
     moved = float(logistic(logit([dice]) + by)[0])
     return 1.0 if moved >= MOST else 0.0 if moved <= 1 - MOST else moved
 

@@ -1,5 +1,5 @@
-"""What earlier runs, or others at the same time, wrote into a folder of results: a later run's account goes
-on listing the label maps that lie there."""
+"""Results that earlier or simultaneous runs wrote to a folder: ``run.json`` and ``summary.csv`` of a later
+run continue to list their label maps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zoomseg.io.files import parse_json, read_file
 
 @dataclass(frozen=True)
 class EarlierResults:
-    """Cases as in ``run.json``, and their rows of ``summary.csv``."""
+    """Cases as in ``run.json``, with their rows of ``summary.csv``."""
 
     cases: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     rows: tuple[OrganRow, ...] = ()
 
     def besides(self, own: Collection[str], out: Path) -> EarlierResults:
-        """Those whose label map is still in ``out``, without the cases of ``own``."""
+        """The results whose label map is still in ``out``, without the cases of ``own``."""
         kept = {
             case: account
             for case, account in self.cases.items()
@@ -31,21 +31,21 @@ class EarlierResults:
         return EarlierResults(kept, tuple(row for row in self.rows if row.case in kept))
 
     def over(self, other: EarlierResults) -> EarlierResults:
-        """Those of both; of a case in both, these."""
+        """The results of both; for a case in both, these."""
         rows = (*self.rows, *(row for row in other.rows if row.case not in self.cases))
         return EarlierResults({**other.cases, **self.cases}, rows)
 
 
 def of_journal(recorded: Iterable[Recorded], run: Mapping[str, Any]) -> EarlierResults:
-    """Cases of other processes, as these entered them; those that are done."""
+    """The finished cases of other processes, from their journals."""
     done = [one for one in recorded if one.entry.done]
     cases = {one.entry.case: of_its_run(one.entry.account, one.run.run, run) for one in done}
     return EarlierResults(cases, tuple(row for one in done for row in one.entry.rows))
 
 
 def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
-    """The cases that the account in ``out`` has as done; each says what of ``run``, the account that is to be
-    written, was different when it was made. None where it is damaged, or no account of ours."""
+    """The finished cases of ``run.json`` in ``out``; each states what differs from ``run``, which is to be
+    written. None if the file is damaged, or not written by ZoomSeg."""
     try:
         before = parse_json(read_file(out / "run.json"))
         rows = read_summary(out / "summary.csv")
@@ -73,7 +73,7 @@ def _label_map_is_there(out: Path, case: str) -> bool:
 
 
 def of_its_run(account: dict[str, Any], before: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """An account that says what was different when it was made."""
+    """A case's entry with everything that differed when it was computed."""
     known = {**{key: before[key] for key in OF_A_RUN if key in before}, **account.get("run", {})}
     other = {key: value for key, value in known.items() if value != run[key]}
     return {**{key: value for key, value in account.items() if key != "run"}, "run": other}

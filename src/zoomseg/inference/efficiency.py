@@ -1,5 +1,4 @@
-"""The efficiency measures of scans, and what they come to over many: those of the FLARE challenge, and
-memory."""
+"""Efficiency measures of scans and their summary: those of the FLARE challenge, and memory."""
 
 from __future__ import annotations
 
@@ -12,28 +11,29 @@ from zoomseg.inference.batch import Segmented
 from zoomseg.inference.resource_usage import ResourceUsage
 
 PEAKS = ("peak_ram_mb", "peak_vram_mb")
-"""Measures of which a sum over cases says nothing."""
+"""Measures whose sum over cases is meaningless."""
 
 MEASURES = ("seconds", *(field.name for field in fields(ResourceUsage)))
 
 Measures = Mapping[str, float]
-"""By ``MEASURES``."""
+"""Measure -> value."""
 
 
 def measures(done: Segmented) -> dict[str, float]:
-    """Of a scan; seconds are those that it takes alone."""
+    """Of a scan; seconds do not include waiting for other scans."""
     usage = {name: round(value, 1) for name, value in asdict(done.usage).items()}
     return {"seconds": round(done.seconds["total"], 3), **usage}
 
 
 def of_account(account: Mapping[str, Any]) -> Measures:
-    """Of a case's entry in ``run.json``."""
+    """From a case's entry in ``run.json``."""
     seconds = {"seconds": float(account["seconds"]["total"])}
     return seconds | {measure: float(account[measure]) for measure in MEASURES if measure not in seconds}
 
 
 def summarise(cases: Sequence[Measures]) -> dict[str, dict[str, float]]:
-    """By measure ``total`` (of seconds and areas), ``mean`` and ``max`` over cases; empty without any."""
+    """By measure, ``total`` (of seconds and areas), ``mean`` and ``max`` over cases; empty if there are
+    none."""
     found: dict[str, dict[str, float]] = {}
     for measure in cases[0] if cases else ():
         values = [case[measure] for case in cases]

@@ -1,5 +1,5 @@
-"""One account of what any number of processes wrote into a folder of results: ``summary.csv``, ``review.csv``
-and ``run.json``, from their journals."""
+"""Gather the results of any number of processes in a folder: ``summary.csv``, ``review.csv`` and
+``run.json``, from their journals."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from zoomseg.io.locks import waiting_for
 
 @dataclass(frozen=True)
 class Gathered:
-    """What lies in a folder of results."""
+    """The contents of a folder of results."""
 
     done: int
     failed: tuple[Failed, ...]
     missing: int
-    """Scans of the command, as its processes know it, of which there is nothing: not begun, or not ended."""
+    """Number of scans of the command, according to its processes, without a journal entry: not started, or
+    not finished."""
     rows: tuple[OrganRow, ...]
 
 
 def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
-    """Write the account of all that lies in ``out``; processes may go on meanwhile.
+    """Write the summaries of everything in ``out``; processes may continue meanwhile.
 
     Args:
-        order: ids of cases; those that are not in it come last, sorted.
+        order: ids of cases; those not in it come last, sorted.
 
     Raises:
-        OutputError: there is no journal, or the account cannot be written.
+        OutputError: there is no journal, or a file cannot be written.
     """
     place = {case: number for number, case in enumerate(order)}
     with waiting_for(out):
@@ -73,7 +74,7 @@ def _lies_there(out: Path, one: Recorded) -> bool:
 
 
 def _together(kept: Iterable[Recorded], last: Run) -> dict[str, Any]:
-    """``run.json``: of processes that ran the same, they are one run, from the start of the first to the end
+    """``run.json``: processes with the same settings count as one run, from the start of the first to the end
     of the last."""
     same = [one for one in kept if one.run.same_results(last)]
     started = min((str(one.run.run["started"]) for one in same), default=str(last.run["started"]))
@@ -90,7 +91,8 @@ def _together(kept: Iterable[Recorded], last: Run) -> dict[str, Any]:
 
 
 def _account(one: Recorded, head: Mapping[str, Any]) -> dict[str, Any]:
-    """With what was different where it was made; of a failed one, the reason alone."""
+    """A case's entry with everything that differed when it was computed; for a failed one, only the
+    reason."""
     if not one.entry.done:
         return one.entry.account
     told = earlier_results.of_its_run(one.entry.account, {**one.run.run, "started": head["started"]}, head)

@@ -1,6 +1,6 @@
-"""Pages of ZoomSeg: templates filled in, with what made them, and numbers for readers.
+"""HTML pages of ZoomSeg: templates with their provenance, and numbers for readers.
 
-A page is one file that needs no script and nothing from outside. Whatever is text is escaped.
+A page is one file without scripts or external resources. All text is escaped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from markupsafe import Markup
 _NOTHING = "\N{EN DASH}"
 _UTC = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\dZ")
 _SECONDS = "seconds"
-"""A key with numbers that are said as a duration."""
+"""A key whose numbers are shown as a duration."""
 
 
 def page(package: str, template: str, provenance: Mapping[str, object], **content: object) -> str:
-    """A template of ``package`` filled in, with what made it and when."""
+    """A template of ``package`` filled in, with its provenance and date."""
     about = {
         "made by": f"ZoomSeg {importlib.metadata.version('zoomseg')}",
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -34,8 +34,8 @@ def page(package: str, template: str, provenance: Mapping[str, object], **conten
 
 
 def environment(package: str) -> Environment:
-    """For the templates of a package, which may extend those of this one: whatever is filled in is escaped,
-    and must be there."""
+    """The environment for the templates of a package, which may extend those of this one: all values are
+    escaped and required."""
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("zoomseg.inference")]),
         autoescape=True,
@@ -54,7 +54,7 @@ def environment(package: str) -> Environment:
 
 
 def number(value: float, digits: int) -> str:
-    """A number for readers: a dash for what does not exist, a sign for infinity."""
+    """A number for readers: a dash for a missing value, a sign for infinity."""
     if math.isnan(value):
         return _NOTHING
     return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
@@ -69,7 +69,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value for readers: a dash for what was not tested."""
+    """A p-value for readers: a dash if nothing was tested."""
     return "< 0.001" if value < 0.001 else number(value, 3)
 
 
@@ -82,8 +82,8 @@ def duration(seconds: float) -> str:
 
 
 def readable(value: object) -> str:
-    """What JSON holds, for readers: lists with commas, a mapping's entries line by line, times without
-    their ``T`` and ``Z``."""
+    """A JSON value for readers: lists with commas, a mapping's entries line by line, times without their
+    ``T`` and ``Z``."""
     match value:
         case Mapping():
             return "\n".join(f"{_words(key)}: {_entry(key, item)}" for key, item in value.items())

@@ -1,10 +1,9 @@
-"""What was written for which scan, by which model: one line for every scan that is done with, in
-``OUT/journal/<process>.jsonl``.
+"""The journal of results: one line for every processed scan, in ``OUT/journal/<process>.jsonl``.
 
-Each process appends to a file of its own, so that any number of them, on any machines, share a folder of
-results without locks. The first line says what the process ran; a line that a killed process left unfinished
-is none. From these lines a later run knows what is whole (``whole``), and the account of all processes is put
-together (``inference.gather``).
+Each process appends to a separate file, so that any number of them, on any machines, share a folder of
+results without locks. The first line describes the process's run; a line that a killed process left
+incomplete is ignored. From these lines a later run determines which results are complete (``whole``), and the
+results of all processes are gathered (``inference.gather``).
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ FOLDER = "journal"
 STARTED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 OF_A_RUN = ("zoomseg", "recipe", "models", "trained", "device", "precision", "backend", "started", "labels")
-"""Keys of ``run.json`` that are kept with an earlier case where they are others than the last run's."""
+"""Keys of ``run.json`` that are stored with an earlier case if they differ from the last run's."""
 
 MAX_LINE_BYTES = 16 * 1024**2
-"""Of one scan or one run; what ZoomSeg writes has thousands."""
+"""Of one scan or one run; lines written by ZoomSeg have thousands of bytes."""
 
 
 class _Line(BaseModel):
@@ -45,16 +44,16 @@ class _Line(BaseModel):
 
 
 class Run(_Line):
-    """The first line: what a process ran."""
+    """The first line: the run of a process."""
 
     format: Literal[1] = 1
     model_sha256: str
-    """Of the models that answered together."""
+    """Of the models of the ensemble."""
     recipe_sha256: str
     scans: int
-    """Of the command, for all of its processes together."""
+    """Number of scans of the command, for all of its processes together."""
     run: dict[str, Any]
-    """The keys of ``run.json`` that are not about single cases."""
+    """The keys of ``run.json`` that do not concern single cases."""
 
     @field_validator("run")
     @classmethod
@@ -67,13 +66,13 @@ class Run(_Line):
         return run
 
     def same_results(self, other: Run) -> bool:
-        """Whether both make the same of a scan: models, recipe and labels are the same."""
+        """Whether both give the same result for a scan: models, recipe and labels are equal."""
         mine, theirs = ((run.model_sha256, run.recipe_sha256, run.run["labels"]) for run in (self, other))
         return mine == theirs
 
 
 class Entry(_Line):
-    """A scan that is done with."""
+    """A processed scan."""
 
     case: str
     finished: float
@@ -84,8 +83,8 @@ class Entry(_Line):
     """As in ``summary.csv``."""
     scan_sha256: str = ""
     files: dict[str, str | None] = {}
-    """Every file that was asked for, from the folder of results, and its SHA-256; None: there was nothing to
-    write into it."""
+    """Every requested file, relative to the folder of results, and its SHA-256; None: there was nothing to
+    write."""
 
     @field_validator("case")
     @classmethod
@@ -115,13 +114,13 @@ class Entry(_Line):
 
     @property
     def done(self) -> bool:
-        """Whether there are results."""
+        """Whether the scan has results."""
         return bool(self.account["status"] == "done")
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """An entry, and the run that it is of."""
+    """An entry and its run."""
 
     entry: Entry
     run: Run
@@ -131,13 +130,13 @@ class Recorded:
 
 
 def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: int) -> Run:
-    """A run; ``header`` holds the keys of ``run.json`` that are not about single cases."""
+    """A run; ``header`` contains the keys of ``run.json`` that do not concern single cases."""
     recipe_sha256 = digests.of_json(recipe.model_dump(mode="json"))
     return Run(model_sha256=model_sha256, recipe_sha256=recipe_sha256, scans=scans, run=dict(header))
 
 
 class Journal:
-    """Of one process, which appends to a file of its own; the file is there from the first entry on."""
+    """The journal of one process, which appends to its own file; the file exists from the first entry on."""
 
     def __init__(self, out: Path, run: Run) -> None:
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{_host()}-{os.getpid()}"
@@ -146,7 +145,7 @@ class Journal:
         self._file: IO[bytes] | None = None
 
     def append(self, entry: Entry) -> None:
-        """Add a line; when this returns it is on disk.
+        """Append a line; it is on disk when this returns.
 
         Raises:
             OutputError: it cannot be written.
@@ -166,7 +165,7 @@ class Journal:
 
 
 def _host() -> str:
-    """This machine's name, as far as it may be part of a file's."""
+    """This machine's name, restricted to characters valid in file names."""
     return "".join(c for c in socket.gethostname() if c.isascii() and (c.isalnum() or c == "-"))[:40]
 
 
@@ -190,7 +189,7 @@ def digests_of_results(
 
 
 def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) -> list[Path]:
-    """Every file that a scan may get; the label map is last, as it is written."""
+    """Every file that may be written for a scan; the label map is last, in the order of writing."""
     return [*beside.paths(out, scan, recipe), result_path(out, scan)]
 
 
@@ -198,8 +197,8 @@ def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) 
 
 
 def read(out: Path) -> dict[str, Recorded]:
-    """By case, the last entry of all journals in a folder of results. What is none of ours, and a line that
-    was never finished, is left out."""
+    """By case, the last entry of all journals in a folder of results. Files not written by ZoomSeg and
+    incomplete lines are ignored."""
     found: dict[str, Recorded] = {}
     for path in sorted((out / FOLDER).glob("*.jsonl")):
         for recorded in _recorded(path):
@@ -211,7 +210,7 @@ def read(out: Path) -> dict[str, Recorded]:
 
 def _recorded(path: Path) -> Iterator[Recorded]:
     try:
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.is_file():  # a pipe would block forever
             return
         with path.open("rb") as file:
             run = _parsed(Run, file.readline(MAX_LINE_BYTES))
@@ -227,7 +226,7 @@ L = TypeVar("L", bound=_Line)
 
 
 def _parsed(kind: type[L], line: bytes) -> L | None:
-    """None of what is no such line."""
+    """A line as an object; None if it is not valid."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -243,8 +242,9 @@ def whole(
     recipe: Recipe,
     beside: ExtraOutputs,
 ) -> dict[str, Recorded]:
-    """By case, what need not be computed again of ``scans``: it was made of the same scan by the same models,
-    and all that is asked for now lies in ``out`` as it was written. Scans and results are read for that."""
+    """By case, the entries of ``scans`` that need not be computed again: they were computed from the same
+    scan by the same models, and all files requested now are unchanged in ``out``. Scans and results are read
+    to check this."""
     known = read(out)
     candidates = [
         (scan, recorded)

@@ -1,4 +1,4 @@
-"""Predictors from models on disk: every command, server and notebook gets its own here."""
+"""Load predictors from models on disk, for every command, server and notebook."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def load_predictor(
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
-    """A predictor of models that answer together; one is enough.
+    """A predictor for one model, or for an ensemble of several.
 
     Args:
-        models: folders, names of bundled models, or folders of a cross-validation, whose folds all answer.
+        models: folders, names of included models, or folders of a cross-validation, whose folds are all used.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_ram: bytes that the process may take; by default what is free.
-        max_vram: the same of GPU memory.
+        max_ram: bytes that the process may use; by default the free memory.
+        max_vram: the same for GPU memory.
         any_scan: whether scans that are plainly unlike those of the training are segmented, too.
-        backend: what computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
-        overlap: the share of themselves that tiles have in common at most, where the models' share more.
-        mirror: whether networks see every tile mirrored, too, as far as the recipe allows.
-        on_warning: is told of every atlas that is dropped, and of a GPU that lies idle.
-        on_registration: registration takes many seconds for each atlas.
+        backend: the library that computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
+        overlap: maximum share of overlap of neighbouring tiles, if the model's is larger.
+        mirror: whether predictions are averaged over mirrored tiles, as far as the recipe allows.
+        on_warning: called for every atlas that is dropped, and for an unused GPU.
+        on_registration: registration takes many seconds per atlas.
 
     Raises:
-        ModelError: no such model, a damaged one, or models that cannot answer together.
+        ModelError: no such model, a damaged one, or models that cannot form an ensemble.
         BackendError: no such backend, it is not installed, or it refuses a network.
         RecipeError: an overlap that is not below the models', or a recipe that allows no mirroring.
         ZoomSegError: no such device.
@@ -90,7 +90,7 @@ def ready_predictor(
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
-    """``load_predictor`` of models that are in memory."""
+    """As ``load_predictor``, for models in memory."""
     model, *others = (as_asked(one, overlap, mirror) for one in (model, *others))
     name = device if isinstance(device, str) else device.kind
     chosen = choose(backend, name, (model, *others))
@@ -104,7 +104,7 @@ def ready_predictor(
 
 
 def as_asked(model: Bundle, overlap: float | None, mirror: bool) -> Bundle:
-    """A model with the recipe as it predicts; ``overlap`` and ``mirror`` as in ``load_predictor``.
+    """A model with its recipe changed by the options; ``overlap`` and ``mirror`` as in ``load_predictor``.
 
     Raises:
         RecipeError: an overlap that is not below the model's, or a recipe that allows no mirroring.

@@ -1,11 +1,11 @@
-"""Prediction within the memory that the user allows: what a stage will need is known before it runs, and
-its tiles are made smaller until it fits.
+"""Prediction within a memory limit: the memory of each stage is determined before it runs, and its tiles are
+reduced until it fits.
 
-What is large is counted: the scan, the label map, a stage's image, the planes of the answer that are held.
-What a network takes for a tile is no matter of counting: it depends on the processor, the precision and
-the threads, as these decide which of the libraries' algorithms runs, and in which layout it copies what
-it reads. It is measured, by computing tiles of growing size, none of which may go over the limit. Only
-where many times what is counted is free nothing is measured. All in bytes.
+Large arrays are counted: the scan, the label map, a stage's image, the planes of the prediction that are
+held. The memory of a network for a tile cannot be counted: it depends on the processor, the precision and the
+threads, as these determine which of the libraries' algorithms runs, and in which layout it copies its input.
+It is measured, by computing tiles of increasing size, none of which may exceed the limit. Nothing is measured
+only if many times the counted amount is free. All amounts are in bytes.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ from zoomseg.recipe.network_shapes import Padding
 from zoomseg.recipe.spec import NetworkSpec
 
 FRAMEWORK = 1.3
-"""Taken over counted: freed blocks do not fit what comes next. Of the network, where nothing is measured,
-also copies in other layouts."""
+"""Ratio of used to counted memory: freed blocks do not fit later allocations. For unmeasured networks, it
+includes copies in other layouts."""
 
 AMPLE = 16
-"""Where so many times what is counted for a tile is free, it is not measured. Twice to three times were met
-(oneDNN without AVX2 or with emulated bfloat16), ten where torch lays patches out as rows for small tiles."""
+"""If this many times the counted memory of a tile is free, it is not measured. Ratios of two to three were
+observed (oneDNN without AVX2 or with emulated bfloat16), and of ten where torch unfolds patches to rows for
+small tiles."""
 
 REPEATED = 1.15
-"""A tile's memory in the middle of a scan over what was measured: freed blocks are taken up by others."""
+"""Ratio of a tile's memory during a scan to the measured one: freed blocks are reused for other purposes."""
 
 PIECES = 3 * 4 * PIECE_VOXELS
-"""What resampling a large scan piece by piece takes."""
+"""Memory for resampling a large scan piece by piece."""
 
 FIRST_USE = 64 * 1024**2
-"""What libraries load and compile when they are first used."""
+"""Memory of libraries loaded and code compiled at first use."""
 
 COPIES_OF_LABELS = 3
-"""At the end: the label map as it was made, turned as the scan is, and with the file's values."""
+"""At the end: the label map as computed, in the scan's orientation, and with the file's values."""
 
 
 def parse_bytes(text: str) -> int:
@@ -68,23 +69,23 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What a stage does, as far as memory is concerned."""
+    """The memory-related properties of a stage."""
 
     activation_bytes: Callable[[Index3], int]
-    """The most that is alive at once while the network computes a tile in float32."""
+    """The maximum memory of feature maps alive at once while the network computes a tile in float32."""
     channels: int
-    """That the network reads: image and priors."""
+    """Number of channels that the network reads: image and priors."""
     image_channels: int
     classes: int
     answered: int
-    """Channels of a tile's answer: of every class, or where these are fewer, the last layer's features."""
+    """Channels of a tile's output: classes, or features of a ``SplitNetwork``."""
     compute: Callable[[Array], object]
-    """A batch of tiles ``[B, channels, *tile]`` through all that answers for the stage."""
+    """Compute a batch of tiles ``[B, channels, *tile]`` with all networks of the stage."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Tiles to measure, and whether the stage may be computed with such."""
+    """Tiles to be measured, and whether the stage may be computed with them."""
 
     tile: Index3
     together: int
@@ -100,13 +101,13 @@ def _key(view: StageView, step: _Step) -> _Key:
 
 
 def alone() -> None:
-    """Where a prediction is all that the process does."""
+    """Wait function for a process that does nothing but the prediction."""
 
 
 @dataclass(eq=False)
 class MemoryLimits:
-    """At most ``ram`` bytes of main memory and ``vram`` of the GPU's, for the whole process; None: any;
-    ``"free"``: what is free when it is asked for."""
+    """At most ``ram`` bytes of main memory and ``vram`` of GPU memory, for the whole process; None:
+    unlimited; ``"free"``: the free memory at each query."""
 
     device: Device
     ram: int | Literal["free"] | None = None
@@ -125,14 +126,14 @@ class MemoryLimits:
 
     @property
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a limit."""
         return self.ram is not None or self.vram is not None
 
     def admit(self, grid: Grid, reading: int, first: int = 0) -> None:
-        """Refuse a scan before it is read, which will take ``reading`` bytes.
+        """Refuse a scan that is too large before it is read, which will need ``reading`` bytes.
 
         Args:
-            first: what its first stage will take at least, where that is known by then.
+            first: minimum memory of its first stage, if it is known by then.
 
         Raises:
             MemoryLimitError: it is too large.
@@ -150,12 +151,12 @@ class MemoryLimits:
         still_to_fill: int,
         alone: Callable[[], None] = alone,
     ) -> tuple[StageView, int]:
-        """The view with tiles that fit: the recipe's own, if they do. And how many are computed together.
+        """The view with tiles that fit: the recipe's own, if they do; and the number computed together.
 
         Args:
-            whole: whether the answer is kept as a whole.
-            still_to_fill: bytes of the label map, which is there already but not touched by all yet.
-            alone: called before anything is measured; returns once no other thread takes memory.
+            whole: whether the prediction is kept as a whole.
+            still_to_fill: bytes of the label map that are allocated but not yet written.
+            alone: called before anything is measured; returns once no other thread allocates memory.
 
         Raises:
             MemoryLimitError: not even the smallest tiles fit.
@@ -169,7 +170,7 @@ class MemoryLimits:
         return self._fit_measured(view, work, whole, still_to_fill, alone)
 
     def _fit_counted(self, view: StageView, work: StageWork, whole: bool) -> tuple[StageView, int]:
-        """On a GPU, where memory that is asked for in vain is no harm."""
+        """On a GPU, where a failed allocation does no harm."""
         if self.vram is None:
             return view, self.device.tiles_at_once(math.prod(view.stage.grid.tile))
         needed = 0
@@ -185,8 +186,8 @@ class MemoryLimits:
     def _fit_measured(
         self, view: StageView, work: StageWork, whole: bool, still_to_fill: int, alone: Callable[[], None]
     ) -> tuple[StageView, int]:
-        """From the smallest tiles up: what one size takes tells how much the next may take."""
-        give_back_memory()  # short of it, hoarding freed blocks for speed is no longer wise
+        """From the smallest tiles up: the memory of one size predicts how much the next may need."""
+        give_back_memory()  # with little memory left, keeping freed blocks for speed is no longer sensible
         found: tuple[StageView, int] | None = None
         needed, taken, spare = 0.0, 1.0, 0.0
         for step in reversed(_steps(view, self.device)):
@@ -196,7 +197,7 @@ class MemoryLimits:
             counted = step.together * counted_bytes(fitting, work)
             needed = FRAMEWORK * counted * max(1.0, taken)
             if needed <= room and _key(fitting, step) not in self._measured:
-                alone()  # what others take would count as the network's, for every scan to come
+                alone()  # memory of others would be attributed to the network, for every later scan
                 room = self._room(still_to_fill) - beside
             if needed <= room:
                 measured = self._measure(fitting, work, step)
@@ -217,7 +218,7 @@ class MemoryLimits:
     def _measure(self, view: StageView, work: StageWork, step: _Step) -> int:
         key = _key(view, step)
         if key not in self._measured:
-            self._used_ram()  # what is freed goes back first: taken up again it would not count
+            self._used_ram()  # freed memory is returned first: if it were reused, it would not be counted
 
             def compute() -> None:
                 tiles = np.zeros((step.together, work.channels, *step.tile), dtype=np.float32)
@@ -230,7 +231,7 @@ class MemoryLimits:
         return free_ram() if self.ram == "free" else self.ram
 
     def _room(self, still_to_fill: int) -> float:
-        """Bytes of main memory that may be taken yet."""
+        """Bytes of main memory that may still be used."""
         ram = self._ram()
         return math.inf if ram is None else ram - self._used_ram() - still_to_fill
 
@@ -265,10 +266,10 @@ def _smallest(view: StageView) -> str:
 
 
 def _steps(view: StageView, device: Device) -> list[_Step]:
-    """The recipe's tiles as many together as keep the device busy, alone, and ever smaller ones that the
-    network can read, the longest side halved."""
+    """The recipe's tiles, first as many together as keep the device busy, then one alone, then smaller ones
+    that the network can read, with the longest side halved."""
     spec, network = view.stage.grid, view.stage.network
-    # Valid convolutions, and one pass over a box, have sizes of their own; others tell what they will take.
+    # Valid convolutions, and one pass over a box, have fixed sizes; for others, the memory is measured.
     usable = spec.padding != "valid" and spec.kind != "shape"
     together = device.tiles_at_once(math.prod(spec.tile))
     own = [_Step(spec.tile, count, True) for count in sorted({1, together}, reverse=True)]
@@ -296,20 +297,21 @@ def _with_tile(view: StageView, tile: Index3) -> StageView:
 
 
 def least_bytes(view: StageView, work: StageWork, whole: bool, device: Device) -> int:
-    """What a stage takes at least beside what is there already, as far as it can be counted."""
+    """The minimum memory of a stage in addition to the current one, as far as it can be counted."""
     usable = [step.tile for step in _steps(view, device) if step.usable]
     return stage_bytes(_with_tile(view, usable[-1]), work, whole, 1)
 
 
 def stage_bytes(view: StageView, work: StageWork, whole: bool, together: int) -> int:
-    """What a stage takes beside what is there already, counted; ``whole`` if its answer is kept as a whole.
-    So many tiles are computed ``together``."""
+    """The counted memory of a stage in addition to the current one; ``whole`` if its prediction is kept as a
+    whole, with ``together`` tiles computed at once."""
     tiles = FRAMEWORK * together * counted_bytes(view, work)
     return round(beside_bytes(view, work, whole) + tiles)
 
 
 def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
-    """Of this, all but the tiles: the image, the answer's planes that are held, the region."""
+    """The part of ``stage_bytes`` without tiles: the image, the planes of the prediction that are held, the
+    region."""
     spec, box = view.stage.grid, view.region.box
     halo = network_shapes.halo(view.stage.network, spec.padding)
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
@@ -326,13 +328,13 @@ def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
 
 
 def counted_bytes(view: StageView, work: StageWork) -> int:
-    """Of a tile: what the network reads, twice, as it is put together from image and priors, and what it
-    makes of it."""
+    """Counted memory of a tile: the network's input twice, as it is assembled from image and priors, and the
+    network's feature maps."""
     tile = view.stage.grid.tile
     answer = 4 * work.answered * math.prod(tile)
     return 2 * input_bytes(view, work) + work.activation_bytes(tile) + answer
 
 
 def input_bytes(view: StageView, work: StageWork) -> int:
-    """What the network reads of a tile."""
+    """Memory of the network's input for a tile."""
     return 4 * work.channels * math.prod(view.stage.grid.tile)

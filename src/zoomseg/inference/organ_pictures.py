@@ -1,7 +1,7 @@
 """Pictures of a scan and its organs, without matplotlib: three planes of all organs, and each organ alone.
 
-Everything is drawn in one window of intensities and as a radiologist looks at it: the patient's right is on
-the picture's left, head or front is up. Arrays are canonical (RAS+).
+All pictures have one intensity window and radiological orientation: the patient's right is on the picture's
+left, head or front is up. Arrays are canonical (RAS+).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Range = tuple[float, float]
 SOFT_TISSUE_HU = (-160.0, 240.0)
 """Level 40, width 400: the usual abdominal window of CT."""
 PERCENTILES = (1.0, 99.5)
-"""Of intensities that have no unit: what is shown black and white, of the voxels that are not empty."""
+"""For intensities without a unit: percentiles of the non-empty voxels that are shown black and white."""
 _SAMPLES = 500_000
-"""So many voxels, evenly spread, are enough to judge a scan by."""
+"""Number of evenly spread voxels from which a scan is characterised."""
 
 BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)
 BAR_SHARE = 0.4
-"""A scale bar is the longest of ``BARS_MM`` that takes no more of a picture's width."""
+"""A scale bar is the longest of ``BARS_MM`` that is at most this share of a picture's width."""
 
 TILE_PIXELS = 220
-"""Of the square picture of one organ."""
+"""Side of the square picture of one organ."""
 LEAST_TILE_MM = 90.0
 TILE_MARGIN_MM = 20.0
-"""Shown around the organ on each side."""
+"""Margin around the organ on each side."""
 
 PANEL_PIXELS = 340
-"""Height of the three planes of all organs, which are drawn at one scale."""
+"""Height of the three planes of all organs, which have the same scale."""
 _FILL, _GAP = 0.3, 8
 _DARK, _LETTER, _WHITE = (16, 21, 27), (242, 209, 107), (235, 240, 244)
 _JPEG_QUALITY = 88
@@ -52,20 +52,20 @@ _JPEG_QUALITY = 88
 
 @dataclass(frozen=True)
 class Plane:
-    """A slice through a RAS+ array as a radiologist looks at it: patient's right on the picture's left,
+    """A slice through a RAS+ array in radiological orientation: patient's right on the picture's left,
     anterior on the left of a sagittal slice, head or front up."""
 
     name: str
     across: int
-    """Array axis that the slice is taken from."""
+    """Array axis perpendicular to the slice."""
     horizontal: int
     vertical: int
     edges: str
-    """Patient directions at the left, right, top and bottom edge. Both sideways axes run from right to left
+    """Patient directions at the left, right, top and bottom edge. Both horizontal axes run from right to left
     on the screen."""
 
     def slice(self, array: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:
-        """``[horizontal, vertical]``, a view; the remaining axes are in the right order for every plane."""
+        """``[horizontal, vertical]``, a view; the remaining axes are in the correct order for every plane."""
         out: npt.NDArray[Any] = np.moveaxis(array, self.across, 0)[at]
         return out
 
@@ -76,7 +76,7 @@ PLANES = (AXIAL, Plane("coronal", 1, 0, 2, "RLSI"), Plane("sagittal", 0, 1, 2, "
 
 @dataclass(frozen=True)
 class Window:
-    """Intensities shown black and white; ``unit`` is HU where they are Hounsfield units, else empty."""
+    """Intensities shown black and white; ``unit`` is HU for Hounsfield units, otherwise empty."""
 
     low: float
     high: float
@@ -89,8 +89,8 @@ class Window:
 
 
 def window_of(image: npt.NDArray[Any]) -> Window:
-    """The window of a scan ``[I, J, K]``: the same for all CTs, else by its percentiles, so that every
-    picture of one scan has the same greys."""
+    """The window of a scan ``[I, J, K]``: the same for all CTs, otherwise by its percentiles, so that all
+    pictures of a scan have the same grey values."""
     if looks_like_hounsfield(image):
         return Window(*SOFT_TISSUE_HU, "HU")
     step = _step(image.size)
@@ -101,12 +101,12 @@ def window_of(image: npt.NDArray[Any]) -> Window:
 
 
 def bar_mm(width_mm: float) -> int:
-    """Length of the scale bar of a picture that shows so much."""
+    """Length of the scale bar of a picture of this width."""
     return next((mm for mm in BARS_MM if mm <= BAR_SHARE * width_mm), BARS_MM[-1])
 
 
 def slice_name(plane: Plane, at: int, grid: Grid, own: Grid | None = None) -> str:
-    """``axial, k = 45, z = -123 mm``: the slice of a canonical grid by its place along the patient's axis,
+    """``axial, k = 45, z = -123 mm``: the slice of a canonical grid by its position along the patient's axis,
     and by its index, counted from 0, on ``own``, the scan's grid as stored."""
     stored = grid if own is None else own
     turned = Orientation.to_canonical(stored)
@@ -120,7 +120,8 @@ def slice_name(plane: Plane, at: int, grid: Grid, own: Grid | None = None) -> st
 
 
 def centre_of(mask: Mask) -> Index3:
-    """On each axis, the slice that halves the mask's voxels: unlike the mean, it always meets the mask."""
+    """On each axis, the slice that halves the mask's voxels: unlike the mean, it always intersects the
+    mask."""
     found = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -144,7 +145,7 @@ def overview(
     image: Volume | None, labels: LabelMap, own: Grid | None = None, at: Index3 | None = None
 ) -> Overview:
     """Three planes with every organ in its colour, through the voxel ``at``, or through the middle of all
-    organs. Both are canonical, on one grid; without an image, organs stand on black. ``own`` as in
+    organs. Both volumes are canonical, on one grid; without an image, the background is black. ``own`` as in
     ``slice_name``."""
     at = centre_of_all(labels.data) if at is None else at
     window = None if image is None else window_of(image.data[0])
@@ -173,7 +174,7 @@ def _panels(image: Volume | None, window: Window | None, labels: LabelMap, at: I
 
 
 def centre_of_all(classes: npt.NDArray[np.uint8]) -> Index3:
-    """Of all organs, within a few voxels; the middle of a map without any."""
+    """The centre of all organs, within a few voxels; the middle of an empty map."""
     step = _step(classes.size)
     some = classes[::step, ::step, ::step] != 0
     if not some.any():
@@ -183,7 +184,7 @@ def centre_of_all(classes: npt.NDArray[np.uint8]) -> Index3:
 
 
 def _step(voxels: int) -> int:
-    """Every so many voxels along each axis, one is looked at."""
+    """Step between the voxels that are read along each axis."""
     return max(1, round(math.cbrt(voxels / _SAMPLES)))
 
 
@@ -192,15 +193,15 @@ def _step(voxels: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ContactSheet:
-    """Square pictures of ``TILE_PIXELS`` one beside the other, as one JPEG: of each of ``organs``."""
+    """Square pictures of ``TILE_PIXELS`` side by side, as one JPEG: one for each of ``organs``."""
 
     jpeg: bytes
     organs: tuple[str, ...]
 
 
 def contact_sheet(image: Volume, labels: LabelMap, organs: Sequence[str]) -> ContactSheet | None:
-    """Those of ``organs`` that were found, each on the axial slice that shows most of it, with its outline
-    and a scale bar. Canonical volumes on one grid; None if nothing was found."""
+    """The organs that were found, each on the axial slice with its largest area, with its outline and a scale
+    bar. Canonical volumes on one grid; None if nothing was found."""
     numbers = {organ: labels.schema.class_of(organ) for organ in organs}
     boxes = class_boxes(labels.data, numbers.values())
     window, table = window_of(image.data[0]), _colour_table(labels.schema.names)
@@ -235,11 +236,11 @@ def _tile(
 
 @dataclass(frozen=True)
 class _Scene:
-    """What of a slice is drawn, and how large."""
+    """The drawn part of a slice, and its size."""
 
     plane: Plane
     view: tuple[Range, Range]
-    """Horizontal and vertical, in mm from the first voxel's outer face; may reach beyond the slice."""
+    """Horizontal and vertical, in mm from the first voxel's outer face; may extend beyond the slice."""
     spacing_mm: Vector3
     pixels_per_mm: float
 
@@ -273,7 +274,7 @@ class _Scene:
         return picture
 
     def _sampled(self, array: npt.NDArray[np.uint8], how: Image.Resampling) -> npt.NDArray[np.uint8]:
-        """The slice in the picture's pixels, black beyond its end; upright and the right way round."""
+        """The slice in the picture's pixels, black beyond its end, in display orientation."""
         (left, right), (bottom, top) = self.view
         across, up = self.spacing_mm[self.plane.horizontal], self.spacing_mm[self.plane.vertical]
         rows, columns = array.shape[1], array.shape[0]
@@ -312,7 +313,7 @@ def _as_grey(values: npt.NDArray[Any], window: Window) -> npt.NDArray[np.uint8]:
 
 
 def _edges(found: npt.NDArray[np.uint8]) -> Mask:
-    """Pixels beside one of another class."""
+    """Pixels next to one of another class."""
     out = np.zeros(found.shape, dtype=np.bool_)
     for axis in (0, 1):
         differ = np.diff(found.astype(np.int16), axis=axis) != 0

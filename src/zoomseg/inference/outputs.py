@@ -1,9 +1,9 @@
-"""What a batch of predictions leaves beside the label maps: ``summary.csv``, ``review.csv``, ``run.json``,
-``report.html``, and names and colours of their values for viewers.
+"""The files of a batch other than label maps: ``summary.csv``, ``review.csv``, ``run.json``, ``report.html``,
+and names and colours of the label values for viewers.
 
-The first three are rewritten after a case, but for a twentieth of the time at most, and at the end: a batch
-that is stopped keeps the account of what it did, and of one that is killed the journal has the rest. They go
-on listing the label maps of earlier runs, and of others at the same time.
+The first three are rewritten after a case, but for at most a twentieth of the time, and at the end: a batch
+that is stopped leaves complete summaries; for one that is killed, the journal contains the rest. They also
+list the label maps of earlier runs, and of simultaneous ones.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from zoomseg.pipeline.probability_map import require_probabilities
 from zoomseg.recipe.spec import Recipe
 
 TRAINED = ("data_set", "date", "seconds", "device", "seed", "zoomseg")
-"""What a run tells of its model's provenance; not the names of the cases."""
+"""Keys of the model's provenance that a run records; without the names of the cases."""
 
 WRITING_SHARE = 0.05
-"""Of the time, for rewriting what lists all cases: it takes the longer the more there are."""
+"""Share of the time for rewriting the files that list all cases, which takes longer the more there are."""
 
 OnOrgans = Callable[[Sequence[OrganRow]], None]
-"""Gets the rows of a scan."""
+"""Receives the rows of a scan."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of ``of_parts`` parts of a list of scans, which together are all of them, counted from 1. Every
-    ``of_parts``-th scan is in it, so that parts take about equally long where neighbours are alike."""
+    """One of ``of_parts`` disjoint parts of a list of scans, counted from 1. It contains every
+    ``of_parts``-th scan, so that parts take about the same time if neighbours are similar."""
 
     number: int
     of_parts: int
@@ -86,23 +86,23 @@ def segment_to_folder(
     on_whole: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv``, ``run.json`` and ``report.html``,
-    which also list what earlier runs left there; the failed ones are returned.
+    which also list results of earlier runs there; returns the failed ones.
 
     Args:
-        on_result: told of every scan that is done with, in order, in the thread that writes.
-        on_organs: before that, in the same thread.
+        on_result: called for every processed scan, in order, in the thread that writes.
+        on_organs: called before that, in the same thread.
         on_progress, ahead, beside: as in ``inference.batch.segment``.
-        notes: on the folders that the scans were found in, for ``run.json``.
-        resume: whether scans whose results lie whole in ``out`` (see ``inference.journal``) are left out.
-        part: of the scans, the one to be done; if it is not all of them, the summaries and ``run.json`` are
-            left to ``inference.gather``.
-        on_whole: gets the ids of the scans that are left out, before any other is begun.
+        notes: on the folders in which the scans were found, for ``run.json``.
+        resume: whether scans with complete results in ``out`` (see ``inference.journal``) are skipped.
+        part: the part of the scans to be processed; if it is not all of them, the summaries and ``run.json``
+            are left to ``inference.gather``.
+        on_whole: receives the ids of the scans that are skipped, before any other is started.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
-        LabelError: an organ that the model does not know.
+        LabelError: an organ that the model does not have.
         RecipeError: probability maps of a recipe whose stages vote.
-        ScanError: DICOM objects of a scan that did not come as such.
+        ScanError: DICOM objects for a scan that is not from DICOM.
     """
     scans = tuple(scans)
     wanted = Wanted.of(predictor.bundle, organs, beside)
@@ -158,7 +158,7 @@ def segment_to_folder(
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for of every scan; names of organs are the model's own."""
+    """The requested outputs of every scan; names of organs are the model's own."""
 
     organs: tuple[str, ...]
     beside: ExtraOutputs
@@ -179,11 +179,11 @@ class Wanted:
         return cls(schema.names if organs is None else schema.select(organs), beside, schema, recipe)
 
     def prepare(self, scans: Sequence[ScanInput], out: Path) -> None:
-        """Make the folder, with names and colours of the values for viewers.
+        """Create the folder, with names and colours of the label values for viewers.
 
         Raises:
             OutputError: it cannot be written to, or a result would overwrite a scan or another result.
-            ScanError: DICOM objects of a scan that did not come as such.
+            ScanError: DICOM objects for a scan that is not from DICOM.
         """
         require_series(scans, self.beside.dicom)
         writable_directory(out)
@@ -192,7 +192,7 @@ class Wanted:
 
 
 class Recorder:
-    """Enters what a process has done with its scans into the journal of ``out``."""
+    """Records the results of a process's scans in the journal of ``out``."""
 
     def __init__(
         self,
@@ -205,12 +205,12 @@ class Recorder:
     ) -> None:
         """
         Args:
-            scans: how many the command is about, for all of its processes together.
-            told: keys of ``run.json`` that the command knows better than this process.
+            scans: number of scans of the command, for all of its processes together.
+            told: keys of ``run.json`` given by the command instead of this process.
         """
         self._out, self._predictor, self._wanted = out, predictor, wanted
         self.header = _header(predictor, wanted.organs, notes) | dict(told)
-        """Of ``run.json``, without cases."""
+        """``run.json`` without cases."""
         self.run = journal.describe(predictor.sha256, predictor.bundle.recipe, self.header, scans)
         self._journal = Journal(out, self.run)
 
@@ -220,8 +220,8 @@ class Recorder:
         return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.beside)
 
     def record(self, outcome: Outcome) -> tuple[Outcome, Entry]:
-        """Sum up a scan whose results are written, and enter it; what goes wrong with its summary is that
-        scan's failure.
+        """Summarise a scan whose results are written, and record it; an error in its summary is a failure of
+        that scan.
 
         Raises:
             OutputError: the journal cannot be written.
@@ -242,7 +242,7 @@ class Recorder:
         self._journal.close()
 
     def _summed_up(self, done: Segmented) -> tuple[Segmented, Entry]:
-        """The case with the seconds that this took, and its entry."""
+        """The case, with the seconds that the summary took, and its entry."""
         began = time.perf_counter()
         out, wanted, model = self._out, self._wanted, self._predictor.bundle
         rows = organ_rows_of(
@@ -267,13 +267,14 @@ class Recorder:
 
 
 def failure(failed: Failed) -> Entry:
-    """Of a scan that could not be segmented."""
+    """Record a scan that could not be segmented."""
     account = {"status": "failed", "error": failed.reason}
     return Entry(case=failed.case, finished=time.time(), account=account)
 
 
 def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
-    """Draw a case for the page; a note where that was not possible, as its results are there all the same."""
+    """Draw a case for the page; returns a note if that was not possible, as its results exist all the
+    same."""
     found = batch.tried(
         done.case,
         done.path,
@@ -283,9 +284,8 @@ def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
 
 
 def seen_from(out: Path, paths: Iterable[Path]) -> list[str]:
-    """Paths as seen from the folder of results, so that both can be moved together; absolute ones where there
-    is no way from there. Of a name that is no UTF-8, which JSON cannot hold, the odd bytes are spelled
-    out."""
+    """Paths relative to the folder of results, so that both can be moved together; absolute if there is no
+    relative one. In a name that is not UTF-8, which JSON cannot represent, the invalid bytes are escaped."""
     found = []
     for path in paths:
         try:
@@ -296,13 +296,13 @@ def seen_from(out: Path, paths: Iterable[Path]) -> list[str]:
 
 
 class _Account:
-    """Of a run, and of what others left or leave in its folder meanwhile: read again only where another than
-    this run has written since, as it grows with every case."""
+    """The summaries of a run and of others in its folder: the latter are read again only if they were changed
+    since, as they grow with every case."""
 
     def __init__(self, out: Path, whole: Mapping[str, Recorded]) -> None:
         """
         Args:
-            whole: results of earlier runs, which may be in no account yet.
+            whole: results of earlier runs, which may not be in any summary yet.
         """
         self._out = out
         self._whole = whole
@@ -310,11 +310,11 @@ class _Account:
         self._written: tuple[int, int, int] | None = None
         self._due = 0.0
         self.listed = 0
-        """Cases of the run when it was last written."""
+        """Number of cases of the run when the summaries were last written."""
 
     @property
     def is_due(self) -> bool:
-        """Whether writing it again keeps within ``WRITING_SHARE`` of the time."""
+        """Whether writing them again stays within ``WRITING_SHARE`` of the time."""
         return time.monotonic() >= self._due
 
     def write(self, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
@@ -333,7 +333,7 @@ class _Account:
 def write_account(
     out: Path, run: Mapping[str, Any], earlier: EarlierResults, rows: Sequence[OrganRow]
 ) -> None:
-    """Write ``summary.csv``, ``review.csv`` and ``run.json`` of a run and of what others did.
+    """Write ``summary.csv``, ``review.csv`` and ``run.json`` of a run and of others in its folder.
 
     Raises:
         OutputError: one cannot be written.
@@ -344,7 +344,7 @@ def write_account(
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:
-    """Another one after every atomic write; None of no file."""
+    """Changes with every atomic write; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -353,7 +353,7 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 
 
 def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:
-    """No result may replace a scan or another result."""
+    """Raise an error if a result would overwrite a scan or another result."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
     written: dict[Path, str] = {}
@@ -368,14 +368,14 @@ def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: 
 
 
 def _files(scan: ScanInput) -> Iterator[Path]:
-    """What a scan is read from; of DICOM in a folder, every slice's file, too."""
+    """The files of a scan; for DICOM in a folder, including every slice's file."""
     yield from scan.paths
     if scan.dicom is not None:
         yield from scan.dicom.paths
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What a file is known by under any name; None if there is none."""
+    """A file's identity, independent of its name; None if there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -396,11 +396,11 @@ def header(
     organs: tuple[str, ...],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """``run.json`` without cases. ``labels`` names only the organs asked for, so that an evaluation scores no
-    other.
+    """``run.json`` without cases. ``labels`` names only the requested organs, so that an evaluation scores no
+    others.
 
     Args:
-        folders: of the models that answer.
+        folders: of the models.
         where: ``device``, ``precision`` and ``backend``.
     """
     schema = model.schema

@@ -50,18 +50,18 @@ class Predictor:
     ) -> None:
         """
         Args:
-            atlas_of: what gives a scan's atlas prior, instead of the model's own atlases.
-            limits: how much memory the process may take.
-            others: models of the same recipe (of other folds, say) that answer together with this one: in
-                every stage, the probabilities of all are averaged.
+            atlas_of: computes a scan's atlas prior, instead of the model's own atlases.
+            limits: memory limits of the process.
+            others: models of the same recipe (for example of other folds) that form an ensemble with this
+                one: in every stage, the probabilities of all are averaged.
             any_scan: whether scans that are plainly unlike those of the training are segmented, too.
-            backend: what computes the networks (see ``backends.choice``).
-            mirror: whether networks see every tile mirrored, too, as far as the recipe allows.
+            backend: the library that computes the networks (see ``backends.choice``).
+            mirror: whether predictions are averaged over mirrored tiles, as far as the recipe allows.
 
         Raises:
             BackendError: the backend refuses a network.
             ModelError: the weights do not fit the networks, the model's atlases are missing, or ``others``
-                look elsewhere or for something else.
+                have other regions or labels.
             RecipeError: the recipe does not fit the model's labels and channels, or allows no mirroring.
         """
         graph.validate_labels(bundle.recipe, bundle.schema)
@@ -71,11 +71,11 @@ class Predictor:
             replace(model, recipe=graph.with_mirroring(model.recipe, mirror)) for model in (bundle, *others)
         )
         self.bundle = models[0].without_weights()
-        """The first of the models that answer, with the recipe as it predicts."""
+        """The first model of the ensemble, with the recipe as it predicts."""
         self.folders = tuple(model.folder for model in models if model.folder is not None)
-        """Of the models that answer, if they came from disk."""
+        """Folders of the models that came from disk."""
         self.sha256 = digests.of_models(models)
-        """Of the models that answer, without their recipe (see ``io.digests``)."""
+        """Digest of the models, without their recipe (see ``io.digests``)."""
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(self.bundle)
         self.limits = limits or MemoryLimits(device)
@@ -88,7 +88,7 @@ class Predictor:
 
     @property
     def channels(self) -> int:
-        """How many channels a scan must have."""
+        """Number of channels that a scan must have."""
         return len(self.bundle.channel_names)
 
     def predict(
@@ -103,10 +103,10 @@ class Predictor:
         ``MemoryLimits.fit``.
 
         Raises:
-            GeometryError: the scan has not as many channels as the model.
-            ScanError: the model's window shows nothing of the scan, or it is plainly unlike those that the
-                model was trained on.
-            MemoryLimitError: not even the smallest tiles fit into the memory allowed.
+            GeometryError: the scan does not have the model's number of channels.
+            ScanError: the scan shows nothing within the model's window, or is plainly unlike those of the
+                model's training.
+            MemoryLimitError: not even the smallest tiles fit into the memory limit.
         """
         if case.image.channels != self.channels:
             raise GeometryError(
@@ -146,27 +146,27 @@ class Predictor:
         return times * record.tiles * self._costs[record.stage].flops(record.tile)
 
     def _likeness(self, case: Case) -> Likeness:
-        """How like the training scans a scan is; where nothing is known of these, it is taken to be."""
+        """How like the training scans a scan is; if nothing is known about these, it counts as alike."""
         known, intensity = self.bundle.domain, self.bundle.recipe.intensity
         if known is None:
             return Likeness()
         return compare(known, case, intensity, self._any_scan)
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
-        """Refuse a scan by its header alone; reading it will take ``reading`` bytes. ``keep`` as in
-        ``Cascade.run``. Nothing is computed with the networks, so that another thread may predict meanwhile.
+        """Refuse a scan by its header alone; reading it will need ``reading`` bytes. ``keep`` as in
+        ``Cascade.run``. No network is computed, so that another thread may predict at the same time.
 
         Raises:
-            MemoryLimitError: it cannot fit into the memory allowed.
+            MemoryLimitError: it cannot fit into the memory limit.
         """
         self.limits.admit(grid, reading, self._first_bytes(grid, keep))
 
     def _first_bytes(self, grid: Grid, keep: bool) -> int:
-        """What the first stage takes at least of a scan on this grid."""
+        """The minimum memory of the first stage for a scan on this grid."""
         recipe = self.bundle.recipe
         stage = recipe.stages[0]
         if stage.roi.kind != "whole_volume":
-            return 0  # only the voxels tell where it looks
+            return 0  # the region is only known from the voxels
         lattice = stage_grid(stage.grid, stage_input.orientation_of(recipe, grid).grid(grid))
         view = stage_input.StageView(stage, lattice, Region.whole(lattice))
         return memory_limits.least_bytes(
@@ -177,7 +177,7 @@ class Predictor:
         return self._networks[view.stage.name]
 
     def _work(self, stage: Stage) -> memory_limits.StageWork:
-        bundle, answering = self.bundle, self._networks  # no cycle: with the predictor its networks go
+        bundle, answering = self.bundle, self._networks  # no cycle: networks are freed with the predictor
         seen = len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
@@ -193,10 +193,10 @@ class Predictor:
 
 
 def _check_alike(one: Bundle, other: Bundle) -> None:
-    """Whether two models can answer together: networks and training may differ, all else not.
+    """Raise an error unless two models can form an ensemble: only networks and training may differ.
 
     Raises:
-        ModelError: naming what differs.
+        ModelError: names the difference.
     """
 
     def shown(bundle: Bundle) -> dict[str, object]:

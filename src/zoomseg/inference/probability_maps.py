@@ -4,7 +4,7 @@
 OUT/probabilities/<case>-<organ>.nii.gz
 ```
 
-Bytes, of which the file's header says that 255 is a probability of one: programs show 0 to 1.
+Bytes; the file's header states that 255 is a probability of one, so that programs show 0 to 1.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from zoomseg.recipe.spec import Recipe
 FOLDER = "probabilities"
 
 COPIES = 3
-"""A map as it is made, turned as the scan is, and what the file's compression holds of it."""
+"""A map as computed, in the scan's orientation, and its compressed form."""
 
 BLOCK_BYTES = 6 * 4 * BLOCK_VOXELS
-"""Of a block, in float32: what there was, what is interpolated along one axis after the other, and both
-compared."""
+"""Of a block, in float32: the previous values, the results of interpolation along one axis after the other,
+and their comparison."""
 
 
 def path(out: Path, case: str, organ: str) -> Path:
-    """Where the map of an organ goes; blanks and signs in its name become ``_``."""
+    """The path of an organ's map; blanks and other characters in its name become ``_``."""
     return out / FOLDER / f"{case}-{re.sub(r'[^0-9A-Za-z]+', '_', organ).strip('_')}.nii.gz"
 
 
 def writing_bytes(grid: Grid) -> int:
-    """How much memory writing takes: one organ after the other, so that their number does not count."""
+    """Memory needed for writing: one organ after the other, independent of their number."""
     return COPIES * grid.box.voxels + min(BLOCK_BYTES, 6 * 4 * grid.box.voxels)
 
 
 def write(
     out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Prediction, organs: tuple[str, ...]
 ) -> None:
-    """Write the maps of organs, from what the stages of an expanded recipe predicted, which ``result`` has;
+    """Write the maps of organs, from the predictions of the stages of an expanded recipe in ``result``;
     ``grid`` is the scan's.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What a piece of work costs: memory, GPU memory and CPU over time, as the FLARE challenge measures it.
+"""Resource usage: memory, GPU memory and CPU over time, as the FLARE challenge measures them.
 
-GPU memory is what torch has allocated for tensors: exact to the byte at its peak, and of this process
-alone. The driver's own figure also counts other programs, the CUDA context and torch's cache, and so
-differs from machine to machine.
+GPU memory is the memory that torch has allocated for tensors: its peak is exact to the byte, and of this
+process alone. The driver's own figure also includes other programs, the CUDA context and torch's cache, and
+therefore differs between machines.
 """
 
 from __future__ import annotations
@@ -24,37 +24,36 @@ if sys.platform != "win32":
     import resource
 
 PERIOD_SECONDS = 0.1
-"""Pause between two looks, as in the FLARE challenge."""
+"""Interval between samples, as in the FLARE challenge."""
 
 LOOK_SECONDS = 0.001
-"""Pause between two looks for a peak, where the system does not tell it."""
+"""Interval between samples for a peak, if the system does not report it."""
 
 _MB = 1024**2
 
 
 @dataclass(frozen=True)
 class ResourceSample:
-    """One look at the process. Memory in MB (2^20 bytes)."""
+    """One sample of the process. Memory in MB (2^20 bytes)."""
 
     seconds: float
     """Of any clock."""
     ram_mb: float
     highest_ram_mb: float
-    """Since the process began."""
+    """Since the start of the process."""
     vram_mb: float
     highest_vram_mb: float
-    """Since the meter began."""
+    """Since the start of the monitor."""
     cpu_seconds: float
-    """Used by all threads of the process since it began."""
+    """Used by all threads since the start of the process."""
     machine_idle_seconds: float = 0.0
     machine_cpu_seconds: float = 0.0
-    """Of all cores of the machine since it began: in which they had nothing to do, and these with those that
-    they spent on programs and the system."""
+    """Of all cores since the start of the machine: idle seconds, and the total of idle and busy seconds."""
 
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What was used between two points in time; GPU figures are 0 for work on the CPU."""
+    """Usage between two points in time; GPU figures are 0 for work on the CPU."""
 
     peak_ram_mb: float
     peak_vram_mb: float
@@ -65,12 +64,12 @@ class ResourceUsage:
     cpu_area_percent_s: float
     """Area under the CPU-utilisation-time curve of this process; one busy core is 100 %, two are 200 %."""
     machine_cpu_area_percent_s: float
-    """The same of the whole machine, other programs and all: 100 % less the share in which its cores idled,
-    as the FLARE challenge measures it. All cores busy are 100 %."""
+    """The same of the whole machine, including other programs: 100 % minus the share of time in which its
+    cores were idle, as in the FLARE challenge. All cores busy are 100 %."""
 
 
 class ResourceMonitor:
-    """``with ResourceMonitor(device) as monitor: ...``; then ``monitor.usage``. A thread looks every
+    """``with ResourceMonitor(device) as monitor: ...``; then ``monitor.usage``. A thread takes a sample every
     ``period`` seconds."""
 
     def __init__(
@@ -101,7 +100,7 @@ class ResourceMonitor:
         self.end()
 
     def end(self) -> None:
-        """Before the block ends, where the work does; the block's own end then counts no more."""
+        """End the measurement before the block ends, at the end of the work."""
         if self._done.is_set():
             return
         self._done.set()
@@ -114,18 +113,19 @@ class ResourceMonitor:
 
     @property
     def usage(self) -> ResourceUsage:
-        """What was used; once the meter has ended."""
+        """The usage, after the monitor has ended."""
         return used(self._readings)
 
 
 def used(readings: Sequence[ResourceSample]) -> ResourceUsage:
     """Areas (trapezoids between readings) and peaks of at least one reading, in order of time.
 
-    The CPU's areas are exact: the system itself counts the time that its cores spent on the process, and
-    idled.
+    The CPU's areas are exact: the system itself counts the time that its cores spent on the process, and were
+    idle.
     """
     first, last = readings[0], readings[-1]
-    # The system's own peak misses nothing between readings, but is this work's only if it rose meanwhile.
+    # The system's own peak misses nothing between readings, but belongs to this work only if it rose
+    # meanwhile.
     rose = [last.highest_ram_mb] if last.highest_ram_mb > first.highest_ram_mb else []
     return ResourceUsage(
         peak_ram_mb=max([*rose, *(r.ram_mb for r in readings)]),
@@ -138,7 +138,7 @@ def used(readings: Sequence[ResourceSample]) -> ResourceUsage:
 
 
 def _busy_share(first: ResourceSample, last: ResourceSample) -> float:
-    """0 to 1, of the whole machine; 0 where its clock did not tick meanwhile."""
+    """0 to 1, of the whole machine; 0 if its clock did not advance."""
     counted = last.machine_cpu_seconds - first.machine_cpu_seconds
     idle = last.machine_idle_seconds - first.machine_idle_seconds
     return 1 - idle / counted if counted > 0 else 0.0
@@ -149,7 +149,7 @@ def _area(curve: Sequence[tuple[float, float]]) -> float:
 
 
 def take_reading(device: Device) -> ResourceSample:
-    """This process, now; GPU memory of ``device``."""
+    """A sample of this process, with GPU memory of ``device``."""
     process = psutil.Process()
     cpu, machine = process.cpu_times(), psutil.cpu_times()
     allocated, highest = _gpu_mb(device)
@@ -171,9 +171,9 @@ def highest_ram_mb() -> float:
 
 
 def _counted_mb() -> float:
-    """The system's own peak."""
+    """The peak counted by the system."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says on Linux may be a peak of the process that started this one
+    if status.exists():  # on Linux, getrusage may report a peak of the parent process
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / _MB
@@ -183,7 +183,7 @@ def _counted_mb() -> float:
 
 @dataclass
 class _Earlier:
-    """Of this process before the system's count was last begun anew."""
+    """Peak of this process before the system's count was last reset."""
 
     highest_mb: float = 0.0
 
@@ -192,11 +192,11 @@ _earlier = _Earlier()
 
 
 def rise(work: Callable[[], object]) -> int:
-    """Bytes by which resident memory rose while ``work`` ran: all that it and the libraries below it took at
-    once, and what other threads took meanwhile.
+    """The bytes by which resident memory rose during ``work``: the maximum used at once by it and its
+    libraries, and by other threads meanwhile.
 
-    Exact where the system's count of the peak can be begun anew (``clear_refs`` of proc(5), Linux); elsewhere
-    a thread looks every ``LOOK_SECONDS``.
+    Exact where the system's count of the peak can be reset (``clear_refs`` of proc(5), Linux); elsewhere a
+    thread takes a sample every ``LOOK_SECONDS``.
     """
     before = psutil.Process().memory_info().rss
     if _begin_anew():
@@ -208,7 +208,7 @@ def rise(work: Callable[[], object]) -> int:
 
 
 def _begin_anew() -> bool:
-    """Let the system's peak be what there is now; False where it cannot."""
+    """Reset the system's peak to the current value; False if that is not possible."""
     peak = _counted_mb()
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -219,7 +219,7 @@ def _begin_anew() -> bool:
 
 
 class _Watcher:
-    """A thread that looks at resident memory; ``highest`` in bytes."""
+    """A thread that samples resident memory; ``highest`` in bytes."""
 
     def __init__(self) -> None:
         self.highest = 0
@@ -244,7 +244,7 @@ class _Watcher:
 
 
 def _gpu_mb(device: Device) -> tuple[float, float]:
-    """Memory of tensors on the GPU, now and at its peak."""
+    """Memory of tensors on the GPU, current and peak."""
     if not _is_used_gpu(device):
         return 0.0, 0.0
     import torch

@@ -1,12 +1,12 @@
-"""``report.html`` of a folder of results: every scan with all of its organs, what is least certain first.
+"""``report.html`` of a folder of results: every scan with all of its organs, the least certain results first.
 
 ```
 OUT/report.html               the page
 OUT/report/planes/<case>.jpg  three planes of the scan with every organ in its colour
-OUT/report/organs/<case>.jpg  every organ that was found by itself, one beside the other
+OUT/report/organs/<case>.jpg  every organ that was found, side by side
 ```
 
-Pictures are files of their own: a folder may hold a thousand scans, and jobs that share it draw theirs at the
+Pictures are separate files: a folder may contain a thousand scans, and jobs that share it draw theirs at the
 same time.
 """
 
@@ -41,7 +41,7 @@ FOLDER = "report"
 PLANES, ORGANS = "planes", "organs"
 
 REVIEWED_FIRST = 12
-"""So many of the least certain organs are listed above the scans."""
+"""Number of the least certain organs that are listed above the scans."""
 
 FLAG_WORDS = {
     MISSING: "not found",
@@ -56,7 +56,7 @@ FLAG_WORDS = {
 
 
 def draw(out: Path, case: str, image: Volume, labels: LabelMap, organs: Sequence[str]) -> None:
-    """Write the pictures of a case, whose label map lies on the image's grid.
+    """Write the pictures of a case; its label map is on the image's grid.
 
     Raises:
         OutputError: no permission, full disk.
@@ -74,8 +74,8 @@ def draw(out: Path, case: str, image: Volume, labels: LabelMap, organs: Sequence
 
 
 def write(out: Path) -> None:
-    """Write the page of a folder, of all cases in its ``run.json`` and ``summary.csv``; nothing where a full
-    disk kept these from being written.
+    """Write the page of a folder, of all cases in its ``run.json`` and ``summary.csv``; does nothing if a
+    full disk prevented these from being written.
 
     Raises:
         OutputError: no permission, full disk.
@@ -89,7 +89,7 @@ def write(out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Where an organ stands on its case's contact sheet, as CSS has it."""
+    """Position of an organ on its case's contact sheet, in CSS."""
 
     size: str
     position: str
@@ -109,7 +109,7 @@ class _Case:
     seconds: float | None
     notes: tuple[str, ...]
     planes: str | None
-    """Addresses of the pictures, from the page; None where there is none."""
+    """Addresses of the pictures, relative to the page; None if there is none."""
     sheet: str | None
     found: tuple[_Organ, ...]
     missing: tuple[str, ...]
@@ -118,7 +118,7 @@ class _Case:
 
 
 def render(run: Mapping[str, Any], rows: Sequence[OrganRow], out: Path) -> str:
-    """The page of a run, whose pictures lie in ``out``. Whatever comes from names and files is escaped."""
+    """The page of a run, whose pictures are in ``out``. All names and file contents are escaped."""
     told: Mapping[str, Any] = run["cases"]
     by_case: dict[str, list[OrganRow]] = {case: [] for case in told}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Whether a scan is like those that a model was trained on."""
+"""Comparison of a scan with those of a model's training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from zoomseg.recipe.spec import IntensitySpec
 
 
 def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec, any_scan: bool = False) -> Likeness:
-    """How like the training cases a scan is, for a model that reads it so; ``any_scan`` as in
-    ``io.training_domain.compare``.
+    """How like the training cases a scan is, for a model with this intensity normalisation; ``any_scan`` as
+    in ``io.training_domain.compare``.
 
     Raises:
-        ScanError: it is plainly something else, and why.
+        ScanError: it is plainly something else; the message states the reason.
     """
     channel = case.image.data[0]
     return training_domain.compare(

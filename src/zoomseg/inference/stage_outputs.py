@@ -1,13 +1,13 @@
-"""What every stage of a cascade said of a scan, kept beside its label map so that errors can be traced.
+"""Predictions of every stage of a cascade, stored beside a scan's label map so that errors can be traced.
 
 ```
-OUT/stages/<case>-<stage>.nii.gz          the label map that the stage's answer alone makes
-OUT/stages/<case>-<stage>-region.nii.gz   1 where the stage looked; none of a stage that looks everywhere
-OUT/stages/<case>.json                    the stages, and which of them answer for which organ; written last
+OUT/stages/<case>-<stage>.nii.gz          the label map of the stage's prediction alone
+OUT/stages/<case>-<stage>-region.nii.gz   1 inside the stage's region; no file if that is everything
+OUT/stages/<case>.json                    the stages, and which of them predict which organ; written last
 ```
 
-Both maps lie on the scan's own grid. What is not written in full cannot be mistaken for it, as there is no
-JSON file then.
+Both maps are on the scan's own grid. Incomplete outputs cannot be mistaken for complete ones, as they have no
+JSON file.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from zoomseg.recipe.spec import (
 FOLDER = "stages"
 
 MAX_JSON_BYTES = 4 * 1024**2
-"""A larger file is none of ours."""
+"""A larger file was not written by ZoomSeg."""
 
 _VOTED = ("most_probable", "majority_vote")
-"""Fusions in which several stages have a say about one voxel."""
+"""Fusions in which several stages determine one voxel."""
 
 
 class _Record(BaseModel):
@@ -62,15 +62,15 @@ class StageOutput(_Record):
     labels: dict[str, Annotated[int, Field(ge=1, le=MAX_VALUE)]]
     """What the stage predicts, and the values in its label map."""
     everywhere: bool
-    """Whether it looks at the whole scan, so that there is no file of its region."""
+    """Whether its region is the whole scan, so that there is no file of its region."""
     placed_by: str | None
-    """The stage whose answer placed the region."""
+    """The stage whose prediction determined the region."""
     spacing_mm: Spacing | None
-    """Voxels of the stage's grid along R, A and S; None if it had nowhere to look."""
+    """Voxels of the stage's grid along R, A and S; None if it had no region."""
 
 
 class CaseStageOutputs(_Record):
-    """``<case>.json``: stages in their order, and by organ those whose answer can reach the label map."""
+    """``<case>.json``: stages in their order, and by organ those whose prediction can reach the label map."""
 
     format: Literal[1] = 1
     stages: tuple[StageOutput, ...]
@@ -105,7 +105,7 @@ def json_path(folder: Path, case: str) -> Path:
 
 
 def paths(out: Path, case: str, recipe: Recipe) -> Iterator[Path]:
-    """Every file that ``write`` makes for a case."""
+    """Every file that ``write`` creates for a case."""
     folder = out / FOLDER
     for stage in recipe.stages:
         yield labels_path(folder, case, stage.name)
@@ -118,7 +118,7 @@ def paths(out: Path, case: str, recipe: Recipe) -> Iterator[Path]:
 
 
 def forget(out: Path, case: str) -> None:
-    """What an earlier run kept is not about the label map that is written now.
+    """Remove outputs of an earlier run, which do not belong to the label map that is written now.
 
     Raises:
         OutputError: no permission.
@@ -129,8 +129,8 @@ def forget(out: Path, case: str) -> None:
 
 
 def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Prediction) -> None:
-    """Write what the stages of an expanded recipe predicted, which ``result`` has; ``grid`` is the scan's.
-    One stage after the other is brought to it, so that no more than two maps are held.
+    """Write the predictions of the stages of an expanded recipe in ``result``; ``grid`` is the scan's. One
+    stage after the other is resampled to it, so that at most two maps are held.
 
     Raises:
         OutputError: no permission, full disk.
@@ -151,8 +151,8 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
 
 
 def label_map(stage: Stage, prediction: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
-    """What a stage's answer makes of a blank map on the scan's canonical ``grid``: its argmax inside its
-    region, whatever its ``fusion`` does with it. None: it had nowhere to look."""
+    """The label map of one stage alone on the scan's canonical ``grid``: its argmax inside its region,
+    regardless of its ``fusion``. None: it had no region."""
     like = np.empty(0) if prediction is None else prediction.probabilities
     fused = fusion.FusedLabelMap.blank(grid, schema, like)
     if prediction is not None:
@@ -161,7 +161,7 @@ def label_map(stage: Stage, prediction: StagePrediction | None, grid: Grid, sche
 
 
 def region_of(prediction: StagePrediction | None, grid: Grid) -> AnyNumpy:
-    """``[I, J, K]`` uint8: 1 where the stage's answer reaches voxels of the scan's canonical ``grid``."""
+    """``[I, J, K]`` uint8: 1 where the stage's prediction covers voxels of the scan's canonical ``grid``."""
     out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
     if prediction is None:
         return out
@@ -198,7 +198,7 @@ def _placed_by(stage: Stage) -> str | None:
 
 
 def _answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
-    """The stage that answers last for an organ; of neighbours that vote, all that answer for it."""
+    """The stage that predicts an organ last; of stages that vote together, all that predict it."""
     entering = (stage for stage in recipe.stages if stage.fusion != "none")
     last: dict[str, tuple[str, ...]] = {}
     for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
@@ -215,10 +215,10 @@ def _answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]
 
 
 def read(folder: Path, case: str) -> CaseStageOutputs:
-    """What lies in a ``stages`` folder about a case.
+    """The outputs of a case in a ``stages`` folder.
 
     Raises:
-        ScanError: the JSON file is missing, damaged, or not what ``write`` makes.
+        ScanError: the JSON file is missing, damaged, or not written by ``write``.
     """
     path = json_path(folder, case)
     try:

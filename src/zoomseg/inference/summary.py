@@ -63,11 +63,11 @@ def organ_flags(
     cut: Iterable[str] = (),
     odd: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[str, ...]]:
-    """What is to be said about each of ``organs``.
+    """The flags of each of ``organs``.
 
     Args:
-        cut: organs that reach the end of where a stage looked.
-        odd: further flags, and the organs that they hold for.
+        cut: organs that reach the end of a stage's region.
+        odd: further flags, and their organs.
     """
     implausible = plausibility_flags(schema, found)
     of_all = {TOUCHES_REGION_BORDER: set(cut), **{flag: set(those) for flag, those in odd.items()}}
@@ -103,13 +103,13 @@ def organ_rows(
 
 
 def least_certain(rows: Iterable[OrganRow]) -> list[OrganRow]:
-    """Rows that have a confidence, lowest first; of equals those with more flags, then in their order."""
+    """Rows with a confidence, lowest first; of equals those with more flags, then in their order."""
     sure = [row for row in rows if row.confidence is not None]
     return sorted(sure, key=lambda row: (row.confidence or 0.0, -len(row.flags)))
 
 
 def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
-    """Write ``summary.csv``; a value that does not exist is left empty, flags are joined by ``;``.
+    """Write ``summary.csv``; missing values are left empty, flags are joined by ``;``.
 
     Raises:
         OutputError: the file cannot be written.
@@ -122,7 +122,7 @@ def read_summary(path: Path) -> list[OrganRow]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
     table = csv.DictReader(io.StringIO(read_file(path).decode("utf-8"), newline=""))
     try:
@@ -136,7 +136,7 @@ def _row(cells: Mapping[str, str]) -> OrganRow:
         return float(cells[column]) if cells[column] else None
 
     box = corners = dice_range = None
-    if cells.get("dice_low"):  # earlier versions did not have it
+    if cells.get("dice_low"):  # missing in files of earlier versions
         dice_range = float(cells["dice_low"]), float(cells["dice_high"])
     if cells["i_start"]:
         start, stop = ([int(cells[f"{axis}_{end}"]) for axis in "ijk"] for end in ("start", "stop"))
@@ -158,8 +158,8 @@ def _row(cells: Mapping[str, str]) -> OrganRow:
 
 
 def write_review(path: Path, rows: Iterable[OrganRow]) -> None:
-    """Write ``review.csv``: of all cases, the organs to look at first (see ``least_certain``); missing ones,
-    of which nothing can be said, at the end.
+    """Write ``review.csv``: of all cases, the organs to inspect first (see ``least_certain``); missing ones,
+    which have no confidence, at the end.
 
     Raises:
         OutputError: the file cannot be written.

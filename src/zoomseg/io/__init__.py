@@ -1,1 +1,1 @@
-"""Files in and out: scans, label maps, the training cache, trained models."""
+"""Input and output: scans, label maps, the training cache, trained models."""

@@ -1,17 +1,17 @@
-"""A trained model on disk: a folder of plain, checkable files; nothing in it is ever executed.
+"""A trained model on disk: a folder of plain, checkable files, of which nothing is ever executed.
 
 ```
-model.json                          recipe, labels, channels, provenance, calibration of the confidence, what
-                                    training saw, and the weights' SHA-256
+model.json                          recipe, labels, channels, provenance, calibration of the confidence, the
+                                    training domain, and the weights' SHA-256
 weights/<stage>-<sha>.safetensors   one per stage
-weights/<stage>-<sha>.onnx          its network as an ONNX graph, which names that file as where its weights
-                                    lie; only to predict without torch (backends/onnx_graph.py)
+weights/<stage>-<sha>.onnx          its network as an ONNX graph, which names that file as the location of its
+                                    weights; only to predict without torch (backends/onnx_graph.py)
 README.md                           model card
 atlases/                            coarse images of training cases, if the recipe has an atlas prior
 ```
 
-Weights carry their hash in the name and ``model.json`` is replaced last, so a process that is killed
-while saving leaves the earlier model usable. Who reads a model while it is replaced gets the new one.
+The names of weights contain their hash and ``model.json`` is replaced last, so a process that is killed
+while saving leaves the earlier model usable. Reading a model while it is replaced gives the new one.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from zoomseg.recipe.spec import Recipe
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 
 FORMAT = 1
-"""Raised whenever an older ZoomSeg could misread a newer model."""
+"""Incremented whenever an older ZoomSeg could misread a newer model."""
 
 ATLASES = "atlases"
-"""Where a model that needs them keeps its atlases, beside what is read and written here."""
+"""Folder of a model's atlases, beside the files that are read and written here."""
 
 FOLDS = "folds.json"
-"""What a folder has that holds a cross-validation: a model per fold."""
+"""File that marks the folder of a cross-validation: a model per fold."""
 
 COME_WITH_ZOOMSEG = Path(__file__).parents[1] / "models"
-"""Folders of the models that are part of the package."""
+"""Folders of the models included in the package."""
 
 ABDOMEN_CT = "abdomen-ct"
-"""The model that predicts where none is named."""
+"""The default model."""
 
 MAX_WEIGHTS_BYTES = 8 * 1024**3
-"""Of a stage: two thousand million weights in single precision. The largest network of a recipe here has a
-twentieth."""
+"""Maximum per stage: two thousand million weights in single precision. The largest network of a recipe here
+has a twentieth."""
 
 COPIES = 3
-"""Of weights in half precision while they are read: the file, and single precision."""
+"""Memory of half-precision weights while they are read: the file, and single precision."""
 
 _INTEGER_TYPES = (np.int64, np.int32)
 _SHOWN_ITEMS = 12
@@ -70,22 +70,22 @@ _SHOWN_ITEMS = 12
 
 @dataclass(frozen=True)
 class NetworkFiles:
-    """A stage's network on disk: an ONNX graph, and beside it the file that holds the graph's weights."""
+    """A stage's network on disk: an ONNX graph, and beside it the file with the graph's weights."""
 
     graph: Path
     weights: Path
     flops: int = 0
-    """Of a tile of the recipe's shape."""
+    """For a tile of the recipe's shape."""
     activation_bytes: int = 0
-    """The most that is alive at once while such a tile is computed in float32."""
+    """Maximum memory of feature maps alive at once while such a tile is computed in float32."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model: everything that prediction needs, and where it came from.
+    """A trained model: everything that prediction needs, and its origin.
 
-    ``weights`` maps each stage of the recipe to its network's state dict. ``provenance`` says how the
-    model was made (data set, cases, date, seed, versions, device, steps, seconds).
+    ``weights`` maps each stage of the recipe to its network's state dict. ``provenance`` describes the
+    training (data set, cases, date, seed, versions, device, steps, seconds).
 
     Raises:
         ModelError: the weights are not one non-empty, finite state dict per stage of the recipe; the
@@ -96,20 +96,20 @@ class Bundle:
     schema: LabelSchema
     channel_names: tuple[str, ...]
     weights: Mapping[str, Mapping[str, AnyNumpy]]
-    """Torch tensors may be given: they become arrays of the same memory."""
+    """May be given as torch tensors, which become arrays of the same memory."""
     provenance: Mapping[str, JSON]
     folder: Path | None = None
-    """Where it was read from."""
+    """The folder from which it was read."""
     calibration: Calibration | None = None
-    """How its confidence follows from what a prediction shows, if cases were kept back to learn that from."""
+    """Calibration of its confidence, if there were held-out cases to fit it."""
     domain: TrainingDomain | None = None
-    """What it saw in training; None: nobody wrote it down, and any scan is taken to be like that."""
+    """Properties of its training scans; None: unknown, and any scan is considered alike."""
     graphs: Mapping[str, NetworkFiles] = field(default_factory=dict)
-    """Stage -> its network with these ``weights``, where the folder has it as an ONNX graph."""
+    """Stage -> its network with these ``weights``, if the folder contains it as an ONNX graph."""
 
     @property
     def graphs_are_there(self) -> bool:
-        """Whether the folder still has them; not where another model took this one's place."""
+        """Whether the folder still contains them; not if another model replaced this one."""
         return all(file.is_file() for own in self.graphs.values() for file in (own.graph, own.weights))
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Bundle:
             raise ModelError("model names no image channel; it needs at least one")
         try:
             json.dumps(dict(self.provenance), allow_nan=False)
-        except (ValueError, TypeError) as error:  # now, and not where results are written
+        except (ValueError, TypeError) as error:  # checked now, and not when results are written
             raise ModelError(f"the model's provenance cannot be written as JSON ({error})") from error
         arrays = {s: {name: to_numpy(t) for name, t in ts.items()} for s, ts in self.weights.items()}
         for stage, tensors in arrays.items():
@@ -128,7 +128,7 @@ class Bundle:
         object.__setattr__(self, "weights", arrays)
 
     def without_weights(self) -> Bundle:
-        """The same with ``weights`` empty, to be held where networks have weights of their own."""
+        """A copy with empty ``weights``, for use once the networks have been built."""
         described = copy.copy(self)
         object.__setattr__(described, "weights", {})
         return described
@@ -154,7 +154,7 @@ class _Graph(BaseModel):
     file: Annotated[str, Field(pattern=r"^weights/[a-z][a-z0-9_-]*\.onnx$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the weights that the graph was made for."""
+    """Of the weights for which the graph was created."""
     flops: Annotated[int, Field(ge=0, lt=2**63)]
     activation_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -205,7 +205,7 @@ def save(bundle: Bundle, path: Path, half: bool = False) -> None:
 
 
 def weights_files(path: Path) -> dict[str, Path]:
-    """The file of each stage's weights in this model folder.
+    """The file of each stage's weights in a model folder.
 
     Raises:
         ModelError: no model there, or a damaged one.
@@ -214,12 +214,12 @@ def weights_files(path: Path) -> dict[str, Path]:
 
 
 def _graphs_of_same_weights(path: Path, manifest: _Manifest) -> dict[str, _Graph]:
-    """Graphs that are there already, of stages whose weights do not change."""
+    """Existing graphs of stages whose weights do not change."""
     if not (path / "model.json").is_file():
         return {}
     try:
         there = _read_manifest(path).graphs
-    except ModelError:  # what is replaced may be damaged
+    except ModelError:  # the replaced model may be damaged
         return {}
     weights = manifest.weights
     return {s: g for s, g in there.items() if s in weights and weights[s].sha256 == g.weights_sha256}
@@ -227,7 +227,7 @@ def _graphs_of_same_weights(path: Path, manifest: _Manifest) -> dict[str, _Graph
 
 @dataclass(frozen=True)
 class NetworkGraph:
-    """A stage's network as an ONNX graph, to be stored; the rest is as in ``NetworkFiles``."""
+    """A stage's network as an ONNX graph, to be stored; the other fields are as in ``NetworkFiles``."""
 
     content: bytes
     flops: int
@@ -236,7 +236,7 @@ class NetworkGraph:
 
 def store_graphs(path: Path, graphs: Mapping[str, NetworkGraph]) -> None:
     """Add the networks of all or some stages, as ONNX graphs, to the model in this folder. Saving the model
-    with other weights takes them out.
+    with other weights removes them.
 
     Raises:
         ModelError: no usable model there, or none with such a stage.
@@ -253,11 +253,11 @@ def store_graphs(path: Path, graphs: Mapping[str, NetworkGraph]) -> None:
 
 
 def find(model: str | Path) -> Path:
-    """The folder of a model: a path, or the name of one that comes with ZoomSeg. A folder of that name in the
-    working directory goes first.
+    """The folder of a model: a path, or the name of an included one. A folder of that name in the working
+    directory takes precedence.
 
     Raises:
-        ModelError: neither.
+        ModelError: neither exists.
     """
     path = Path(model)
     if path.exists() or len(path.parts) != 1:
@@ -271,7 +271,7 @@ def find(model: str | Path) -> Path:
 
 
 def models_in(model: str | Path) -> tuple[str | Path, ...]:
-    """The models that a name stands for: a cross-validation's folder, for all of its folds."""
+    """The models that a name denotes: for the folder of a cross-validation, all of its folds."""
     folder = Path(model)
     if not (folder / FOLDS).is_file():
         return (model,)
@@ -279,19 +279,19 @@ def models_in(model: str | Path) -> tuple[str | Path, ...]:
 
 
 def load(model: str | Path) -> Bundle:
-    """Read a model folder, given as in ``find``; floating-point weights come back as float32.
+    """Read a model folder, given as in ``find``; floating-point weights are returned as float32.
 
     Raises:
-        ModelError: missing or damaged files, weights that do not match ``model.json``, names that leave
-            the folder, or a format that a later ZoomSeg wrote.
-        MemoryLimitError: the weights do not fit into the memory that is free.
+        ModelError: missing or damaged files, weights that do not match ``model.json``, names outside the
+            folder, or a format of a later ZoomSeg.
+        MemoryLimitError: the weights do not fit into the free memory.
     """
     path = find(model)
     manifest = _read_manifest(path)
     while True:
         try:
             return _read(path, manifest)
-        except ModelError:  # a training may have replaced the model meanwhile, and taken the old weights away
+        except ModelError:  # a training may have replaced the model meanwhile, and deleted the old weights
             before, manifest = manifest, _read_manifest(path)
             if manifest == before:
                 raise
@@ -333,7 +333,7 @@ def _write_manifest(path: Path, manifest: _Manifest) -> None:
 
 
 def _remove_others(path: Path, manifest: _Manifest) -> None:
-    """Files of the model that was here before."""
+    """Delete files of the previous model."""
     kept = {path / entry.file for entry in manifest.weights.values()}
     kept |= {path / entry.file for entry in manifest.graphs.values()}
     for suffix in ("safetensors", "onnx"):
@@ -358,7 +358,7 @@ def _write_graph(path: Path, stage: str, graph: NetworkGraph, weights: _Weights)
 def _write_weights(path: Path, stage: str, tensors: Mapping[str, AnyNumpy], half: bool) -> _Weights:
     stored = {name: np.ascontiguousarray(t).reshape(t.shape) for name, t in tensors.items()}
     if half:
-        with np.errstate(over="ignore"):  # what does not fit is refused
+        with np.errstate(over="ignore"):  # values out of range are refused
             stored = {name: t.astype(np.float16) if _is_real(t) else t for name, t in stored.items()}
         large = next((name for name, t in stored.items() if not bool(np.isfinite(t).all())), None)
         if large is not None:
@@ -407,8 +407,8 @@ def _read_checked(folder: Path, file: str, sha256: str, manifest: str) -> bytes:
 
 
 def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
-    """The graphs are those that ``model.json`` names; whether they read their own stage's weights alone is
-    for the backends to check."""
+    """The graphs are those named in ``model.json``; the backends check that they read only their own stage's
+    weights."""
     try:
         for entry in manifest.graphs.values():
             _read_checked(path, entry.file, entry.sha256, "model.json")
@@ -428,10 +428,10 @@ def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
 
 
 def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[str, AnyNumpy]:
-    """A safetensors file, only if it is the one that the file ``manifest`` beside it names.
+    """A safetensors file, if it is the one named in the file ``manifest`` beside it.
 
     Raises:
-        ValueError: what is wrong with it, for the caller to say of what.
+        ValueError: the problem, to be reported by the caller.
     """
     content = _read_checked(folder, file, sha256, manifest)
     try:
@@ -466,7 +466,7 @@ def _check_tensors(stage: str, tensors: Mapping[str, AnyNumpy]) -> None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of a manifest's problems: where, and what."""
+    """The first problem of a manifest: where, and what."""
     detail = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in detail["loc"]) or "top level"
     return f"{where}: {detail['msg']}"
@@ -478,7 +478,7 @@ def _damaged(path: Path, reason: str) -> ModelError:
 
 
 def _model_card(bundle: Bundle, with_atlases: bool) -> str:
-    """What a person who finds the folder must know, in Markdown."""
+    """Information for a person who finds the folder, in Markdown."""
     recipe, schema = bundle.recipe, bundle.schema
     stages = "\n".join(f"- `{s.name}`: {s.network.kind} on a {s.grid.kind} grid" for s in recipe.stages)
     labels = "\n".join(f"| {v} | {_plain(n)} |" for n, v in zip(schema.names, schema.values, strict=True))
@@ -521,7 +521,7 @@ The complete recipe is in `model.json`.
 
 
 def _atlas_notice(bundle: Bundle) -> str:
-    """What the folder holds of the patients themselves, unlike weights."""
+    """A note on patient data in the folder, which weights are not."""
     atlas, cases = bundle.recipe.atlas, bundle.provenance.get("training_cases")
     if atlas is None:
         return ""
@@ -537,7 +537,7 @@ the scans.
 
 
 def _plain(text: str) -> str:
-    """Names come from data sets: keep them from breaking out of their line or table."""
+    """Names come from data sets: they must not break out of their line or table."""
     return " ".join(text.split()).replace("|", "/").replace("`", "'").replace("<", "(").replace(">", ")")
 
 

@@ -1,9 +1,9 @@
-"""The training cache: compressed arrays on disk, read in boxes, so that a random crop of a large scan
-costs only the blocks it touches.
+"""The training cache: compressed arrays on disk, read in boxes, so that a random crop of a large scan only
+costs the blocks it touches.
 
-A cached array is one contiguous Blosc2 frame (``.b2nd``). Blosc2 can also store expressions, proxies
-and Python objects under the same suffix, so a file's header is read here, byte by byte, before Blosc2
-sees it: only a plain array of an allowed type passes. Frame layout:
+A cached array is one contiguous Blosc2 frame (``.b2nd``). Blosc2 can also store expressions, proxies and
+Python objects under the same suffix, so a file's header is checked here, byte by byte, before Blosc2 reads
+it: only a plain array of an allowed type passes. Frame layout:
 https://github.com/Blosc/c-blosc2/blob/main/README_CFRAME_FORMAT.rst
 """
 
@@ -25,7 +25,7 @@ from zoomseg.io.files import write_bytes_atomic
 SUFFIX = ".b2nd"
 DTYPES = ("uint8", "int16", "float16", "float32")
 BLOCK_VOX = 32
-"""Edge of a block, the smallest piece that is decompressed; a chunk holds several."""
+"""Edge of a block, the smallest piece that is decompressed; a chunk contains several."""
 
 _MAGIC = b"\x9e\xa8b2frame\x00"
 _FIXED_HEADER = 87
@@ -55,7 +55,8 @@ def write_array(path: Path, array: npt.NDArray[np.generic], chunks: Index3 = (64
         cparams={
             "codec": blosc2.Codec.ZSTD,
             "clevel": 1,
-            # Groups the seldom-changing high bits of neighbours: reads 3 times as fast as SHUFFLE on CT.
+            # Groups the high bits of neighbours, which rarely change: on CT, reads 3 times as fast as
+            # SHUFFLE.
             "filters": [blosc2.Filter.BITSHUFFLE],
             "nthreads": 1,
         },
@@ -65,7 +66,7 @@ def write_array(path: Path, array: npt.NDArray[np.generic], chunks: Index3 = (64
 
 @dataclass(frozen=True, eq=False)
 class ChunkedArray:
-    """A cached array, open for reading boxes; voxels stay on disk. Safe to share between threads."""
+    """A cached array, open for reading boxes; voxels stay on disk. Can be shared between threads."""
 
     path: Path
     shape: tuple[int, ...]
@@ -76,7 +77,7 @@ class ChunkedArray:
 
     @classmethod
     def open(cls, path: Path) -> ChunkedArray:
-        """Open a file that ``write_array`` wrote.
+        """Open a file written by ``write_array``.
 
         Raises:
             DatasetError: missing, truncated, not a plain array, of another type or shape.
@@ -95,7 +96,7 @@ class ChunkedArray:
         """The voxels of ``box``, all channels, decompressing only the blocks that it touches.
 
         Raises:
-            DatasetError: the box is empty or reaches outside the array, or the file is damaged.
+            DatasetError: the box is empty or extends outside the array, or the file is damaged.
         """
         spatial = self.shape[-3:]
         inside = all(0 <= a < b <= n for a, b, n in zip(box.start, box.stop, spatial, strict=True))
@@ -113,7 +114,7 @@ class ChunkedArray:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse whatever is not a complete frame whose only metalayer is a plain array's."""
+    """Refuse any file that is not a complete frame with a plain array's metalayer alone."""
     if path.suffix != SUFFIX or not path.is_file():
         raise DatasetError(f"no cached array at {path}")
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""SHA-256 of what a result was made of, and of the result: equal digests, equal content."""
+"""SHA-256 digests of inputs and results: equal digests mean equal content."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _DOMAIN: TypeAdapter[TrainingDomain | None] = TypeAdapter(TrainingDomain | None)
 
 
 def of_files(files: Iterable[Path]) -> str:
-    """Of the contents of files, one after the other; their names do not count.
+    """Digest of the contents of files, one after the other; their names do not count.
 
     Raises:
-        OSError: one cannot be read, or is no regular file.
+        OSError: one cannot be read, or is not a regular file.
     """
     parts = hashlib.sha256()
     for path in files:
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.is_file():  # a pipe would block forever
             raise FileNotFoundError(f"{path}: no such file")
         with path.open("rb") as file:
             parts.update(hashlib.file_digest(file, "sha256").digest())
@@ -36,7 +36,7 @@ def of_files(files: Iterable[Path]) -> str:
 
 
 def of_scan(scan: ScanInput) -> str:
-    """Of all files that a scan is read from.
+    """Digest of all files of a scan.
 
     Raises:
         OSError: one cannot be read.
@@ -46,18 +46,18 @@ def of_scan(scan: ScanInput) -> str:
 
 
 def of_json(value: object) -> str:
-    """Of a value as JSON; the order of keys does not count."""
+    """Digest of a value as JSON; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def of_models(models: Iterable[Bundle]) -> str:
-    """Of models that answer together."""
+    """Digest of the models of an ensemble."""
     return of_json([of_model(model) for model in models])
 
 
 def of_model(model: Bundle) -> str:
-    """Of what a model's answers depend on beside its recipe: weights, labels, channels, and how the
-    confidence follows."""
+    """Digest of the parts of a model that determine its predictions, except the recipe: weights, labels,
+    channels, and the calibration of the confidence."""
     schema = model.schema
     return of_json(
         {

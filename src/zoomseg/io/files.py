@@ -1,5 +1,5 @@
-"""Files that never look complete before they are: write beside, then rename. And what reading and writing say
-when they fail."""
+"""Atomic files, which never look complete before they are: write under another name, then rename. And
+messages for errors of reading and writing."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from typing import Any
 from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError, quoted
 
 _OUT_OF_REACH = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ENOTDIR}
-"""Then nothing is known of what a file holds."""
+"""Errors after which nothing is known about a file's content."""
 
 _SHORT_NAME = 100
-"""Every file system takes names of so many bytes."""
+"""Every file system accepts names of this many bytes."""
 
 MAX_JSON_BYTES = 64 * 1024**2
-"""Of any JSON file that is read: what ZoomSeg writes has a few."""
+"""Maximum size of any JSON file that is read; those of ZoomSeg have a few MB."""
 
 _LONGEST_END = 12
-"""Of a suffix that says how a file is to be written; what is longer is a name with a dot in it."""
+"""Maximum length of a suffix that states a file's format; a longer one is part of a name with a dot."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever the system refuses inside (permission, full disk) becomes one OutputError naming ``path``."""
+    """Convert system errors inside (permission, full disk) to one OutputError that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -43,7 +43,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one ScanError that names the file, which should hold ``what``."""
+    """Convert any exception inside to one ScanError that names the file, which should contain ``what``."""
     try:
         yield
     except GeometryError as error:
@@ -54,15 +54,15 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise ScanError(f"{quoted(path)}: {why_unreadable(path) or 'no such file'}") from error
     except MemoryError as error:
         raise ScanError(f"{path}: does not fit in memory") from error
-    except Exception as error:  # parsers of hostile bytes fail in any way they like
+    except Exception as error:  # on hostile bytes, parsers may raise any exception
         if isinstance(error, OSError) and error.errno in _OUT_OF_REACH:
             raise ScanError(f"{quoted(path)}: cannot be read ({error.strerror})") from error
         raise ScanError(f"{path}: damaged, truncated or not {what} ({reason_of(error)})") from error
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Why there is no file to be read at a path: nothing there, a link to nowhere or in a circle, a name that
-    cannot be, a folder that is closed to us, no file. None if there is one; never raises."""
+    """Why there is no readable file at a path: nothing there, a broken or circular link, an invalid name, no
+    permission for a folder, not a file. None if there is one; never raises."""
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -76,11 +76,10 @@ def why_unreadable(path: Path) -> str | None:
 
 
 def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """What a file holds that may come from anybody. A pipe would be waited for without end, and a device
-    would fill the memory.
+    """The content of a file of any origin. A pipe would block forever, and a device would fill the memory.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger than ``most_bytes``.
+        OSError: it cannot be read, is not a regular file, or is larger than ``most_bytes``.
     """
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         found = os.fstat(file.fileno())
@@ -98,10 +97,10 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that ends alike; renamed to ``path`` on success.
+    """A temporary path beside ``path`` with the same suffix; renamed to ``path`` on success.
 
-    The temporary file is hidden (leading dot), so that a killed process leaves nothing that a reader
-    of the folder would take for a result. On any error it is removed and ``path`` is left as it was.
+    The temporary file is hidden (leading dot), so that a killed process leaves nothing that a reader of the
+    folder would take for a result. On any error it is removed and ``path`` is unchanged.
 
     Raises:
         OutputError: permission, full disk or any other OSError while writing.
@@ -114,12 +113,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _flush_to_disk(partial)
             os.replace(partial, path)
     finally:
-        with suppress(OSError):  # an unwritable folder has been reported already
+        with suppress(OSError):  # an unwritable folder has already been reported
             partial.unlink(missing_ok=True)
 
 
 def _partial_name(name: str) -> str:
-    """Where ``name`` is allowed, so is this: it is no longer in bytes, unless ``name`` is short."""
+    """A name that is valid wherever ``name`` is: it has at most as many bytes, unless ``name`` is short."""
     ends = Path(name).suffixes[-2 if name.lower().endswith(".gz") else -1 :]
     end = f".partial-{secrets.token_hex(4)}{''.join(ends) if len(''.join(ends)) <= _LONGEST_END else ''}"
     begin, room = os.fsencode(f".{name}"), max(len(os.fsencode(name)), _SHORT_NAME) - len(end)
@@ -127,7 +126,7 @@ def _partial_name(name: str) -> str:
 
 
 def check_name(path: Path) -> None:
-    """Refuse a result whose name the file system does not take, before anything is computed for it.
+    """Refuse a result whose name the file system does not accept, before it is computed.
 
     Raises:
         ScanError: the name is too long, or the result would be hidden.
@@ -145,19 +144,19 @@ def check_name(path: Path) -> None:
 
 
 def printable(text: str) -> str:
-    """A text in which bytes of file names that are no UTF-8 are written out (``\\xff``), so that any file can
-    hold it."""
+    """A text in which invalid UTF-8 bytes of file names are escaped (``\\xff``), so that any file can contain
+    it."""
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Without this a crash of the machine may leave the new name on an empty file."""
+    """Flush a file: otherwise a crash of the machine may leave the new name on an empty file."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def writable_directory(path: Path) -> Path:
-    """Create ``path`` with its parents where needed and prove that files can be made in it.
+    """Create ``path`` with its parents if necessary and check that files can be created in it.
 
     Raises:
         OutputError: it cannot be created, is a file, or cannot be written to.
@@ -172,25 +171,26 @@ def writable_directory(path: Path) -> Path:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file, making its folder where needed; the file is either the old one or the whole new one."""
+    """Write a file, creating its folder if necessary; the file is either the old one or the complete new
+    one."""
     with atomic_path(path) as partial:
         partial.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 text; the file is either the old one or the whole new one."""
+    """Write UTF-8 text; the file is either the old one or the complete new one."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def parse_json(content: bytes | str) -> Any:
-    """JSON as RFC 8259 has it. Python's parser also takes NaN, infinite numbers and lone surrogates; these
-    would fail only where they are written again, after the work is done. A key that comes twice must say the
-    same both times.
+    """Parse JSON according to RFC 8259. Python's parser also accepts NaN, infinite numbers and lone
+    surrogates, which would fail only when they are written again, after the work is done. A key that occurs
+    twice must have the same value.
 
     Raises:
-        ValueError: it is none, in one line.
+        ValueError: it is not JSON; one line.
     """
     if isinstance(content, bytes):  # as json.loads does
         content = content.decode(json.detect_encoding(content), "surrogatepass")
@@ -215,19 +215,19 @@ def _refuse_constant(name: str) -> None:
 
 def _finite(written: str) -> float:
     number = float(written)
-    if math.isinf(number):  # as 1e999 is
+    if math.isinf(number):  # for example 1e999
         raise ValueError(_NO_JSON)
     return number
 
 
 _NOT_LONE = re.compile(r"\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", re.IGNORECASE)
-"""An escaped backslash, behind which no escape begins, and the escapes of a pair of surrogates."""
+"""An escaped backslash, after which no escape begins, and the escapes of a pair of surrogates."""
 
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
 
 def _has_lone_surrogate(text: str) -> bool:
-    """Whether a JSON text holds one, as it is or as an escape."""
+    """Whether a JSON text contains one, literally or as an escape."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -236,7 +236,7 @@ def _has_lone_surrogate(text: str) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which a key that comes twice says the same: else nobody knows which one is meant."""
+    """A JSON object in which a key that occurs twice has the same value: otherwise it is ambiguous."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:

@@ -1,4 +1,4 @@
-"""What any header may promise: nothing is allocated for more, and no geometry beyond it is computed with."""
+"""Limits on headers: nothing larger is allocated, and no geometry beyond them is computed."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
 
 MAX_VOXELS = 4 * 1024**3
-"""A header that promises more voxels (all channels together) is refused."""
+"""Maximum number of voxels (all channels together)."""
 
 MAX_COMPRESSION = 1100
-"""Deflate cannot pack more than 1032 bytes into one; a header promising more is lying."""
+"""Deflate compresses at most 1032 bytes into one; headers that claim more are wrong."""
 
 MIN_VOXEL_MM = 1e-5
 MAX_VOXEL_MM = 1e2
-"""Voxels' edges. Synchrotrons resolve 25 nanometres, and clinical slices are some 10 mm thick; what lies
-outside is a wrong unit, or no number that anybody meant."""
+"""Maximum edge of voxels. Synchrotrons resolve 25 nanometres, and clinical slices are about 10 mm thick;
+values outside are in a wrong unit, or not intended."""
 
 MAX_DISTANCE_MM = 1e6
-"""Of a voxel from the world's origin; farther away, single precision does not tell voxels apart."""
+"""Maximum distance of a voxel from the world's origin; farther away, single precision does not distinguish
+voxels."""
 
 
 def check_size(
     path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int, offset: int = 0
 ) -> None:
-    """Refuse headers that promise more than the file can hold, before anything is allocated.
+    """Refuse headers that claim more than the file can contain, before anything is allocated.
 
     Args:
         stored: bytes of the file.
-        offset: where its voxels begin; in what is inflated, if it is compressed.
+        offset: start of its voxels; in the inflated data, if it is compressed.
 
     Raises:
-        ScanError: a size below 1, too many voxels, or more than the file has.
+        ScanError: a size below 1, too many voxels, or more than the file contains.
     """
     if min(shape) < 1:
         raise ScanError(f"{path}: header gives the shape {shape}; every size must be at least 1")
@@ -50,7 +51,7 @@ def check_size(
 
 
 def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:
-    """Refuse edges of voxels that are no positive numbers.
+    """Refuse edges of voxels that are not positive numbers.
 
     Raises:
         ScanError: zero, negative, NaN or infinite.
@@ -61,7 +62,7 @@ def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:
 
 
 def check_grid(path: Path, grid: Grid) -> None:
-    """Refuse a grid that no scan has.
+    """Refuse an implausible grid.
 
     Raises:
         ScanError: an edge of its voxels is not within ``MIN_VOXEL_MM`` and ``MAX_VOXEL_MM``, or a corner is

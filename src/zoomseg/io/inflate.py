@@ -1,4 +1,4 @@
-"""Voxels from a stream, inflated on the way by the fastest safe gzip.
+"""Voxels from a stream, inflated on the way by the fastest safe gzip library.
 
 ISA-L inflates twice as fast as zlib, and deflates label maps twenty times as fast.
 """
@@ -18,17 +18,18 @@ from isal import igzip_lib
 from zoomseg.io.nifti_header import AnyArray, checksum_error, filled
 
 COMPRESSION = 1
-"""Label maps of level 1 are a third larger than of the highest, and written in a tenth of the time."""
+"""Label maps at level 1 are a third larger than at the highest, and written in a tenth of the time."""
 
 _PIECE_BYTES = 1 << 20
 _MAGIC = b"\x1f\x8b"
 
 
 def voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any) -> AnyArray:
-    """Voxels as stored, from where a stream stands, in the machine's byte order, first axis fastest.
+    """Voxels as stored, from the current position of a stream, in the machine's byte order, first axis
+    fastest.
 
     Raises:
-        ScanError: fewer are there, or other ones than were written.
+        ScanError: there are fewer, or they do not match their checksum.
     """
     try:
         raw = filled(path, shape, dtype, stream)
@@ -42,18 +43,18 @@ def voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any
 
 
 class Inflated(io.RawIOBase):
-    """What a gzip file holds, or one packed by zlib, forward only from where its stream stands. Bytes after
-    its last member are passed over, as gzip does.
+    """The content of a gzip or zlib stream, forward only from its current position. Bytes after its last
+    member are ignored, as in gzip.
 
     Raises:
-        IsalError: no gzip, or damaged.
+        IsalError: not gzip, or damaged.
     """
 
     def __init__(self, stream: BinaryIO, form: int = igzip_lib.DECOMP_GZIP) -> None:
         self._stream = stream
         self._member = igzip_lib.IgzipDecompressor(flag=form)
         self._waiting = b""
-        """Read, and not inflated yet."""
+        """Read, but not yet inflated."""
         self._at = 0
 
     def readable(self) -> bool:
@@ -67,7 +68,7 @@ class Inflated(io.RawIOBase):
         return len(got)
 
     def read(self, size: int = -1) -> bytes:
-        """As many as there are, up to ``size``."""
+        """Up to ``size`` bytes."""
         found = bytearray()
         while len(found) < size and (got := self._inflate(size - len(found))):
             found += got
@@ -81,16 +82,16 @@ class Inflated(io.RawIOBase):
         return self._at
 
     def verify(self) -> None:
-        """Compare with the member's checksum, if it ends here; what may lie beyond is not inflated.
+        """Compare with the member's checksum, if it ends here; further data are not inflated.
 
         Raises:
-            IsalError: what was read is damaged.
+            IsalError: the data read are damaged.
         """
         if not self._member.eof:
             self._member.decompress(self._compressed(), 1)
 
     def _compressed(self) -> bytes:
-        """What the member asks for; empty if it asks for nothing, or at the end."""
+        """The input that the member needs; empty if it needs none, or at the end."""
         if not self._member.needs_input:
             return b""
         piece, self._waiting = self._waiting or self._stream.read(_PIECE_BYTES), b""
@@ -107,7 +108,7 @@ class Inflated(io.RawIOBase):
         return b""
 
     def _next_member(self) -> bool:
-        """A gzip file may be several, one after the other, with zeros between."""
+        """Continue with the next member: a gzip file may consist of several, with zeros between."""
         rest = self._member.unused_data.lstrip(b"\0")
         while len(rest) < len(_MAGIC) and (piece := self._stream.read(_PIECE_BYTES)):
             rest = (rest + piece).lstrip(b"\0")

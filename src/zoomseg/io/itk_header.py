@@ -1,7 +1,7 @@
-"""What the text headers of NRRD and MetaImage files have in common: both are checked field by field.
+"""Common parts of the text headers of NRRD and MetaImage files, which are checked field by field.
 
-Everything that a header may say has a pattern and a length, and what fits none is refused: other programs'
-parsers end their process at some. What is ambiguous is read as ITK (3D Slicer, ITK-SNAP) reads it.
+Every possible field of a header has a pattern and a maximum length, and anything else is refused: some of it
+ends the process in other programs' parsers. Ambiguities are resolved as in ITK (3D Slicer, ITK-SNAP).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from zoomseg.io.header_limits import check_grid, check_size
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_VALUE_BYTES = 250
-"""Of one field. Those of ITK hold 255 bytes and more."""
+"""Maximum length of a field. ITK's buffers have at least 255 bytes."""
 
 MAX_REMARK_BYTES = 1 << 16
-"""Of what is never looked at: comments, keys with values, unknown fields."""
+"""Maximum length of parts that are never read: comments, keys with values, unknown fields."""
 
 INT = r"\d{1,10}"
 REAL = r"[-+]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})(?:[eE](?:\+?\d{1,2}|-\d{1,3}))?"
@@ -34,7 +34,8 @@ QUOTED = r'"[^"\\]{0,40}"'
 
 
 def list_of(one: str) -> str:
-    """Up to 16, which is as many axes as a NRRD has, or elements as the matrix of a 4-D MetaImage."""
+    """A pattern for up to 16 items, the maximum number of axes of an NRRD, and of elements of the matrix of a
+    4-D MetaImage."""
     return rf"(?:{one})(?:\s+(?:{one})){{0,15}}"
 
 
@@ -50,21 +51,21 @@ Packing = Literal["raw", "gzip", "zlib", "bzip2", "text", "hex"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how voxels lie."""
+    """Position and storage of voxels."""
 
     file: Path
     packing: Packing
     begin: int = 0
-    """First byte of the file that may belong to them, as they are packed."""
+    """First byte of the file that may belong to them, in compressed form."""
     skip_lines: int = 0
-    """Lines that are passed over from there."""
+    """Number of lines to skip from there."""
     skip_bytes: int = 0
-    """Bytes that are passed over then, once inflated; -1: all but the last ones."""
+    """Number of bytes to skip then, after inflating; -1: all but the last ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class ItkHeader:
-    """What a header says: sizes without trailing ones (at least three), grid in millimetres, voxels as
+    """The meaning of a header: sizes without trailing ones (at least three), grid in millimetres, voxels as
     ``raw * slope + intercept``."""
 
     shape: tuple[int, ...]
@@ -75,7 +76,7 @@ class ItkHeader:
     slope: float
     intercept: float
     notes: tuple[str, ...]
-    """What its user must know of how the grid was found: what the header leaves open."""
+    """What the user must know about the grid: the ambiguities of the header."""
 
     @property
     def scaled(self) -> bool:
@@ -92,7 +93,7 @@ def checked(
     notes: tuple[str, ...],
     scaling: tuple[float, float] = (1.0, 0.0),
 ) -> ItkHeader:
-    """A header whose numbers were read, if they can be.
+    """A header from parsed numbers, after checks.
 
     Args:
         shape: without trailing ones.
@@ -101,7 +102,7 @@ def checked(
         origin: the first voxel's centre, likewise.
 
     Raises:
-        ScanError: more voxels than the file can hold, or a grid that no scan has.
+        ScanError: more voxels than the file can contain, or an implausible grid.
     """
     packed = place.packing != "raw"  # text may be shorter than its number, too
     check_size(path, shape, dtype.itemsize, packed, place.file.stat().st_size, place.begin)
@@ -119,15 +120,15 @@ def lps(grid: Grid) -> FloatArray:
 
 
 def numbers(values: Iterable[float], separator: str = " ") -> str:
-    """Written so that the same floating-point numbers are read."""
+    """Written so that the same floating-point numbers are read back."""
     return separator.join(repr(float(value)) for value in values)
 
 
 def add(path: Path, fields: dict[str, str], name: str, pattern: str, value: bytes) -> None:
-    """Take a field of a header whose value fits its pattern.
+    """Add a field of a header if its value matches its pattern.
 
     Raises:
-        ScanError: it does not, is too long, or is there already.
+        ScanError: it does not, is too long, or occurs twice.
     """
     text = value.decode("latin-1").strip()
     fits = len(text) <= MAX_VALUE_BYTES and text.isprintable() and re.fullmatch(pattern, text, re.IGNORECASE)
@@ -139,24 +140,24 @@ def add(path: Path, fields: dict[str, str], name: str, pattern: str, value: byte
 
 
 def check_remark(path: Path, line: bytes) -> None:
-    """Refuse a line that is passed over if no writer writes it."""
+    """Refuse a skipped line that no writer would write."""
     if len(line) > MAX_REMARK_BYTES or b"\0" in line:
         raise refused(path, line)
 
 
 def refused(path: Path, line: bytes) -> ScanError:
-    """That a line belongs to no header."""
+    """The error for a line that does not belong to a header."""
     return ScanError(f"{path}: damaged, truncated or not an image (its header says {_shown(line)})")
 
 
 def _shown(value: bytes) -> str:
-    """In quotes, what is no ASCII written out, and no longer than a line."""
+    """In quotes, with non-ASCII characters escaped, and limited to a line."""
     text = ascii(value.decode("latin-1").strip())
     return text if len(text) <= 60 else f"{text[:60]}... ({len(value)} bytes)"
 
 
 def require_millimetres(path: Path, *units: str) -> None:
-    """Refuse other units: ITK reads every length as millimetres, whatever the header says."""
+    """Refuse other units: ITK reads every length as millimetres, regardless of the header."""
     other = next((unit for unit in units if not _MILLIMETRES.fullmatch(unit.strip())), None)
     if other is not None:
         raise ScanError(
@@ -168,7 +169,7 @@ def voxels_file(path: Path, place: str | None) -> Path:
     """The file with the voxels of a header: itself, or one beside it.
 
     Raises:
-        ScanError: there is none, or it lies elsewhere.
+        ScanError: there is none, or it is elsewhere.
     """
     if place is None:
         return path

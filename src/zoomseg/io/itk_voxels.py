@@ -1,4 +1,4 @@
-"""Voxels of NRRD and MetaImage files, in every form in which their headers may say that they are stored."""
+"""Voxels of NRRD and MetaImage files, in every storage form that their headers can specify."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _GZIP = b"\x1f\x8b"
 
 
 def read_voxels(path: Path, header: ItkHeader) -> AnyArray:
-    """Voxels as stored, in the machine's byte order, first axis fastest. No more is inflated than the header
-    promises.
+    """Voxels as stored, in the machine's byte order, first axis fastest. No more data are inflated than the
+    header specifies.
 
     Raises:
-        ScanError: fewer are there, or damaged ones.
+        ScanError: there are fewer, or they are damaged.
     """
     place, size = header.place, math.prod(header.shape) * header.dtype.itemsize
     with place.file.open("rb") as file:
@@ -50,7 +50,7 @@ def read_voxels(path: Path, header: ItkHeader) -> AnyArray:
 
 
 def text_bytes(header: ItkHeader) -> int:
-    """How much memory reading takes beside the voxels, where they are written in digits."""
+    """Memory that reading needs in addition to the voxels, if they are stored as text."""
     match header.place.packing:
         case "text":
             return 8 * math.prod(header.shape)
@@ -74,13 +74,13 @@ def _inflated(file: BinaryIO, place: Place) -> Any:
         return bz2.BZ2File(file)
     start = file.read(len(_GZIP))
     file.seek(-len(start), os.SEEK_CUR)
-    # Some writers of MetaImages mean gzip by zlib.
+    # Some writers of MetaImages write gzip for zlib.
     zlib = place.packing == "zlib" and start != _GZIP
     return inflate.Inflated(file, igzip_lib.DECOMP_ZLIB if zlib else igzip_lib.DECOMP_GZIP)
 
 
 def _from_text(path: Path, header: ItkHeader, file: BinaryIO) -> AnyArray:
-    """Numbers with white space between."""
+    """Numbers separated by white space."""
     count, dtype = math.prod(header.shape), header.dtype.newbyteorder("=")
     found = np.fromfile(file, f"{dtype.kind}8", count, sep=" ")
     if found.size < count:

@@ -1,4 +1,4 @@
-"""A folder that one process at a time may write to."""
+"""Locks: only one process at a time may write to a folder."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from zoomseg.io.files import writing
 
 try:
     import fcntl
-except ImportError:  # Windows: work goes on without locks, as on file systems that have none
+except ImportError:  # Windows: no locks, as on file systems without them
     fcntl = None  # type: ignore[assignment]
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
-"""Some clusters' file systems have no locks: work there goes on without."""
+"""Some clusters' file systems have no locks: they are then not used."""
 
 _LONGEST_HOLDER = 200
 
 
 def locked(file: Path, used: str) -> IO[str]:
-    """Lock a file, which is made where there is none, until it is closed or the process ends, however that
-    ends: what a killed process leaves is the file alone, and the next one takes it over.
+    """Lock a file, which is created if necessary, until it is closed or the process ends, in any way: a
+    killed process leaves only the file, which the next one uses.
 
     Args:
-        used: what to say of the file's folder if another process has it.
+        used: the error message if another process has locked the file's folder.
 
     Raises:
-        OutputError: another process holds it, which is named; or the file cannot be written.
+        OutputError: another process has locked it, which is named; or the file cannot be written.
     """
     with writing(file):
         held = file.open("a+", encoding="utf-8", errors="replace")
@@ -57,8 +57,8 @@ def locked(file: Path, used: str) -> IO[str]:
 
 @contextmanager
 def waiting_for(folder: Path) -> Iterator[None]:
-    """Wait until no other process is here with this folder. The folder itself is locked, so that no file of a
-    lock is left among results; where that is not possible, work goes on without."""
+    """Wait until no other process has locked this folder. The folder itself is locked, so that no lock file
+    remains among results; if that is not possible, there is no lock."""
     held = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
         if held is not None:

@@ -1,7 +1,7 @@
-"""Scans and label maps as other libraries hold them in memory, told apart by what they can do: none of those
-libraries is needed, and none is imported before an object of it is here.
+"""Scans and label maps in memory as objects of other libraries, recognised by their attributes: none of those
+libraries is required, and none is imported before one of its objects is given.
 
-Affines are RAS+ in the end; SimpleITK's geometry is LPS (https://simpleitk.org, "Fundamental Concepts").
+Affines are converted to RAS+; SimpleITK's geometry is LPS (https://simpleitk.org, "Fundamental Concepts").
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def as_volume(image: Any, affine: npt.ArrayLike | None = None) -> Volume:
     """A scan in memory as ``[C, I, J, K]`` on its grid.
 
     Args:
-        image: one of ``KINDS``. Arrays and tensors are ``[I, J, K]`` or ``[C, I, J, K]``; a nibabel image's
-            fourth axis are its channels; of a TorchIO subject all images that hold intensities are, in order.
-        affine: of an array, 4x4: voxel index to RAS+ millimetres. Other objects know their own.
+        image: one of ``KINDS``. Arrays and tensors are ``[I, J, K]`` or ``[C, I, J, K]``; the fourth axis of
+            a nibabel image are its channels; of a TorchIO subject, all intensity images are used, in order.
+        affine: of an array, 4x4: voxel index to RAS+ millimetres. Other objects have their own.
 
     Raises:
         ScanError: another kind of object, an array without affine, another object with one; NaN or infinite
@@ -71,7 +71,7 @@ def _volume(image: Any, affine: npt.ArrayLike | None) -> Volume:
 
 
 def _array(tensor: Any) -> npt.NDArray[Any]:
-    """A tensor, on whatever device, or an array."""
+    """A tensor, on any device, or an array."""
     return np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor)
 
 

@@ -77,7 +77,7 @@ FIELDS = {
     "Name": r".*",
     "ElementDataFile": r".*",
 }
-"""By name, of which capitals are part: what its value looks like."""
+"""By name, case-sensitive: pattern of its value."""
 
 _NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 _ORIGINS = ("Origin", "Offset", "Position")
@@ -110,15 +110,15 @@ _NAMES = {kind: name for name, kind in reversed(_TYPES.items()) if "LONG" not in
 
 
 def header(path: Path, axes: int = 3) -> ItkHeader:
-    """Only the header is read.
+    """The header; voxels are not read.
 
     Args:
-        axes: how many may be longer than 1.
+        axes: maximum number of axes longer than 1.
 
     Raises:
-        ScanError: no such header, something in it that no image says, another unit than millimetres, voxels
-            that are not in one file in the same folder, several values per voxel, more voxels than the file
-            can hold, or impossible geometry.
+        ScanError: no such header, invalid content, units other than millimetres, voxels that are not in one
+            file in the same folder, several values per voxel, more voxels than the file can contain, or
+            impossible geometry.
     """
     with path.open("rb") as stream:
         fields, end = _fields(path, stream.read(MAX_HEADER_BYTES))
@@ -129,7 +129,7 @@ def header(path: Path, axes: int = 3) -> ItkHeader:
     if fields["ElementType"].upper() not in _TYPES:
         raise ScanError(f"{path}: voxels of type {fields['ElementType']}; one real number each is needed")
     dtype = np.dtype(_TYPES[fields["ElementType"].upper()])
-    # The older of the two names goes first, as in ITK.
+    # The older of the two names takes precedence, as in ITK.
     big = _is_true(fields, "BinaryDataByteOrderMSB", _is_true(fields, "ElementByteOrderMSB"))
     place = _place(path, fields, end)
     edges, origin = _geometry(path, fields)
@@ -138,7 +138,7 @@ def header(path: Path, axes: int = 3) -> ItkHeader:
 
 
 def _fields(path: Path, start: bytes) -> tuple[dict[str, str], int]:
-    """What a header says, and where it ends."""
+    """The fields of a header, and the position of its end."""
     end = re.search(rb"^ElementDataFile.*\n?", start, re.MULTILINE)
     fields: dict[str, str] = {}
     for line in start[: end.end()].splitlines() if end else []:
@@ -178,7 +178,7 @@ def _place(path: Path, fields: dict[str, str], end: int) -> Place:
 
 
 def _geometry(path: Path, fields: dict[str, str]) -> tuple[FloatArray, FloatArray]:
-    """Edges and origin as ``checked`` takes them. Of several names for one thing ITK reads the first here."""
+    """Edges and origin for ``checked``. Of several names for one field, ITK uses the first of these."""
     axes = int(fields["NDims"])
     spacing = _numbers(fields, ("ElementSpacing", "ElementSize"), np.ones(axes))[:3]
     check_spacing(path, spacing.tolist())
@@ -217,7 +217,7 @@ def _is_true(fields: dict[str, str], name: str, otherwise: bool = False) -> bool
 
 
 def _check_count(path: Path, fields: dict[str, str], name: str) -> None:
-    """MetaIO reads as many numbers as the axes ask for, be they on the next line."""
+    """Check the count: MetaIO reads as many numbers as there are axes, even from the next line."""
     power = 1 if name in _PER_AXIS else 2 if name in _MATRICES else None
     if power is None:
         return
@@ -232,7 +232,7 @@ def save(path: Path, array: AnyArray, grid: Grid) -> None:
     """Write ``[I, J, K]`` on ``grid`` as one compressed file.
 
     Raises:
-        OutputError: the format has no such numbers.
+        OutputError: the format does not support the numbers' type.
     """
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"
     if kind not in _NAMES:

@@ -1,4 +1,4 @@
-"""NIfTI files; what their headers mean is in ``io.nifti_header``."""
+"""Read and write NIfTI files; ``io.nifti_header`` interprets their headers."""
 
 # mypy: allow-untyped-calls
 
@@ -15,7 +15,7 @@ from zoomseg.io.nifti_header import HEADER_BYTES, AnyArray, NiftiHeader, parse
 
 
 def header(path: Path, axes: int = 3) -> NiftiHeader:
-    """Only the header is read (see ``nifti_header.parse``)."""
+    """The header (see ``nifti_header.parse``); voxels are not read."""
     with _opened(path) as stream:
         return parse(path, stream.read(HEADER_BYTES), path.stat().st_size, _is_compressed(path), axes)
 
@@ -29,12 +29,12 @@ def voxels(path: Path, axes: int = 3) -> tuple[AnyArray, NiftiHeader]:
 
 
 def save(image: nib.Nifti1Image, path: Path, compressed: bool) -> None:
-    """Write an image; its array in memory with the first axis fastest is written as it lies."""
+    """Write an image; an array with the first axis fastest in memory is written without a copy."""
     with path.open("wb") as stream:
         if not compressed:
             image.to_stream(stream)
             return
-        # Without a name, which is that of a temporary file, and a time: equal images are equal files.
+        # Without a name, which would be that of a temporary file, and a time: equal images are equal files.
         with igzip.IGzipFile("", "wb", inflate.COMPRESSION, stream, mtime=0) as packed:
             image.to_stream(packed)
 

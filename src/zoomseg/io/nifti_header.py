@@ -1,5 +1,5 @@
-"""What a NIfTI header says, and the header that a result on its grid gets. By nibabel's classes, but not by
-its rules: these are written out here, as programs differ in them.
+"""The interpretation of a NIfTI header, and the header of a result on its grid. It uses nibabel's classes,
+but not its rules: these are defined here, as programs differ in them.
 
 Source: the NIfTI-1 standard, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
 """
@@ -29,7 +29,7 @@ HEADER_BYTES = 540
 """Of NIfTI-2, the longer of the two."""
 
 _MAGICS = (b"n+1", b"n+2")
-"""Whole: of any other, some programs make an Analyze file, without its forms."""
+"""Complete magic numbers: for any other, some programs read an Analyze file, without its forms."""
 
 SIZES_1 = 32767
 """Longer axes do not fit into the 16 bits that NIfTI-1 has for a size."""
@@ -45,13 +45,14 @@ _GEOMETRY = (
 
 _CODES = range(6)
 _ALIGNED = 2
-"""Codes of forms that the standard knows, and the one of those that are aligned to something else."""
+"""Codes of forms defined by the standard, and the one of forms aligned to something else."""
 
 _LONGEST_QUATERNION = 1.01
-"""Of its stored part, squared. The whole has length 1; what is above was rounded, or is no quaternion."""
+"""Maximum squared length of its stored part. The whole has length 1; larger values were rounded, or are not a
+quaternion."""
 
 _NOTED_VOX = 0.1
-"""Forms of one header that place a voxel so far apart disagree; below, it is rounding."""
+"""Forms of one header that place a voxel this far apart disagree; smaller differences are rounding."""
 
 _PIECE_BYTES = 1 << 24
 
@@ -64,7 +65,7 @@ _UNORIENTED = (
 
 @dataclass(frozen=True, eq=False)
 class NiftiHeader:
-    """The fields as stored (``fields``, nibabel's) and what they mean: sizes without trailing ones (at least
+    """The fields as stored (``fields``, nibabel's) and their meaning: sizes without trailing ones (at least
     three), grid in millimetres, voxels as ``raw * slope + intercept`` from byte ``offset`` on."""
 
     fields: Any
@@ -75,7 +76,7 @@ class NiftiHeader:
     slope: float
     intercept: float
     notes: tuple[str, ...]
-    """What its user must know of how the grid was found."""
+    """What the user must know about how the grid was determined."""
 
     @property
     def scaled(self) -> bool:
@@ -87,14 +88,14 @@ def parse(path: Path, block: bytes, stored: int, compressed: bool, axes: int = 3
 
     Args:
         stored: bytes of the file, compressed or not.
-        axes: how many axes may be longer than 1.
+        axes: maximum number of axes longer than 1.
 
     Raises:
-        ScanError: no such image, other than grey values, more voxels than the file can hold, or impossible
-            geometry.
+        ScanError: no such image, values other than grey values, more voxels than the file can contain, or
+            impossible geometry.
     """
     kind = nib.Nifti2Header if block[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
-    # Unchecked: nibabel's own checks silently turn a spacing of zero into one.
+    # Unchecked: nibabel's own checks silently change a spacing of zero to one.
     fields = kind(block[: kind.sizeof_hdr], check=False)
     _check_magic(path, fields)
     shape = _shape(path, fields, axes)
@@ -142,7 +143,7 @@ def trimmed(path: Path, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 
 def _offset(path: Path, fields: Any) -> int:
-    """Where the voxels begin. Readers differ in what they make of less than the header's own end (nibabel 0,
+    """Start of the voxels. Readers interpret values below the header's own end differently (nibabel 0,
     nifti_clib 348), so that only the writer knows."""
     offset, least = float(fields["vox_offset"]), int(fields.single_vox_offset)
     if not math.isfinite(offset) or offset != int(offset) or offset < least:
@@ -152,7 +153,7 @@ def _offset(path: Path, fields: Any) -> int:
 
 
 def _scaling(path: Path, fields: Any) -> tuple[float, float]:
-    """A slope of 0, or none, means as stored."""
+    """Slope and intercept; a slope of 0, or none, means values as stored."""
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
@@ -187,7 +188,7 @@ def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, t
 
 
 def _unit(fields: Any) -> tuple[float, str]:
-    """Millimetres in the header's unit of length, and a note if it is another."""
+    """The header's unit of length in millimetres, and a note if it is not millimetres."""
     code = int(fields["xyzt_units"]) & 7
     if code in _UNITS:
         name, factor = _UNITS[code]
@@ -201,7 +202,7 @@ def _unit(fields: Any) -> tuple[float, str]:
 
 
 def _forms(fields: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, FloatArray]]:
-    """What places the voxels, by precedence, in the header's unit."""
+    """The affines of the header, by precedence, in the header's unit."""
     coded = [name for name in ("sform", "qform") if int(fields[f"{name}_code"]) > 0]
     ways: dict[str, Callable[[], FloatArray]] = {
         "sform": lambda: _sform(fields),
@@ -209,7 +210,7 @@ def _forms(fields: Any, shape: tuple[int, int, int]) -> Iterator[tuple[str, Floa
     }
     for name in coded:
         yield name, ways[name]()
-    if not coded:  # as Analyze files were: the first axis to the left, the origin in the middle
+    if not coded:  # as in Analyze files: the first axis to the left, the origin in the middle
         edges = np.array([-1.0, 1.0, 1.0]) * fields["pixdim"][1:4]
         affine = np.diag([*edges, 1.0])
         affine[:3, 3] = -edges * (np.array(shape) - 1) / 2
@@ -224,7 +225,7 @@ def _qform(fields: Any) -> FloatArray:
     """Method 2 of the standard."""
     stored = _quaternion(fields)
     squared = float(stored @ stored)
-    if not squared <= _LONGEST_QUATERNION:  # NaN is not, either
+    if not squared <= _LONGEST_QUATERNION:  # NaN is refused, too
         return np.full((4, 4), math.nan)
     edges = fields["pixdim"][1:4].astype(np.float64)
     edges[2] *= -1 if fields["pixdim"][0] < 0 else 1
@@ -235,7 +236,7 @@ def _qform(fields: Any) -> FloatArray:
 
 
 def _quaternion(fields: Any) -> FloatArray:
-    """Its three stored parts; where rounding made them longer than 1, shortened to that."""
+    """Its three stored parts; shortened to length 1 if rounding made them longer."""
     stored = np.array([fields[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
     squared = float(stored @ stored)
     return stored / math.sqrt(squared) if 1 < squared <= _LONGEST_QUATERNION else stored
@@ -260,17 +261,18 @@ def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator
 
 
 def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
-    """Voxels as stored (see ``filled``), of a stream that begins with their header."""
+    """Voxels as stored (see ``filled``), from a stream that begins with their header."""
     stream.seek(header.offset)
     return filled(path, header.shape, header.dtype, stream)
 
 
 def filled(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any) -> AnyArray:
-    """Voxels as stored, from where a stream stands, in the machine's byte order, first axis fastest. No more
-    is read, or inflated, than the header promises, whatever else the file holds.
+    """Voxels as stored, from the current position of a stream, in the machine's byte order, first axis
+    fastest. No more is read, or inflated, than the header specifies, regardless of further content of the
+    file.
 
     Raises:
-        ScanError: fewer are there.
+        ScanError: there are fewer.
     """
     raw = np.empty(shape, dtype, order="F")
     view = raw.reshape(-1, order="F").view(np.uint8).data
@@ -284,19 +286,19 @@ def filled(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any
 
 
 def checksum_error(path: Path) -> ScanError:
-    """That voxels were read, and are not those that were written."""
+    """The error for voxels that do not match their checksum."""
     return ScanError(f"{path}: damaged, what it holds does not match its checksum; obtain the file again")
 
 
 def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
-    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which everything reads,
+    """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which every program reads,
     unless an axis is too long for it.
 
     Args:
-        like: the fields of a header on this grid. Its geometry is copied as it is, units, codes and all, so
-            that every program lays the result where it lays the scan, by whichever rules. Two things are not,
-            as nibabel would stop at them: a quaternion that is a little too long, and a damaged qform beside
-            an sform of a code that the standard does not have.
+        like: the fields of a header on this grid. Its geometry is copied unchanged, including units and
+            codes, so that every program places the result where it places the scan, by any rules. Two
+            exceptions, which nibabel would refuse, are corrected: a quaternion that is slightly too long, and
+            a damaged qform beside an sform with a code that the standard does not define.
     """
     kind = nib.Nifti2Image if max(array.shape) > SIZES_1 else nib.Nifti1Image
     if like is None:
@@ -305,7 +307,7 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
         made.set_qform(grid.affine, code="scanner")
         made.header.set_xyzt_units("mm")
         return made
-    # Without an affine nibabel leaves the fields alone, and once they are in, it does not correct them.
+    # Without an affine nibabel does not change the fields, and does not correct them once they are set.
     made = kind(array, None, dtype=array.dtype)
     for name in _GEOMETRY:
         made.header[name] = like[name]

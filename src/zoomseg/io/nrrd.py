@@ -66,7 +66,7 @@ _TYPES = {
     "f4": ("float",),
     "f8": ("double",),
 }
-"""By numpy's name: names in headers, that which is written first."""
+"""By numpy's name: names in headers, the one that is written first."""
 _KINDS = {name: kind for kind, names in _TYPES.items() for name in names}
 
 _ENCODINGS: dict[str, Packing] = {
@@ -89,15 +89,15 @@ _PATIENT = {
     "left-anterior-superior": (1, -1),
     "las": (1, -1),
 }
-"""Spaces that say where the patient's sides are; signs of their first two axes to the left and the back."""
+"""Spaces that define the patient's sides; signs of their first two axes towards left and back."""
 _PATIENT_IN_TIME = ("left-posterior-superior-time", "lpst")
 _MISREAD = ("right-anterior-superior-time", "rast", "left-anterior-superior-time", "last")
-"""ITK takes them for LPS, which they are not."""
+"""ITK reads these as LPS, which they are not."""
 _UNSIDED = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 _SPACES = (*_PATIENT, *_PATIENT_IN_TIME, *_MISREAD, *_UNSIDED, *(f"{space}-time" for space in _UNSIDED))
 
 _DOMAIN_KINDS = ("domain", "space", "time", "none", "???")
-"""Kinds of axes that ITK counts as axes of the image; it makes the others values of a voxel."""
+"""Kinds of axes that ITK counts as axes of the image; others are values of a voxel."""
 
 FIELDS = {
     "dimension": r"[1-9]|1[0-6]",
@@ -131,19 +131,19 @@ FIELDS = {
     "space directions": list_of(rf"{VECTOR}|none"),
     "measurement frame": list_of(rf"{VECTOR}|none"),
 }
-"""By name in lower case (some are also written without the blank): what its value looks like."""
+"""By name in lower case (some are also written without the blank): pattern of its value."""
 
 
 def header(path: Path, axes: int = 3) -> ItkHeader:
-    """Only the header is read.
+    """The header; voxels are not read.
 
     Args:
-        axes: how many may be longer than 1.
+        axes: maximum number of axes longer than 1.
 
     Raises:
-        ScanError: no such header, something in it that no image says, another unit than millimetres, voxels
-            that are not in one file in the same folder, several values per voxel, more voxels than the file
-            can hold, or impossible geometry.
+        ScanError: no such header, invalid content, units other than millimetres, voxels that are not in one
+            file in the same folder, several values per voxel, more voxels than the file can contain, or
+            impossible geometry.
     """
     with path.open("rb") as stream:
         fields, end = _fields(path, stream.read(MAX_HEADER_BYTES))
@@ -161,7 +161,7 @@ def header(path: Path, axes: int = 3) -> ItkHeader:
 
 
 def _fields(path: Path, start: bytes) -> tuple[dict[str, str], int]:
-    """What a header says, and where it ends."""
+    """The fields of a header, and the position of its end."""
     blank = re.search(rb"\r?\n\r?\n", start)
     end = blank.end() if blank else len(start)
     first, *lines = start[: blank.start() if blank else end].splitlines() or [b""]
@@ -204,10 +204,10 @@ def _place(path: Path, fields: dict[str, str], end: int) -> Place:
 
 
 def _by_axis(path: Path, fields: dict[str, str], name: str, otherwise: str) -> list[str]:
-    """What a field says of each axis.
+    """The values of a field by axis.
 
     Raises:
-        ScanError: of more or fewer than there are.
+        ScanError: there are more or fewer than axes.
     """
     axes = int(fields["dimension"])
     said = re.findall(rf"{VECTOR}|[^\s()]+", fields[name]) if name in fields else [otherwise] * axes
@@ -217,7 +217,7 @@ def _by_axis(path: Path, fields: dict[str, str], name: str, otherwise: str) -> l
 
 
 def _geometry(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-    """Edges and origin as ``checked`` takes them.
+    """Edges and origin for ``checked``.
 
     Args:
         domain: which axes are in space (or time).
@@ -242,7 +242,7 @@ def _geometry(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
 
 
 def _in_world(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-    """Edges and origin of a header that gives them in a space."""
+    """Edges and origin of a header that defines them in a space."""
     for name in ("spacings", "axis mins", "axis maxs"):
         if any(said.lower() != "nan" for said in _by_axis(path, fields, name, "nan")):
             raise ScanError(f"{path}: the header gives {name} and a place in space; repair the header")
@@ -264,7 +264,7 @@ def _in_world(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
 
 
 def _vector(path: Path, said: str, domain: Sequence[int]) -> FloatArray:
-    """The first three of a vector's numbers, which has one for each axis in space or time."""
+    """The first three numbers of a vector, which has one for each axis in space or time."""
     found = [float(one) for one in said.strip("()").split(",")]
     if len(found) != len(domain):
         raise ScanError(f"{path}: {said} is no vector for {len(domain)} axes; repair the header")
@@ -272,10 +272,10 @@ def _vector(path: Path, said: str, domain: Sequence[int]) -> FloatArray:
 
 
 def _check_axes(path: Path, fields: dict[str, str]) -> None:
-    """Refuse what ITK takes for something else without a word: a space of other sides, axes without a size.
+    """Refuse what ITK silently misreads: a space with other sides, axes without a size.
 
     Raises:
-        ScanError: it is there.
+        ScanError: it occurs.
     """
     space = fields.get("space", "")
     if space.lower() in _MISREAD:
@@ -290,7 +290,7 @@ def _check_axes(path: Path, fields: dict[str, str]) -> None:
 
 
 def _in_space(fields: dict[str, str], by_axis: Sequence[str]) -> list[str]:
-    """Of what a NRRD says of its axes, that of the axes in space."""
+    """Of a field's values by axis, those of the axes in space."""
     kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(by_axis)
     return [one for one, kind in zip(by_axis, kinds, strict=False) if kind in _DOMAIN_KINDS][:3]
 
@@ -308,7 +308,8 @@ def _notes(fields: dict[str, str]) -> Iterator[str]:
 
 
 def _has_origin(fields: dict[str, str]) -> bool:
-    """Whether ITK finds one: without a space by where the axes begin, if it knows voxel sizes or ends."""
+    """Whether ITK finds an origin: without a space, from the start of the axes, if it knows voxel sizes or
+    ends."""
     if "space origin" in fields:
         return True
     begins = _in_space(fields, fields.get("axis mins", "nan").lower().split())
@@ -324,10 +325,10 @@ def save(path: Path, array: AnyArray, grid: Grid, keys: Iterable[tuple[str, str]
     """Write ``[I, J, K]`` on ``grid`` as one compressed file.
 
     Args:
-        keys: names and values that other programs look for, beside the fields of the format.
+        keys: names and values for other programs, in addition to the fields of the format.
 
     Raises:
-        OutputError: the format has no such numbers.
+        OutputError: the format does not support the numbers' type.
     """
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"
     if kind not in _TYPES:

@@ -1,4 +1,4 @@
-"""Which files are scans: names, suffixes, channels of one scan, DICOM series in folders and zips."""
+"""Identify scans by their files: names, suffixes, channels of one scan, DICOM series in folders and zips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoomseg.io.files import printable, why_unreadable
 
 if TYPE_CHECKING:
     from zoomseg.io.dicom.read.series_discovery import Refused, Stack
-# Imported on the spot where they are needed: they take a tenth of a second, and most scans are NIfTI.
+# Imported where they are needed: they take a tenth of a second, and most scans are NIfTI.
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _SUPPORTED = f"{', '.join(SCAN_SUFFIXES)}, and DICOM series in folders or zips"
@@ -26,13 +26,13 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 @dataclass(frozen=True)
 class ScanInput:
-    """One case to be read: its name and one file per channel, in channel order; of DICOM the folder, zip or
-    file that was given."""
+    """One case to be read: its name and one file per channel, in channel order; for DICOM the given folder,
+    zip or file."""
 
     id: str
     paths: tuple[Path, ...]
     dicom: Stack | Refused | None = None
-    """Which series of those in there; reading a refused one raises its reason."""
+    """The series among those in there; reading a refused one raises its reason."""
 
 
 def scan_suffix(path: Path) -> str | None:
@@ -42,7 +42,7 @@ def scan_suffix(path: Path) -> str | None:
 
 
 def scan_name(path: Path) -> str:
-    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``; any file can hold it."""
+    """File name without its scan suffix: ``a/liver_01.nii.gz`` -> ``liver_01``; valid text for any file."""
     name = Path(path).name
     return printable(name[: len(name) - len(scan_suffix(path) or "")])
 
@@ -54,8 +54,8 @@ def split_channel(name: str) -> tuple[str, int | None]:
 
 
 def scan_files(folder: Path) -> list[Path]:
-    """Supported files directly in ``folder``, sorted by name; hidden ones (partial results) are left out.
-    Links to nowhere are files: whoever reads them says so.
+    """Supported files directly in ``folder``, sorted by name; hidden ones (partial results) are ignored.
+    Broken links count as files: reading them reports an error.
 
     Raises:
         ScanError: the folder cannot be listed.
@@ -94,17 +94,17 @@ def _silent(note: str) -> None:
 def find_scans(
     path: Path, on_note: Callable[[str], None] = _silent, apart: Container[str] = ()
 ) -> list[ScanInput]:
-    """The cases in a file or folder. ``<case>_0000, <case>_0001, ...`` are channels of one case if they
-    count from 0000; every other file is a case of its own.
+    """The cases in a file or folder. ``<case>_0000, <case>_0001, ...`` are channels of one case if they count
+    from 0000; every other file is a separate case.
 
-    A folder without such files, a zip or a DICOM file is searched for DICOM series, folders and zips in it
-    included. Each is a case (see ``io.dicom.read.series_names.case_names``); those that cannot be used,
-    too.
+    A folder without such files, a zip or a DICOM file is searched for DICOM series, including folders and
+    zips in it. Each is a case (see ``io.dicom.read.series_names.case_names``), including those that cannot be
+    used.
 
     Args:
-        on_note: gets notes of files that were read as channels, and of what was left out of DICOM. What had
-            to be done to make the rest a volume is said with each case (see ``notes_on``).
-        apart: names of files that are known to be cases of their own.
+        on_note: receives notes on files that were read as channels, and on ignored DICOM objects. Corrections
+            that made a volume possible are reported with each case (see ``notes_on``).
+        apart: names of files that are known to be separate cases.
 
     Raises:
         ScanError: nothing there, a channel missing in between, or two files of one name.
@@ -136,7 +136,7 @@ def find_scans(
 
 
 def as_channels(scans: Sequence[ScanInput]) -> str | None:
-    """Which files were taken for channels of one scan, going by their names; None if none were."""
+    """A note on files that were taken for channels of one scan by their names; None if there were none."""
     several = [scan for scan in scans if len(scan.paths) > 1]
     if not several:
         return None
@@ -147,7 +147,7 @@ def as_channels(scans: Sequence[ScanInput]) -> str | None:
 
 
 def _dicom_beside(folder: Path) -> bool:
-    """Whether a folder with scans of other formats holds DICOM objects or zips, too."""
+    """Whether a folder with scans of other formats also contains DICOM objects or zips."""
     from zoomseg.io.dicom.read.archive import files_in
 
     try:
@@ -158,7 +158,7 @@ def _dicom_beside(folder: Path) -> bool:
         from zoomseg.io.dicom.read.series_discovery import any_dicom
 
         return any_dicom(itertools.chain([first], others))
-    except ScanError:  # a folder in it that cannot be listed does not keep the scans from being read
+    except ScanError:  # an unreadable subfolder does not prevent the scans from being read
         return False
 
 
@@ -204,7 +204,7 @@ def require_suffix(path: Path) -> str:
     """The suffix of a scan file.
 
     Raises:
-        ScanError: it has none that is supported.
+        ScanError: it has no supported one.
     """
     suffix = scan_suffix(path)
     if suffix is None:

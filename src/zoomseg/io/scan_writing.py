@@ -1,4 +1,4 @@
-"""Label maps and images written as files, in the format that the suffix names."""
+"""Write label maps and images as files, in the format given by the suffix."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from zoomseg.io.voxel_checks import check_same_grid
 
 
 def write_labels(path: Path, labels: LabelMap, like: Path | None = None) -> None:
-    """Write a label map with the schema's file values, in the format that the suffix names.
+    """Write a label map with the schema's file values, in the format given by the suffix.
 
     Args:
-        like: the scan it belongs to. If both are NIfTI, its geometry fields are copied verbatim, so
-            that every other program sees exactly the same grid, by whichever rules.
+        like: the corresponding scan. If both are NIfTI, its geometry fields are copied verbatim, so that
+            every other program reads exactly the same grid, by any rules.
 
     Raises:
         OutputError: unsupported suffix, or the file cannot be written.
-        ScanError: ``like`` lies on another grid.
+        ScanError: ``like`` is on another grid.
     """
     write_array(path, labels.schema.decode(labels.data), labels.grid, like)
 
@@ -43,7 +43,7 @@ def write_array(
     """Write ``[I, J, K]`` (NIfTI also ``[I, J, K, C]``) on ``grid``, atomically, by suffix.
 
     Args:
-        scale: what a stored value of one means, for the header of NIfTI alone.
+        scale: meaning of a stored value of one, for the header of NIfTI only.
     """
     path = Path(path)
     suffix = written_suffix(path, array.ndim == 3)
@@ -62,7 +62,7 @@ def written_suffix(path: Path, one_channel: bool = True) -> str:
     """The suffix of a file to be written.
 
     Raises:
-        OutputError: it is none that can be written, or not with several channels.
+        OutputError: it is not supported for writing, or not with several channels.
     """
     suffix = scan_suffix(path)
     if suffix is None or suffix == ".mhd":
@@ -74,7 +74,8 @@ def written_suffix(path: Path, one_channel: bool = True) -> str:
 
 
 def _geometry_of(scan: Path, grid: Grid) -> Any:
-    """The header's fields of a NIfTI scan, whose geometry its label map shall have; None of other formats."""
+    """The header fields of a NIfTI scan, whose geometry is copied to its label map; None for other
+    formats."""
     if scan_suffix(scan) not in (".nii", ".nii.gz"):
         return None
     with reading(scan, "an image"):

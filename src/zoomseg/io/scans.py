@@ -1,8 +1,8 @@
-"""Scans and label maps read from files: what the rest of the package calls, whatever the format.
+"""Read scans and label maps from files: the interface for the other packages, for all formats.
 
-Arrays are ``[I, J, K]`` in the file's own orientation, affines map voxel indices to RAS+ millimetres.
-A file is hostile until checked: the header is read first and refused if it promises more voxels than
-the file can hold, and whatever a reading library throws becomes one ``ScanError`` naming the file.
+Arrays are ``[I, J, K]`` in the file's own orientation, affines map voxel indices to RAS+ millimetres. A file
+is hostile until checked: the header is read first and refused if it specifies more voxels than the file can
+contain, and every exception of a reading library becomes one ``ScanError`` that names the file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from zoomseg.io.voxel_checks import check_same_grid, check_voxels, looks_like_la
 
 if TYPE_CHECKING:
     from zoomseg.io.dicom.read.series_discovery import Stack
-# Imported on the spot where they are needed: they take a tenth of a second, and most scans are NIfTI.
+# Imported where they are needed: they take a tenth of a second, and most scans are NIfTI.
 
 __all__ = [
     "SCAN_SUFFIXES",
@@ -80,7 +80,8 @@ __all__ = [
 ]
 
 WHOLE_NUMBER_TOLERANCE = 1e-3
-"""Label values so close to a whole number are that number: 32-bit floats and slopes such as 1/255 miss it."""
+"""Label values this close to a whole number are that number: 32-bit floats and slopes such as 1/255 are
+inexact."""
 
 _NUMBER = re.compile(r"[\d.]+(e[+-]\d+)?")
 _KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
@@ -110,7 +111,7 @@ def _stored(path: Path, header: _Header) -> AnyArray:
 
 
 def header_notes(path: Path, channels_last: bool = False) -> tuple[str, ...]:
-    """What the user of a file that is no DICOM must know of how its header was read; mostly nothing."""
+    """What the user must know about how the header of a non-DICOM file was read; usually empty."""
     return _header(Path(path), channels_last).notes
 
 
@@ -131,7 +132,7 @@ def _dicom_stack(path: Path) -> Stack | None:
 
 
 def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, int]:
-    """The grid of a scan, and how much memory reading it takes; only headers are read."""
+    """The grid of a scan, and the memory needed to read it; only headers are read."""
     stack = _dicom_stack(scan.paths[0]) if scan.dicom is None else scan.dicom.usable()
     if stack is not None:
         from zoomseg.io.dicom.read.voxels import reading_bytes as of_dicom
@@ -139,12 +140,12 @@ def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, i
         return stack.series.grid, of_dicom(stack)
     headers = [_header(path, channels_last) for path in scan.paths]
     total = sum(_voxel_bytes(path, h) for path, h in zip(scan.paths, headers, strict=True))
-    # Channels of several files are put together once all are read.
+    # Channels of several files are joined after all are read.
     return headers[0].grid, total if len(headers) == 1 else 2 * total
 
 
 def _voxel_bytes(path: Path, header: _Header) -> int:
-    """How much memory the voxels of a file take while they are read and made intensities."""
+    """Memory of a file's voxels while they are read and converted to intensities."""
     voxels, size = math.prod(header.shape), header.dtype.itemsize
     kept = header.dtype in _KEPT_TYPES and not header.scaled
     work = _work_type(header.dtype).itemsize if header.scaled else 0
@@ -154,7 +155,7 @@ def _voxel_bytes(path: Path, header: _Header) -> int:
 
 
 def _require_room(path: Path, header: _Header) -> None:
-    """Refuse a file that would not fit into what memory is free, before its voxels are read.
+    """Refuse a file that would not fit into the free memory, before its voxels are read.
 
     Raises:
         MemoryLimitError: it would not.
@@ -163,17 +164,17 @@ def _require_room(path: Path, header: _Header) -> None:
 
 
 def _work_type(stored: np.dtype[Any]) -> np.dtype[Any]:
-    """In which slope and intercept are applied: values of eight and sixteen bits are exact in float32; wider
+    """Type for applying slope and intercept: values of eight and sixteen bits are exact in float32; wider
     ones are scaled before rounding."""
     return np.dtype(np.float32 if stored.itemsize <= 2 else np.float64)
 
 
 def read_voxels(path: Path, channels_last: bool = False) -> Volume:
-    """Intensities of one file as they are, NaN and all: ``[C, I, J, K]``, float32, or integers of up to 16
-    bits where the file holds such: a large scan is then half the size.
+    """Intensities of one file without checks, including NaN: ``[C, I, J, K]``, float32, or integers of up to
+    16 bits if the file contains such: a large scan is then half the size.
 
     Args:
-        channels_last: a 4-D file holds one channel per volume (as in the Medical Segmentation Decathlon).
+        channels_last: a 4-D file contains one channel per volume (as in the Medical Segmentation Decathlon).
 
     Raises:
         ScanError: unreadable, not 3-D, impossible geometry.
@@ -211,14 +212,14 @@ def _intensities(raw: AnyArray, header: _Header) -> AnyArray:
 
 def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) -> Volume:
     """Read a scan: ``[C, I, J, K]``, float32 or small integers (see ``read_voxels``), one channel per file
-    (or per volume of one 4-D file). A folder or zip must hold one DICOM series.
+    (or per volume of one 4-D file). A folder or zip must contain one DICOM series.
 
-    Slope and intercept are applied. Grids of several files must agree within
-    ``GEOMETRY_TOLERANCE_VOX``; the first one is kept.
+    Slope and intercept are applied. Grids of several files must agree within ``GEOMETRY_TOLERANCE_VOX``; the
+    first one is used.
 
     Raises:
-        ScanError: unreadable, wrong shape or geometry, NaN or infinite voxels, a constant image, a
-            label map, or channels on different grids.
+        ScanError: unreadable, wrong shape or geometry, NaN or infinite voxels, a constant image, a label map,
+            or channels on different grids.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
     if not files:
@@ -227,7 +228,7 @@ def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) 
 
 
 def read_scan(scan: ScanInput, channels_last: bool = False) -> Case:
-    """``read_image`` of what ``find_scans`` found, and what its files say beside."""
+    """``read_image`` for a result of ``find_scans``, with its modality and notes."""
     if scan.dicom is None:
         return Case(scan.id, read_image(scan.paths, channels_last), notes=notes_on(scan, channels_last))
     stack = scan.dicom.usable()
@@ -236,8 +237,8 @@ def read_scan(scan: ScanInput, channels_last: bool = False) -> Case:
 
 
 def source_files(scan: ScanInput) -> tuple[Path, ...]:
-    """Every file that a scan is read from: those given, of DICOM all slices of the series (or the zips that
-    hold them), of a text header also the file of its voxels.
+    """Every file of a scan: the given ones, for DICOM all slices of the series (or the zips that contain
+    them), for a text header also the file of its voxels.
 
     Raises:
         ScanError: a text header cannot be read.
@@ -254,7 +255,7 @@ def source_files(scan: ScanInput) -> tuple[Path, ...]:
 
 
 def notes_on(scan: ScanInput, channels_last: bool = False) -> tuple[str, ...]:
-    """What the user should know of how a scan's files become a volume; one line each."""
+    """What the user should know about how a scan's files become a volume; one line each."""
     if scan.dicom is not None:
         return scan.dicom.usable().series.notes
     found = (note for path in scan.paths for note in header_notes(path, channels_last))
@@ -262,9 +263,9 @@ def notes_on(scan: ScanInput, channels_last: bool = False) -> tuple[str, ...]:
 
 
 def header_notes_by_case(files: Mapping[str, Iterable[Path]]) -> list[str]:
-    """Each note on the headers of these files, which are given by case, with the cases that it holds for; of
-    notes that differ in numbers only the first. A header that cannot be read gives none; whoever reads the
-    file says why."""
+    """Each note on the headers of these files, which are given by case, with its cases; of notes that
+    differ only in numbers, the first. A header that cannot be read gives none; reading the file reports
+    the reason."""
     found: dict[str, tuple[str, list[str]]] = {}
     for case, paths in files.items():
         for path in paths:
@@ -276,7 +277,7 @@ def header_notes_by_case(files: Mapping[str, Iterable[Path]]) -> list[str]:
 
 
 def _checked(files: Sequence[Path], volumes: Sequence[Volume]) -> Volume:
-    """The channels of one scan, each fit for a network, together."""
+    """The channels of one scan, each valid for a network, as one array."""
     for file, volume in zip(files, volumes, strict=True):
         for channel in volume.data:
             check_voxels(channel, file)
@@ -288,8 +289,8 @@ def _checked(files: Sequence[Path], volumes: Sequence[Volume]) -> Volume:
 
 
 def read_label_values(path: Path) -> tuple[AnyArray, Grid]:
-    """Label values as the file means them: integers ``[I, J, K]``, and their grid. Values that float storage
-    or a slope put beside a whole number (see ``WHOLE_NUMBER_TOLERANCE``) are that number.
+    """Label values of a file: integers ``[I, J, K]``, and their grid. Values that float storage or a slope
+    moved away from a whole number (see ``WHOLE_NUMBER_TOLERANCE``) are that number.
 
     Raises:
         ScanError: unreadable, wrong shape or geometry, values that are not whole numbers.
@@ -299,7 +300,7 @@ def read_label_values(path: Path) -> tuple[AnyArray, Grid]:
 
 
 def read_rounded_labels(path: Path) -> tuple[AnyArray, Grid, float]:
-    """As ``read_label_values``, and how far from whole numbers the stored values are at most."""
+    """As ``read_label_values``, with the largest distance of the stored values from whole numbers."""
     path = Path(path)
     header = _header(path)
     values = _stored(path, header)
@@ -321,7 +322,7 @@ def read_labels(path: Path, schema: LabelSchema) -> LabelMap:
 
     Raises:
         ScanError: as ``read_label_values``.
-        LabelError: values that the schema does not know; the message names the file.
+        LabelError: values that are not in the schema; the message names the file.
     """
     values, grid = read_label_values(path)
     try:

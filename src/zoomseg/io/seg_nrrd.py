@@ -1,8 +1,8 @@
 """Label maps for 3D Slicer and ITK-SNAP: segments with names and colours.
 
-3D Slicer's own format is NRRD with a block of keys per segment. A NIfTI label map has room for neither names
-nor colours; viewers take them from a colour table beside it.
-Source: https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html (and ``colors``).
+3D Slicer's own format is NRRD with a block of keys per segment. A NIfTI label map cannot store names or
+colours; viewers read them from a colour table beside it. Source:
+https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html (and ``colors``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoomseg.io.files import atomic_path, writable_directory, write_text_atomic
 
 SUFFIX = ".seg.nrrd"
 COLOUR_TABLE = "labels.ctbl"
-"""3D Slicer's name for a colour table."""
+"""File name of a colour table for 3D Slicer."""
 SNAP_LABELS = "labels.itksnap.txt"
 
 _NOWHERE = "0 -1 0 -1 0 -1"
@@ -32,12 +32,12 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
     """Write a label map as a segmentation of 3D Slicer, one segment per organ, on the scan's own grid.
 
     Args:
-        path: ends in ``.seg.nrrd``, by which 3D Slicer knows it; its folder is made where needed.
-        organs: those that are to be segments, also where they have no voxel; None: all of the schema.
+        path: ends in ``.seg.nrrd``, by which 3D Slicer recognises it; its folder is created if necessary.
+        organs: those that become segments, even without voxels; None: all of the schema.
 
     Raises:
         OutputError: another suffix, or the file cannot be written.
-        LabelError: an organ that the schema does not know.
+        LabelError: an organ that is not in the schema.
     """
     if not path.name.endswith(SUFFIX):
         raise OutputError(f"{path}: a segmentation for 3D Slicer must be called <name>{SUFFIX}")
@@ -52,7 +52,7 @@ def write_segmentation(path: Path, labels: LabelMap, organs: Iterable[str] | Non
 
 def _header(schema: LabelSchema, organs: Iterable[str], boxes: dict[int, Box]) -> Iterator[tuple[str, str]]:
     yield "Segmentation_ContainedRepresentationNames", "Binary labelmap|"
-    # By its older name, which newer versions of 3D Slicer read, too.
+    # By its older name, which newer versions of 3D Slicer also read.
     yield "Segmentation_MasterRepresentation", "Binary labelmap"
     yield "Segmentation_ReferenceImageExtentOffset", "0 0 0"
     for n, organ in enumerate(organs):
@@ -80,11 +80,11 @@ def write_colour_tables(folder: Path, schema: LabelSchema, organs: Iterable[str]
 
     Raises:
         OutputError: a file cannot be written.
-        LabelError: an organ that the schema does not know.
+        LabelError: an organ that is not in the schema.
     """
     chosen = schema.names if organs is None else schema.select(organs)
     rows = sorted((schema.values[schema.class_of(organ) - 1], organ) for organ in chosen)
-    # Spaces separate what 3D Slicer reads; it shows underscores in names as spaces.
+    # 3D Slicer's fields are separated by spaces; it shows underscores in names as spaces.
     slicer = [f"{value} {_one_word(organ)} {_numbers(organ)} 255" for value, organ in rows]
     snap = [f'{value} {_numbers(organ)} 1 1 1 "{_one_line(organ)}"' for value, organ in rows]
     head = ["# Names and colours of the label maps in this folder", "0 background 0 0 0 0"]

@@ -1,10 +1,10 @@
-"""Whether a scan is like those that a model was trained on: its modality, its intensities, the size of the
-body in it. Networks find organs in anything; a scan that is plainly something else is refused, one that is
-merely unlike is segmented with a warning, and less confidence.
+"""Comparison of a scan with a model's training scans: modality, intensities, and the size of the body.
+Networks find organs in any image; a scan that is plainly something else is refused, one that is merely unlike
+is segmented with a warning and less confidence.
 
-Intensities are compared as distributions: the distance of two scans is the first Wasserstein distance, taken
-as the mean difference of their quantiles. How far apart scans of one kind lie is seen in training: the
-largest distance of a case to the one nearest to it.
+Intensities are compared as distributions: the distance of two scans is the first Wasserstein distance,
+computed as the mean difference of their quantiles. The usual distance of scans of one kind is estimated in
+training: the largest distance of a case to its nearest neighbour.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
 
 SAMPLED = 64
-"""Along each axis at most so many voxels, evenly spread, stand for a scan."""
+"""Maximum number of evenly spread voxels along each axis that represent a scan."""
 
 LEAST_SPREAD = 0.05
-"""Of a window's width, and ``LEAST_SPREAD_SD`` standard deviations where there is none: few training cases
-may lie closer together than scans of their kind do."""
+"""Relative to a window's width, and ``LEAST_SPREAD_SD`` standard deviations without a window: minimum spread,
+as few training cases may be closer together than scans of their kind usually are."""
 LEAST_SPREAD_SD = 0.15
 
 UNLIKE = 1.5
 OTHER = 3.0
-"""Times the spread of the training cases: from there a scan is warned of, and from here refused."""
+"""Multiples of the training cases' spread: from the former on there is a warning, from the latter on the scan
+is refused."""
 
 OTHER_SECTION = 1.25
-"""A body that is by this factor thinner or thicker than any in training is warned of."""
+"""If a body is thinner or thicker by this factor than any in training, there is a warning."""
 
 DARK = 0.25
-"""Of a window's width: the darkest voxels of a scan in the model's unit are no farther above those of every
-training case. They are air or fat, which every CT shows."""
+"""Relative to a window's width: maximum distance by which the darkest voxels of a scan in the model's unit
+lie above those of every training case. They are air or fat, which every CT shows."""
 
 NEGATIVE = 0.1
-"""Of its brightest voxels: a scan that lies no farther below zero than this was merely interpolated."""
+"""Relative to its brightest voxels: a scan whose values are no farther below zero was merely interpolated."""
 
 WAY_OUT = "use a model that was trained on such scans ('zoomseg predict --any-scan' segments it nevertheless)"
 
 MAX_CASES = 64
-"""Of so many cases intensities are kept."""
+"""Maximum number of cases whose intensities are stored."""
 
 QUANTILES = 19
 """From 5 to 95 %."""
@@ -57,11 +58,11 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class TrainingDomain:
-    """What a model's training cases show together: numbers over cases alone, no image and no name.
+    """Common properties of a model's training cases: only numbers over cases, no image and no name.
 
-    ``intensities`` has one row for every case looked at: the 5, 10, ... 95 % quantiles of the body's voxels
-    in the first channel, clipped to the recipe's window, or in standard deviations from the scan's mean where
-    the recipe has none.
+    ``intensities`` has one row for every case examined: the 5, 10, ... 95 % quantiles of the body's voxels in
+    the first channel, clipped to the recipe's window, or in standard deviations from the scan's mean if the
+    recipe has none.
 
     Raises:
         ValueError: a range that ends before it begins, or rows of another length.
@@ -70,13 +71,14 @@ class TrainingDomain:
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
 
     modality: str | None
-    """DICOM's word for it, where the channels' names say it."""
+    """DICOM's term, if the channels' names state it."""
     intensities: tuple[tuple[float, ...], ...]
     darkest: Span
     """Lowest and highest of the cases' 0.5 % quantiles of all voxels, in the scans' own unit; clipped to the
-    window where there is one."""
+    window if there is one."""
     cross_section_cm2: Span
-    """Least and largest of the body's area in the cases' axial slices, the median over a case's slices."""
+    """Smallest and largest area of the body in the cases' axial slices, by the median over a case's
+    slices."""
     organs: dict[str, OrganPlaces]
 
     def __post_init__(self) -> None:
@@ -95,8 +97,8 @@ class TrainingDomain:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How like the training cases a scan is. ``trust`` (0 to 1) is what its organs' confidence is multiplied
-    by."""
+    """Similarity of a scan to the training cases. ``trust`` (0 to 1) is a factor on its organs'
+    confidence."""
 
     warnings: tuple[str, ...] = ()
     trust: float = 1.0
@@ -104,7 +106,7 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Features:
-    """What is compared of a scan, as in ``TrainingDomain``."""
+    """The compared properties of a scan, as in ``TrainingDomain``."""
 
     quantiles: FloatArray
     darkest: float
@@ -113,8 +115,8 @@ class Features:
 
 
 def thinned(channel: Array, grid: Grid) -> tuple[npt.NDArray[np.float32], float]:
-    """Some voxels of a channel ``[I, J, K]``, with RAS+ axes; and the area of one of them in an axial plane,
-    cm2."""
+    """A subsample of a channel ``[I, J, K]``, with RAS+ axes; and the area of one of its voxels in an axial
+    plane, cm2."""
     orientation = Orientation.to_canonical(grid)
     steps = [max(1, math.ceil(n / SAMPLED)) for n in channel.shape]
     some = channel[tuple(slice(step // 2, None, step) for step in steps)]
@@ -123,7 +125,8 @@ def thinned(channel: Array, grid: Grid) -> tuple[npt.NDArray[np.float32], float]
 
 
 def features(voxels: npt.NDArray[np.float32], cell_cm2: float, window: Window | None) -> Features:
-    """Of a thinned scan, for a model that clips to ``window``, or scales by the scan's own moments (None)."""
+    """The properties of a subsampled scan, for a model that clips to ``window``, or scales by the scan's own
+    moments (None)."""
     darkest, brightest = (float(v) for v in np.quantile(voxels, (0.005, 0.995)))
     if window is not None:
         lower, upper = window
@@ -149,16 +152,16 @@ def compare(
     modality: str | None,
     any_scan: bool = False,
 ) -> Likeness:
-    """How like the training cases a scan is.
+    """The similarity of a scan to the training cases.
 
     Args:
         channel: its first one, ``[I, J, K]``.
         window: of the model; None: it has none.
-        modality: DICOM's word for how it was made, where that is known.
-        any_scan: whether what would be refused is warned of instead, and not trusted at all.
+        modality: DICOM's term for it, if it is known.
+        any_scan: whether scans that would be refused cause a warning instead, with zero trust.
 
     Raises:
-        ScanError: it is plainly something else, and why.
+        ScanError: it is plainly something else; the message states the reason.
     """
     seen = features(*thinned(channel, grid), window)
     distance, usual = _distance(domain, seen, window)
@@ -177,14 +180,15 @@ def compare(
 
 
 def _other_modality(domain: TrainingDomain, modality: str | None) -> tuple[str, str] | None:
-    """What is other about the scan, and what to do."""
+    """The difference in modality, and what to do."""
     if domain.modality is None or modality in (None, "", domain.modality):
         return None
     return f"the scan is of modality {modality}, the model was trained on {domain.modality}", WAY_OUT
 
 
 def _other_unit(domain: TrainingDomain, seen: Features, window: Window | None) -> tuple[str, str] | None:
-    """Fat and air are darker than anything else in every CT; nothing is below zero in an MR."""
+    """The difference in unit: fat and air are darker than anything else in every CT; nothing is below zero in
+    an MR."""
     if window is not None and seen.darkest > domain.darkest[1] + DARK * (window[1] - window[0]):
         what = (
             "the scan is not in the unit of the training scans: its darkest voxels are "
@@ -212,7 +216,7 @@ def _other_intensities(ratio: float) -> tuple[str, str] | None:
 
 
 def _distance(domain: TrainingDomain, seen: Features, window: Window | None) -> tuple[float, float]:
-    """Of a scan from the training case nearest to it, and how far that is for scans of their kind."""
+    """The distance of a scan to the nearest training case, and the usual one for scans of their kind."""
     known = np.array(domain.intensities)
     apart = np.abs(known[:, None] - known[None]).mean(axis=2)
     np.fill_diagonal(apart, np.inf)

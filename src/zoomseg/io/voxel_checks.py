@@ -1,4 +1,4 @@
-"""Which voxels are an image that a network can use, and which files lie on one grid."""
+"""Checks of voxels for use by a network, and of files for a common grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from zoomseg.core.geometry import Grid
 
 LABEL_MAP_MAX_VALUES = 128
 LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
-"""An "image" of so few whole numbers, where most neighbours inside its objects are equal, is a label map."""
+"""An "image" of few whole numbers, with at least this share of equal neighbours inside its objects, is a
+label map."""
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -23,7 +24,7 @@ def check_voxels(values: Float32Array, path: Path) -> None:
     Raises:
         ScanError: NaN or infinite voxels (counted), or all voxels equal.
     """
-    low, high = values.min(), values.max()  # NaN wins both
+    low, high = values.min(), values.max()  # NaN propagates to both
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(values.size - np.isfinite(values).sum())
         what = "all voxels are" if bad == values.size else f"{bad} of {values.size} voxels are"
@@ -33,10 +34,10 @@ def check_voxels(values: Float32Array, path: Path) -> None:
 
 
 def check_same_grid(first: Grid, second: Grid, first_path: Path, second_path: Path) -> None:
-    """Refuse two files of one case that do not lie on one grid.
+    """Refuse two files of one case that are not on one grid.
 
     Raises:
-        ScanError: shapes differ, or voxel centres are further apart than ``GEOMETRY_TOLERANCE_VOX``.
+        ScanError: shapes differ, or voxel centres are farther apart than ``GEOMETRY_TOLERANCE_VOX``.
     """
     if first.shape != second.shape:
         raise ScanError(f"{second_path}: shape {second.shape} but {first_path.name} has {first.shape}")
@@ -46,15 +47,15 @@ def check_same_grid(first: Grid, second: Grid, first_path: Path, second_path: Pa
 
 
 def looks_like_labels(values: Float32Array) -> bool:
-    """Whether an "image" ``[I, J, K]`` is really a label map: few whole numbers from 0 up, in patches."""
+    """Whether an "image" ``[I, J, K]`` is actually a label map: few whole numbers from 0 up, in patches."""
     if values.min() != 0 or values.max() > 65535:
         return False
-    sample = values[:: max(1, values.shape[0] // 32)]  # a real scan gives itself away in a few slices
+    sample = values[:: max(1, values.shape[0] // 32)]  # a few slices are enough to recognise a real scan
     if not (sample == np.floor(sample)).all() or np.unique(sample).size > LABEL_MAP_MAX_VALUES:
         return False
     if _several(values) > LABEL_MAP_MAX_VALUES:
         return False
-    planes = values.transpose(np.argsort(values.strides)[::-1])  # as they lie in memory
+    planes = values.transpose(np.argsort(values.strides)[::-1])  # in memory order
     pairs = equal = 0
     for n, plane in enumerate(planes):  # as a whole it would take several times the scan's memory
         across = [(planes[n - 1], plane)] if n else []
@@ -66,7 +67,7 @@ def looks_like_labels(values: Float32Array) -> bool:
 
 
 def _several(values: Float32Array) -> int:
-    """How many values there are, or that there are more than a label map has."""
+    """The number of different values, up to one more than a label map can have."""
     found: set[float] = set()
     for plane in values.transpose(np.argsort(values.strides)[::-1]):
         found.update(np.unique(plane).tolist())

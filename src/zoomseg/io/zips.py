@@ -1,5 +1,5 @@
-"""Zips that may come from anybody, checked before anything in them is read: number and size of members, how
-far they claim to inflate, whether they overlap, encryption."""
+"""Checks of zips of any origin before anything in them is read: number and size of members, claimed inflated
+size, overlap, encryption."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from zoomseg.core.errors import ZoomSegError
 
 HARMLESS_BYTES = 256 * 1024**2
-"""What any zip may inflate to."""
+"""Any zip may inflate to this size."""
 
 MAX_RATIO = 100
-"""A zip that inflates to more than so many times its size is refused, unless that is little: scans, even of
-much air, compress to a tenth at best, and weights hardly at all."""
+"""Maximum ratio of inflated to stored size, unless the former is small: scans, even with much air, compress
+to a tenth at best, and weights hardly at all."""
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
 class ZipLimits:
-    """What a zip of ``content`` holds at most."""
+    """Limits on a zip of ``content``."""
 
     content: str
     """For messages, in the plural."""
@@ -31,8 +31,8 @@ class ZipLimits:
 
 
 def checked_zip(path: Path, limits: ZipLimits, error: type[ZoomSegError]) -> zipfile.ZipFile:
-    """An open zip whose directory of contents is plausible. Its names are not checked: whoever makes paths of
-    them does that.
+    """An open zip with a plausible directory. Its names are not checked: this is left to callers that create
+    paths from them.
 
     Raises:
         ZoomSegError: of the kind ``error``, in one line.
@@ -41,7 +41,7 @@ def checked_zip(path: Path, limits: ZipLimits, error: type[ZoomSegError]) -> zip
         opened = zipfile.ZipFile(path)
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror or reason})") from reason
-    except Exception as reason:  # the directory of contents of a hostile zip fails in many ways
+    except Exception as reason:  # reading the directory of a hostile zip may raise many exceptions
         raise error(f"{path}: damaged, truncated or not a zip ({reason})") from reason
     problem = _problem(path.stat().st_size, opened.infolist(), limits)
     if problem is not None:
@@ -51,7 +51,7 @@ def checked_zip(path: Path, limits: ZipLimits, error: type[ZoomSegError]) -> zip
 
 
 def _problem(stored: int, members: list[zipfile.ZipInfo], limits: ZipLimits) -> str | None:
-    """What is wrong with the contents of a zip of so many bytes, if anything is."""
+    """The problem of the contents of a zip of this size, if there is one."""
     if len(members) > limits.files:
         return f"{len(members)} files in the zip; at most {limits.files} are read"
     names = [info.filename for info in members]

@@ -1,1 +1,1 @@
-"""The networks as torch modules, built from a recipe."""
+"""Networks as torch modules, built from a recipe."""

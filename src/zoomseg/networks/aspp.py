@@ -42,8 +42,8 @@ POINT: Index3 = (1, 1, 1)
 
 
 class ASPP(nn.Module):
-    """Side by side a 1x1x1 convolution, one separable 3x3x3 convolution per dilation and the global mean;
-    a 1x1x1 convolution joins them. As many channels leave as enter."""
+    """A 1x1x1 convolution, one separable 3x3x3 convolution per dilation and the global mean in parallel,
+    joined by a 1x1x1 convolution. The number of channels does not change."""
 
     def __init__(self, channels: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -60,11 +60,11 @@ class ASPP(nn.Module):
 
 
 class ResUNetASPP(nn.Module):
-    """Every level, the first too, halves the resolution: ``channels`` of four levels, the bottom's last.
+    """Every level, including the first, halves the resolution: ``channels`` of four levels, the lowest last.
 
-    Decoder levels upsample, concatenate the skip and convolve twice; the last layer's logits are brought
-    from half to full resolution. (Upsampling first and projecting then gives the same logits, at eight
-    times the multiply-adds of that layer.)
+    Decoder levels upsample, concatenate the skip and convolve twice; the last layer's logits are upsampled
+    from half to full resolution. (Upsampling before the projection would give the same logits, at eight times
+    the multiply-adds of that layer.)
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def _pointwise(channels_in: int, channels_out: int) -> nn.Module:
 
 
 def _separable(channels: int, dilation: int) -> nn.Sequential:
-    """Every channel convolved for itself with ``dilation``, then all joined voxel by voxel."""
+    """Every channel is convolved separately with ``dilation``, then all are joined voxel by voxel."""
     depthwise = nn.Conv3d(
         channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
     )

@@ -1,4 +1,4 @@
-"""Parts that the networks share.
+"""Common parts of the networks.
 
 Shape suffixes: B batch, C channels (S of the skip), I J K voxels.
 """
@@ -19,28 +19,28 @@ from zoomseg.networks import channels_last
 LEAKY_SLOPE = 0.01
 
 Norm = Callable[[int], nn.Module]
-"""Makes the norm of so many channels."""
+"""Creates the norm for this number of channels."""
 
 
 def instance_norm(channels: int) -> nn.Module:
-    """Instance norm that learns a scale and a shift per channel."""
+    """Instance norm with a learned scale and shift per channel."""
     return nn.InstanceNorm3d(channels, affine=True)
 
 
 def same_padding(kernel: Index3) -> Index3:
-    """Zeros on each side that keep the shape under an odd kernel."""
+    """Number of zeros on each side that preserve the shape under an odd kernel."""
     return (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
 
 
 def crop_margin(x_BCIJK: Tensor, margin_vox: Index3) -> Tensor:
-    """Take ``margin_vox`` voxels off both sides of each axis."""
+    """Remove ``margin_vox`` voxels from both sides of each axis."""
     for axis, margin in enumerate(margin_vox, start=2):
         x_BCIJK = x_BCIJK.narrow(axis, margin, x_BCIJK.shape[axis] - 2 * margin) if margin else x_BCIJK
     return x_BCIJK
 
 
 def upsample(x_BCIJK: Tensor, factors: Index3) -> Tensor:
-    """Trilinear upsampling by ``factors``, half-voxel exact; what is constant stays so up to the border."""
+    """Trilinear upsampling by ``factors``, half-voxel exact; constants are preserved up to the border."""
     if factors == (1, 1, 1):
         return x_BCIJK
     scale = [float(n) for n in factors]
@@ -48,7 +48,7 @@ def upsample(x_BCIJK: Tensor, factors: Index3) -> Tensor:
 
 
 class TwoConvolutions(nn.Sequential):
-    """Twice a convolution with bias, batch norm, ReLU; the first convolution has the ``stride``."""
+    """Two convolutions with bias, batch norm, ReLU; the first one has the ``stride``."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class ConvNormAct(nn.Sequential):
         norm: Norm = instance_norm,
         slope: float | None = LEAKY_SLOPE,
     ) -> None:
-        # The norm subtracts the mean, so a bias of the convolution would do nothing.
+        # The norm subtracts the mean, so a bias of the convolution would have no effect.
         conv = nn.Conv3d(channels_in, channels_out, kernel, stride, same_padding(kernel), bias=False)
         layers: list[nn.Module] = [conv, norm(channels_out)]
         if slope is not None:
@@ -93,7 +93,7 @@ class ConvNormAct(nn.Sequential):
         return self.norm_and_activation(self[0](x_BCIJK))
 
     def norm_and_activation(self, x_BCIJK: Tensor) -> Tensor:
-        """What follows the convolution."""
+        """The layers after the convolution."""
         norm, *activation = list(self)[1:]
         if isinstance(norm, nn.InstanceNorm3d) and channels_last.applies(x_BCIJK):
             return channels_last.norm_and_activation(x_BCIJK, norm, self._slope)
@@ -105,8 +105,8 @@ class ConvNormAct(nn.Sequential):
 class ResidualBlock(nn.Module):
     """conv-norm-lrelu-conv-norm, added to the input, lrelu.
 
-    Where the shape changes, the input is averaged over the stride and projected by a 1x1x1
-    convolution with norm, so that no voxel of it is skipped.
+    If the shape changes, the input is averaged over the stride and projected by a 1x1x1 convolution with
+    norm, so that no voxel of it is skipped.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ def initialise(module: nn.Module, slope: float) -> None:
         if isinstance(part, nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, a=slope, mode="fan_in", nonlinearity="leaky_relu")
         elif isinstance(part, nn.ConvTranspose3d):
-            # Kernel = stride: each output voxel sees one tap of each input channel.
+            # Kernel = stride: each output voxel depends on one tap of each input channel.
             nn.init.normal_(part.weight, std=math.sqrt(2.0 / (1 + slope**2) / part.in_channels))
         else:
             continue
@@ -160,7 +160,7 @@ def initialise(module: nn.Module, slope: float) -> None:
 
 
 def transposed(x_BCIJK: Tensor, layer: nn.Module) -> Tensor:
-    """Upsampling by a transposed convolution whose kernel is its stride."""
+    """Upsampling by a transposed convolution with kernel = stride."""
     if channels_last.applies(x_BCIJK):
         return channels_last.upsampled(x_BCIJK, cast(nn.ConvTranspose3d, layer))
     out: Tensor = layer(x_BCIJK)
@@ -168,5 +168,5 @@ def transposed(x_BCIJK: Tensor, layer: nn.Module) -> Tensor:
 
 
 def concatenate(up_BCIJK: Tensor, skip_BSIJK: Tensor) -> Tensor:
-    """Decoder features beside the encoder's of the same level."""
+    """Decoder features concatenated with the encoder's of the same level."""
     return torch.cat((skip_BSIJK, up_BCIJK), dim=1)

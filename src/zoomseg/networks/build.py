@@ -1,7 +1,7 @@
-"""From a network's spec to the module.
+"""Build a network's module from its spec.
 
-Every network maps ``[B, in_channels, I, J, K]`` to a tuple of logits: first those at full
-resolution, then, in training only, those of lower resolutions for deep supervision.
+Every network maps ``[B, in_channels, I, J, K]`` to a tuple of logits: first those at full resolution, then,
+in training only, those of lower resolutions for deep supervision.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from zoomseg.recipe.network_shapes import FLAT_AXIS, INSTANCE_NORM, Padding, che
 
 
 def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padding) -> nn.Module:
-    """The module of ``spec``, He-initialised from torch's generator. ``classes`` counts background.
+    """The module of ``spec``, He-initialised from torch's generator. ``classes`` includes background.
 
     Raises:
-        RecipeError: the network cannot have this padding, or its numbers make no network.
+        RecipeError: the network does not support this padding, or its numbers are invalid.
     """
     check(spec, padding)
     module = _module(spec, in_channels, classes, padding)
@@ -39,8 +39,8 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules that are built inside have shapes, but no memory, and are not initialised: drawing numbers for
-    tensors that hold none makes torch load its compiler, which takes seconds."""
+    """Modules built inside have shapes, but no memory, and are not initialised: drawing random numbers for
+    tensors without memory makes torch load its compiler, which takes seconds."""
     with torch.device("meta"), _NothingDrawn():
         yield
 
@@ -60,9 +60,9 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def laid_out(spec: specs.NetworkSpec, module: nn.Module, bfloat16_on_cpu: bool = False) -> nn.Module:
-    """The module with its weights in the order in memory that computes fastest: channels last makes batch
-    norm, and with it these networks, faster by a third or more on a CPU; instance norm loses as much, but in
-    bfloat16 there, for which it has layers of its own (see ``channels_last``)."""
+    """The module with its weights in the fastest memory layout: on a CPU, channels last makes networks with
+    batch norm faster by a third or more; networks with instance norm become slower by as much, except in
+    bfloat16, for which there are special layers (see ``channels_last``)."""
     if bfloat16_on_cpu or spec.kind not in INSTANCE_NORM:
         module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return module
@@ -106,10 +106,11 @@ def parameters(module: nn.Module) -> int:
 
 
 def multiply_adds(module: nn.Module, shape: tuple[int, int, int, int]) -> int:
-    """Multiplications with a weight, each with its addition, in the convolutions of one forward pass over
-    one input of ``shape`` (channels, then voxels), in the module's present mode (training heads count).
+    """Number of multiplications with a weight, each with its addition, in the convolutions of one forward
+    pass over one input of ``shape`` (channels, then voxels), in the module's current mode (including training
+    heads).
 
-    Nothing is computed: the module runs on torch's meta device, itself untouched.
+    Nothing is computed: a copy of the module runs on torch's meta device.
     """
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
     weightless = {name: tensor.detach().to("meta") for name, tensor in tensors}

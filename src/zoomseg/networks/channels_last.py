@@ -1,8 +1,8 @@
 """Layers of networks with instance norm, for bfloat16 feature maps with channels last in memory, on a CPU.
 
-There convolutions are fastest, but torch's own instance norm first turns its input around, and its gradient
-of a transposed convolution, and average pooling, have no fast kernel (torch 2.13). Each function here equals
-the modules it is given, up to rounding.
+There convolutions are fastest, but torch's own instance norm first reorders its input, and its gradient of a
+transposed convolution, and average pooling, have no fast kernel (torch 2.13). Each function here equals the
+given modules, up to rounding.
 
 Shapes: B batch, C channels, I J K voxels, N = I * J * K.
 """
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 LAST = torch.channels_last_3d
 
 FEW_VOXELS = 1000
-"""Below, torch's group norm takes longer than its batch norm of one patch after the other."""
+"""Below this, torch's group norm takes longer than its batch norm of one patch after the other."""
 
 WIDE = 512
-"""So many numbers a row make a sum over rows, which is a matrix product here, as fast as it gets."""
+"""Row length at which a sum over rows, which is a matrix product here, is fastest."""
 
 
 def applies(x_BCIJK: Tensor) -> bool:
-    """Whether the functions here are for such a feature map."""
+    """Whether the functions here apply to such a feature map."""
     return (
         x_BCIJK.dtype is torch.bfloat16
         and x_BCIJK.device.type == "cpu"
@@ -40,7 +40,7 @@ def norm_and_activation(x_BCIJK: Tensor, norm: nn.InstanceNorm3d, slope: float |
 
 
 def upsampled(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
-    """A transposed convolution whose kernel is its stride."""
+    """A transposed convolution with kernel = stride."""
     weight = layer.weight.to(x_BCIJK.dtype).contiguous(memory_format=LAST)
     out_BCIJK = cast(Tensor, _KernelIsStride.apply(x_BCIJK, weight, True))  # type: ignore[no-untyped-call]
     assert layer.bias is not None
@@ -48,7 +48,8 @@ def upsampled(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
 
 
 def averaged_and_projected(x_BCIJK: Tensor, pool: nn.AvgPool3d, layer: nn.Conv3d) -> Tensor:
-    """Average pooling, then a convolution of kernel 1 without bias, as one whose kernel is its stride."""
+    """Average pooling followed by a 1x1x1 convolution without bias, as one convolution with kernel =
+    stride."""
     stride = cast("tuple[int, int, int]", pool.kernel_size)
     kernel = layer.weight / math.prod(stride)
     weight = kernel.expand(-1, -1, *stride).to(x_BCIJK.dtype).contiguous(memory_format=LAST)
@@ -110,7 +111,7 @@ def _normalised(
 
 
 def _rows(x_BCIJK: Tensor) -> Tensor:
-    """``[B, N / n, n * C]``: voxels in rows, n of them together, so that rows are wide."""
+    """``[B, N / n, n * C]``: voxels in rows of n, so that rows are wide."""
     batch, channels = x_BCIJK.shape[:2]
     voxels, together = math.prod(x_BCIJK.shape[2:]), 1
     while together * channels < WIDE and voxels % (2 * together) == 0:
@@ -126,8 +127,9 @@ def _sum_of_rows(rows_BNC: Tensor, channels: int) -> Tensor:
 
 
 class _KernelIsStride(torch.autograd.Function):
-    """A convolution whose kernel is its stride, or the transposed one. Each gives the other's gradient by its
-    input, and the weight's is that of the convolution: for all there are fast kernels."""
+    """A convolution with kernel = stride, or the transposed one. Each gives the gradient of the other with
+    respect to the input, and the weight's gradient is that of the convolution: for all there are fast
+    kernels."""
 
     @staticmethod
     def forward(ctx: Any, x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
@@ -150,7 +152,7 @@ def _convolved(x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
 
 
 def _of_weight(answer_BCIJK: Tensor, given_BCIJK: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of a convolution's weight, whose kernel is its stride, where its answer's is given."""
+    """The gradient of the weight of a convolution with kernel = stride, given that of its output."""
     stride = list(weight.shape[2:])
     backward = torch.ops.aten.convolution_backward
     rest = (None, stride, [0, 0, 0], [1, 1, 1], False, [0, 0, 0], 1, [False, True, False])

@@ -22,7 +22,7 @@ from zoomseg.networks.blocks import initialise, upsample
 from zoomseg.recipe.spec import ResidualFCNActivation
 
 SLOPES: dict[ResidualFCNActivation, float] = {"relu6": 0.0, "leaky_relu": 0.1}
-"""Of the negative side."""
+"""Slope of the negative side."""
 
 
 def _activation(name: ResidualFCNActivation) -> nn.Module:
@@ -36,8 +36,8 @@ def _activation(name: ResidualFCNActivation) -> nn.Module:
 def _pre_activated(
     channels_in: int, channels_out: int, activation: ResidualFCNActivation, stride: Index3 = (1, 1, 1)
 ) -> nn.Sequential:
-    """Batch norm, activation, 3x3x3 convolution; a strided axis has a kernel of twice the stride, so that
-    all voxels count alike, and is ``stride`` times shorter."""
+    """Batch norm, activation, 3x3x3 convolution; a strided axis has a kernel of twice the stride, so that all
+    voxels have equal weight, and becomes shorter by ``stride``."""
     k_i, k_j, k_k = (2 * s if s > 1 else 3 for s in stride)
     p_i, p_j, p_k = ((s + 1) // 2 for s in stride)
     return nn.Sequential(
@@ -50,8 +50,8 @@ def _pre_activated(
 class ResidualUnit(nn.Module):
     """Two pre-activated convolutions (He et al. 2016) added to the input.
 
-    The input is max-pooled by the stride; channels it lacks are zeros, before and behind its own; has it
-    more than the output, a 3x3x3 convolution projects it.
+    The input is max-pooled by the stride; missing channels are zeros, before and after its own; if it has
+    more channels than the output, a 3x3x3 convolution projects it.
     """
 
     def __init__(

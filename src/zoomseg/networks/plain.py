@@ -14,7 +14,7 @@ from zoomseg.networks.blocks import LEAKY_SLOPE, ConvNormAct, concatenate, initi
 def _stacked(
     count: int, before: int, after: int, kernel: Index3, stride: Index3 = (1, 1, 1)
 ) -> nn.Sequential:
-    """So many convolutions, the first of them strided."""
+    """A number of convolutions, the first of them strided."""
     rest = (ConvNormAct(after, after, kernel) for _ in range(count - 1))
     return nn.Sequential(ConvNormAct(before, after, kernel, stride), *rest)
 

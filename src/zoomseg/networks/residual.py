@@ -23,7 +23,7 @@ class ResEncUNet(nn.Module):
     """Stem, then residual blocks per level (the first of a level strided), then per decoder level a
     transposed convolution, the skip, one convolution.
 
-    Heads stand at every decoder level but the lowest; those below the highest answer in training
+    There are heads at every decoder level but the lowest; those below the highest have an output in training
     only, and only with ``deep_supervision``. The arguments are those of ``recipe.spec.ResEncUNet``.
     """
 

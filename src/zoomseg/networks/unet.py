@@ -14,8 +14,8 @@ from zoomseg.recipe.network_shapes import Padding, in_plane
 
 
 def _skip_margins(levels: int) -> tuple[int, ...]:
-    """Voxels to crop on each side of every level's skip under valid convolutions (40, 16, 4 for four
-    levels): what the levels below lose, seen at twice their resolution."""
+    """Voxels to crop on each side of every level's skip under valid convolutions (40, 16, 4 for four levels):
+    the loss of the levels below, at twice their resolution."""
     margins = [4]
     for _ in range(levels - 2):
         margins.append(8 + 2 * margins[-1])
@@ -23,12 +23,12 @@ def _skip_margins(levels: int) -> tuple[int, ...]:
 
 
 class UNet(nn.Module):
-    """``channels`` leave each encoder level, whose first convolution has half of them; transposed
-    convolutions keep their channels; decoder levels have ``channels`` throughout.
+    """``channels`` are the outputs of each encoder level, whose first convolution has half of them;
+    transposed convolutions keep the number of channels; decoder levels have ``channels`` throughout.
 
-    ``padding`` "valid" is the published network (skips cropped), "same" keeps the shape. Along
-    ``flat_axis`` (0 = I, 1 = J, 2 = K) nothing is convolved, pooled or cropped: the input is then a stack
-    of slices, each seen alone. In training, batch norm counts all voxels of all slices of the batch.
+    ``padding`` "valid" is the published network (skips cropped), "same" keeps the shape. Along ``flat_axis``
+    (0 = I, 1 = J, 2 = K) nothing is convolved, pooled or cropped: the input is then a stack of independent
+    slices. In training, batch norm includes all voxels of all slices of the batch.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class UNet(nn.Module):
             for c_in, c in zip(inputs, channels, strict=True)
         )
         self.pool = nn.MaxPool3d(window)
-        # Biases as published: with them, and batch norm aside, the count is Cicek's 19 069 955.
+        # Biases as published: with them, and without batch norm, the count is Cicek's 19 069 955.
         self.up = nn.ModuleList(
             nn.ConvTranspose3d(c, c, window, stride=window, bias=False) for c in channels[1:]
         )
@@ -61,7 +61,7 @@ class UNet(nn.Module):
         initialise(self, slope=0.0)
 
     def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
-        """Logits ``[B, classes, ...]`` of the voxels the network answers for, in a 1-tuple."""
+        """Logits ``[B, classes, ...]`` of the voxels that the network predicts, in a 1-tuple."""
         skips: list[Tensor] = []
         x = x_BCIJK
         for level, block in enumerate(self.encoder):

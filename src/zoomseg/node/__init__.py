@@ -1,1 +1,1 @@
-"""A DICOM node: receives series, segments them by rules, and sends the results back."""
+"""A DICOM node: receives series, segments them by rules, and returns the results."""

@@ -1,4 +1,4 @@
-"""From received objects to jobs: when a study is complete, and what becomes of its series."""
+"""From received objects to jobs: decides when a study is complete, and what is done with its series."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ LOOK_EVERY_SECONDS = 0.25
 
 @dataclass
 class _Open:
-    """A study that is arriving."""
+    """A study that is being received."""
 
     series: set[str] = field(default_factory=set)
     last: float = 0.0
-    """When its last image came, by the monotonic clock."""
+    """Time of its last image, by the monotonic clock."""
     bringing: set[str] = field(default_factory=set)
-    """Associations that brought images of it and are open."""
+    """Open associations that sent images of it."""
     broken: bool = False
     """Whether one of them ended without a release: images may be missing."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that rules ask for. ``fingerprint`` stands for its weights and recipe."""
+    """A model used by rules. ``fingerprint`` identifies its weights and recipe."""
 
     name: str
     fingerprint: str
 
 
 class Intake:
-    """Takes objects, and makes jobs of studies that are complete."""
+    """Receives objects, and creates jobs from complete studies."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class Intake:
     ) -> None:
         """
         Args:
-            models: by what rules call them.
-            dry_run: whether it is only said what would be done.
+            models: by the names used in rules.
+            dry_run: whether decisions are only reported.
         """
         self._settings = settings
         self._store = store
@@ -66,19 +66,19 @@ class Intake:
         self._thread = threading.Thread(target=self._run, name="zoomseg-intake", daemon=True)
 
     def start(self) -> None:
-        """Go on with what had arrived when the last node ended; then look for studies that are complete."""
+        """Resume with the images received before the last node ended; then watch for complete studies."""
         self._recover()
         self._thread.start()
 
     def stop(self) -> None:
-        """End; studies that are arriving are complete some time after the next start."""
+        """Stop; studies that are being received are completed some time after the next start."""
         self._stopping.set()
         self._thread.join()
 
     # --- arriving ---------------------------------------------------------------------------------
 
     def take(self, instance: Instance, content: bytes, association: str) -> Arrival:
-        """Store an object that an association brought; when this returns, it is on the disk.
+        """Store an object that an association sent; when this returns, it is on the disk.
 
         Raises:
             OutputError: it could not be stored.
@@ -90,7 +90,7 @@ class Intake:
             study.last = time.monotonic()
             study.bringing.add(association)
             if instance.series not in study.series:
-                study.series.add(instance.series)  # first: what is stored is decided upon, whatever follows
+                study.series.add(instance.series)  # first: everything stored must be decided
                 self._receiving(instance)
             return arrival
 
@@ -115,7 +115,7 @@ class Intake:
                     study.broken = not released
 
     def _recover(self) -> None:
-        """Studies whose images lie there, but were not decided upon: as if they had just arrived."""
+        """Treat studies with stored images but without a decision as if they had just arrived."""
         decided = {SeriesState.TAKEN, SeriesState.LEFT} | ({SeriesState.DRY_RUN} if self._dry_run else set())
         with self._guard:
             for key in self._store.series():
@@ -144,8 +144,8 @@ class Intake:
             self.complete()
 
     def clear(self, before: float) -> None:
-        """Delete what was done with before a time, in seconds since 1970. Nothing arrives meanwhile, so that
-        nothing is deleted that somebody was just told of.
+        """Delete everything finished before a time, in seconds since 1970. Nothing is received meanwhile, so
+        that no object is deleted right after its sender was notified.
 
         Raises:
             OutputError: the disk refuses it.
@@ -156,13 +156,13 @@ class Intake:
                 LOG.info("series %s: deleted", series.key)
 
     def complete(self) -> None:
-        """Decide upon the studies that are complete by now."""
+        """Decide on the studies that are complete by now."""
         with self._guard:
             for uid in [uid for uid, study in self._open.items() if self._is_complete(study)]:
                 try:
                     self._decide(uid, self._open[uid].series)
                     del self._open[uid]
-                except OutputError as error:  # tried again: a disk that fails now may be mended
+                except OutputError as error:  # tried again: a disk error may be temporary
                     self._open[uid].last = time.monotonic()
                     LOG.error("%s", error)
 
@@ -195,7 +195,7 @@ class Intake:
             LOG.info("job %s: series %s, rule %s", job.id, job.series, job.rule)
 
     def _facts(self, key: str) -> tuple[SeriesFacts, tuple[str, list[str]]] | None:
-        """What rules ask about a series, its UID, and the names of its objects."""
+        """The properties of a series that rules read, its UID, and the names of its objects."""
         instance, files = self._header(key), self._store.files(key)
         if instance is None:
             return None
@@ -261,6 +261,6 @@ class Intake:
 
 
 def seed_of(series_uid: str, objects: Sequence[str], rule: Rule, fingerprint: str) -> str:
-    """What the UIDs of results are made of: the images, the model, what it was asked for, this version."""
+    """The seed of the results' UIDs: the images, the model, the settings, this version."""
     version = importlib.metadata.version("zoomseg")
     return digest(series_uid, *objects, ":", *rule.organs, ":", fingerprint, version)

@@ -4,11 +4,11 @@
 FOLDER/.lock                  held by the node that uses the folder
 FOLDER/jobs.sqlite            series and jobs
 FOLDER/received/              see ``node.store``
-FOLDER/jobs/<id>/scan/        the series of a job, as links: what arrives later does not change it
+FOLDER/jobs/<id>/scan/        the series of a job, as links: later arrivals do not change it
 FOLDER/jobs/<id>/out/         its results
 ```
 
-A job's id is made of its input, its model and its settings, so that what arrives twice is done once.
+A job's id is a digest of its input, model and settings, so that images that arrive twice are processed once.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from zoomseg.serve.organs import notes_of_result, organs_of_result
 from zoomseg.serve.worker import Task
 
 LOG = logging.getLogger("zoomseg.node")
-"""Gets keys of series and ids of jobs, and nothing that a header says."""
+"""Logs keys of series and ids of jobs, but no content of headers."""
 
 CASE = "result"
-"""What a job's results are called."""
+"""Case name of a job's results."""
 
 MOST_STARTS = 10
-"""A job that was running at so many ends of the node is given up: it may be what ends it."""
+"""A job that was running at this many ends of the node is given up, as it may be the cause."""
 
 SHOWN_SERIES = 200
 
 
 class SeriesState(StrEnum):
-    """What became of a series."""
+    """The decision on a series."""
 
     RECEIVING = "receiving"
     TAKEN = "taken"
-    """A job was made of it."""
+    """A job was created from it."""
     LEFT = "left"
-    """No rule takes it."""
+    """No rule matches it."""
     DRY_RUN = "dry run"
-    """A rule would take it."""
+    """A rule would match it."""
 
 
 class Series(BaseModel):
@@ -72,7 +72,7 @@ class Series(BaseModel):
 
 
 class DeliveryState(StrEnum):
-    """Where a result is on its way to one destination."""
+    """State of a delivery."""
 
     WAITING = "waiting"
     SENT = "sent"
@@ -91,7 +91,7 @@ class Delivery(BaseModel):
 
 
 class OrganResult(BaseModel):
-    """What was found of an organ; None: not known."""
+    """The result for an organ; None: not known."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     name: str
@@ -113,18 +113,18 @@ class NodeJob(QueuedJob):
     slices: int
     outputs: tuple[Output, ...]
     organs: tuple[str, ...] = ()
-    """That are asked for; all, if empty."""
+    """The requested organs; all if empty."""
     seed: str
-    """What the UIDs of the results are made of: the same for the same input, model and settings."""
+    """Seed of the results' UIDs: the same for the same input, model and settings."""
     deliveries: tuple[Delivery, ...] = ()
     starts: int = 0
     segmented: Time | None = None
-    """When its results were written."""
+    """Time when its results were written."""
     found: tuple[OrganResult, ...] = ()
 
     @property
     def segmentation_seconds(self) -> float | None:
-        """From its start until its results were written; None if it is not so far."""
+        """From its start until its results were written; None before that."""
         if self.started is None or self.segmented is None:
             return None
         return max(0.0, self.segmented - self.started)
@@ -146,9 +146,9 @@ class NodeJobs(JobQueue[NodeJob]):
         """
         super().__init__(folder, NodeJob, "another node keeps its series there; give another folder")
         self.segmented = 0
-        """Jobs since the node began."""
+        """Number of jobs since the start of the node."""
         self.segmented_seconds = 0.0
-        """That they took together."""
+        """Their total time."""
         for job in self.in_state(State.RUNNING):
             self.interrupt(job.id, "the node stopped each time it ran")
 
@@ -187,7 +187,7 @@ class NodeJobs(JobQueue[NodeJob]):
         return [Series.model_validate(parse_json(content)) for (content,) in rows]
 
     def note(self, *series: Series) -> None:
-        """What series are now, known before or not.
+        """Insert or update series.
 
         Raises:
             OutputError: the disk refuses it.
@@ -204,7 +204,7 @@ class NodeJobs(JobQueue[NodeJob]):
             )
 
     def forget_series(self, key: str) -> None:
-        """Of a series whose files are gone."""
+        """Delete the entry of a series whose files were deleted."""
         with self._changed, self._refusing(), self._db:
             self._db.execute("DELETE FROM series WHERE key = ?", (key,))
 
@@ -215,13 +215,13 @@ class NodeJobs(JobQueue[NodeJob]):
         return self._select(f"ORDER BY number DESC LIMIT {most}")
 
     def counts(self) -> dict[State, int]:
-        """How many jobs are in each state."""
+        """The number of jobs in each state."""
         with self._changed, self._refusing():
             found = dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in State}
 
     def folder(self, job_id: str) -> Path:
-        """Of a job's files."""
+        """The folder of a job's files."""
         return self._folder / "jobs" / job_id
 
     def scan(self, job_id: str) -> Path:
@@ -233,14 +233,14 @@ class NodeJobs(JobQueue[NodeJob]):
         return self.folder(job_id) / "out"
 
     def results(self, job: NodeJob) -> list[Path]:
-        """The objects that a job has made, in the order in which they are sent."""
+        """The objects created by a job, in the order in which they are sent."""
         paths = (result_path(self.out(job.id), output) for output in Output if output in job.outputs)
         return [path for path in paths if path.is_file()]
 
     def decide(self, series: Sequence[Series], jobs: Sequence[NodeJob]) -> list[NodeJob]:
-        """What becomes of series that are complete, all of it or nothing. Of ``jobs``, those are returned
-        that begin: a job that is there is not made twice, but one that failed begins again. Jobs of a series
-        that wait are of fewer images than a new one, which takes their place.
+        """Record the decisions on complete series, all of them or none. Returns those of ``jobs`` that start:
+        an existing job is not repeated, but a failed one is started again. Waiting jobs of a series have
+        fewer images than a new one, which replaces them.
 
         Raises:
             OutputError: the disk refuses it.
@@ -266,13 +266,13 @@ class NodeJobs(JobQueue[NodeJob]):
             return begin
 
     def task(self, job: NodeJob, model: Path) -> Task:
-        """What a worker is told of a job; results of an earlier start are removed."""
+        """The task of a job for the worker; results of an earlier start are removed."""
         shutil.rmtree(self.out(job.id), ignore_errors=True)
         wanted = {"outputs": list(job.outputs), "organs": list(job.organs), "seed": job.seed}
         return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
 
     def settle(self, job: NodeJob, error: str | None) -> None:
-        """A job that ran is segmented, or failed."""
+        """Mark a finished job as segmented, or failed."""
         with self._changed:
             now = self.find(job.id)
             if now is None or now.state is not State.RUNNING:
@@ -308,7 +308,8 @@ class NodeJobs(JobQueue[NodeJob]):
         return tuple(notes), tuple(OrganResult.model_validate(organ.model_dump()) for organ in organs)
 
     def interrupt(self, job_id: str, why: str) -> None:
-        """The node stops, or has stopped, while a job runs: it waits again, but not for ever."""
+        """The node stops, or has stopped, while a job runs: the job waits again, a limited number of
+        times."""
         with self._changed:
             job = self.find(job_id)
             if job is None or job.state is not State.RUNNING:
@@ -321,7 +322,7 @@ class NodeJobs(JobQueue[NodeJob]):
     # --- deliveries -------------------------------------------------------------------------------
 
     def next_delivery(self, destination: str) -> NodeJob | None:
-        """The oldest job whose results are due at a destination."""
+        """The oldest job with results due at a destination."""
         now = time.time()
         for job in self.in_state(State.SENDING):
             if any(d.destination == destination and _due(d, now) for d in job.deliveries):
@@ -329,7 +330,7 @@ class NodeJobs(JobQueue[NodeJob]):
         return None
 
     def delivered(self, job_id: str, destination: str, error: str | None, retry: Retry) -> NodeJob | None:
-        """An attempt to send a job's results has ended; what the job is now."""
+        """Record an attempt to send a job's results; returns the updated job."""
         with self._changed:
             job = self.find(job_id)
             if job is None or job.state is not State.SENDING:
@@ -344,8 +345,8 @@ class NodeJobs(JobQueue[NodeJob]):
     # --- retention --------------------------------------------------------------------------------
 
     def clear(self, before: float) -> list[Series]:
-        """Delete the files of jobs that ended before a time; what is known of them stays. The series are
-        returned, forgotten, that were decided by then and belong to no other job."""
+        """Delete the files of jobs that ended before a time; their entries remain. Returns, and deletes the
+        entries of, series that were decided by then and belong to no other job."""
         open_series = set()
         places = self._folder / "jobs"
         for place in places.iterdir() if places.is_dir() else ():
@@ -362,7 +363,7 @@ class NodeJobs(JobQueue[NodeJob]):
 
 
 def result_path(out: Path, output: Output) -> Path:
-    """Where an object that is made for a job lies."""
+    """The path of an object created for a job."""
     return out / f"{CASE}.{_SUFFIXES[output]}"
 
 
@@ -383,7 +384,7 @@ def _due(delivery: Delivery, now: float) -> bool:
 
 
 def _after(delivery: Delivery, error: str | None, now: float, since: float, retry: Retry) -> Delivery:
-    """A delivery after an attempt that ended with an error, or well."""
+    """A delivery after an attempt that failed or succeeded."""
     attempts = delivery.attempts + 1
     if error is None:
         changes: dict[str, object] = {"state": DeliveryState.SENT, "error": None}
@@ -396,7 +397,7 @@ def _after(delivery: Delivery, error: str | None, now: float, since: float, retr
 
 
 def _when_sent(deliveries: Sequence[Delivery]) -> dict[str, object]:
-    """What a job becomes once none of its deliveries waits."""
+    """The state of a job without waiting deliveries."""
     if any(d.state is DeliveryState.WAITING for d in deliveries):
         return {}
     failed = [d for d in deliveries if d.state is DeliveryState.FAILED]

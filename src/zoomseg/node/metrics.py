@@ -1,4 +1,4 @@
-"""A node's numbers for Prometheus, read when they are asked for."""
+"""A node's metrics for Prometheus, computed on request."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class NodeCollector(Collector):
-    """Queue, results, refusals and room of a node."""
+    """Queue, results, refusals and disk space of a node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def collect(self) -> Iterator[Metric]:
-        """As Prometheus' client library asks."""
+        """Called by Prometheus' client library."""
         jobs, receiver = self._node.jobs, self._node.receiver
         states = GaugeMetricFamily("zoomseg_node_jobs", "Jobs by state.", labels=["state"])
         for state, count in jobs.counts().items():
@@ -61,7 +61,7 @@ def _waits(deliveries: tuple[Delivery, ...], name: str) -> bool:
 
 
 def exposition(node: Node) -> bytes:
-    """The text that Prometheus reads."""
+    """The text for Prometheus."""
     registry = CollectorRegistry()
     registry.register(NodeCollector(node))
     return generate_latest(registry)

@@ -1,7 +1,7 @@
-"""Studies from an archive to the running node: by C-MOVE, or by QIDO-RS and WADO-RS.
+"""Transfer studies from an archive to the running node: by C-MOVE, or by QIDO-RS and WADO-RS.
 
-An archive sends what it is asked for by C-MOVE to the node itself. What comes by DICOMweb is handed on to the
-node by C-STORE, so that there is one way in.
+By C-MOVE, an archive sends the requested studies to the node itself. Images received by DICOMweb are
+forwarded to the node by C-STORE, so that there is a single way of reception.
 """
 
 # mypy: allow-untyped-calls
@@ -36,21 +36,21 @@ _WARNING = 0xB000
 
 @dataclass(frozen=True)
 class Pulled:
-    """What became of one study of a list: ``number`` from 1, as logs do not name it."""
+    """The outcome for one study of a list: ``number`` from 1, as logs do not contain its name."""
 
     number: int
     images: int
-    """That the node took."""
+    """Number of images that the node accepted."""
     left: int
-    """That it did not take, as results of its own."""
+    """Number of images not accepted, as they are the node's own results."""
     error: str | None = None
 
 
 def read_studies(path: Path) -> list[str]:
-    """Study Instance UIDs, one a line; lines that begin with ``#`` are comments.
+    """Study Instance UIDs, one per line; lines that begin with ``#`` are comments.
 
     Raises:
-        SettingsError: the file cannot be read, or holds something else.
+        SettingsError: the file cannot be read, or contains something else.
     """
     try:
         lines = read_file(path).decode().splitlines()
@@ -67,7 +67,7 @@ def read_studies(path: Path) -> list[str]:
 
 
 def pull(studies: Sequence[str], source: Destination, settings: Settings) -> Iterator[Pulled]:
-    """Have studies sent to the node that runs with these settings; what became of each, in order."""
+    """Request studies for the node that runs with these settings; returns the outcome of each, in order."""
     for number, uid in enumerate(studies, start=1):
         counts = [0, 0]
 
@@ -81,7 +81,7 @@ def pull(studies: Sequence[str], source: Destination, settings: Settings) -> Ite
 
 
 def _moved(study_uid: str, source: Destination, settings: Settings) -> tuple[int, int]:
-    """How many images were taken, and not."""
+    """The number of images accepted, and not."""
     match source:
         case DimseDestination():
             return move(study_uid, source, settings)
@@ -90,7 +90,7 @@ def _moved(study_uid: str, source: Destination, settings: Settings) -> tuple[int
 
 
 def move(study_uid: str, source: DimseDestination, settings: Settings) -> tuple[int, int]:
-    """C-MOVE of a study to the node; how many images it took, and not.
+    """C-MOVE of a study to the node; returns the number of images accepted, and not.
 
     Raises:
         NotSentError: the archive refuses.
@@ -117,8 +117,8 @@ def move(study_uid: str, source: DimseDestination, settings: Settings) -> tuple[
 
 
 def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> tuple[int, int]:
-    """The CT and MR series of a study by QIDO-RS and WADO-RS, handed on to the node; how many images it took,
-    and not.
+    """Retrieve the CT and MR series of a study by QIDO-RS and WADO-RS, and forward them to the node; returns
+    the number of images accepted, and not.
 
     Raises:
         NotSentError: the archive, or the node, refuses.
@@ -141,7 +141,7 @@ def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> tupl
 
 
 def hand_on(images: Sequence[Dataset], settings: Settings) -> int:
-    """C-STORE of images to the node itself; how many it took."""
+    """C-STORE of images to the node itself; returns the number accepted."""
     if not images:
         return 0
     node = DimseDestination(

@@ -1,7 +1,7 @@
-"""The node's DICOM service: C-ECHO and C-STORE of CT and MR, from the peers that are listed.
+"""The node's DICOM service: C-ECHO and C-STORE of CT and MR, from the listed peers.
 
-Everything that is refused is told to its sender by the status that DICOM has for it, and listed with its
-reason for the status page; nothing of it is stored.
+Every refusal is reported to the sender by DICOM's status for it, and listed with its reason for the status
+page; nothing refused is stored.
 """
 
 # mypy: allow-untyped-calls
@@ -58,8 +58,8 @@ IMAGES = (
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
 )
-"""What is taken. Objects that a node makes are none of these: results that an archive sends back are refused
-with their presentation context, and make no job."""
+"""Accepted SOP classes. Objects created by a node are none of these: results returned by an archive are
+refused with their presentation context, and create no job."""
 
 SYNTAXES = (
     ExplicitVRLittleEndian,
@@ -83,7 +83,7 @@ OUT_OF_RESOURCES = 0xA700
 OTHER_SOP_CLASS = 0xA900
 NOT_UNDERSTOOD = 0xC000
 CONFLICT = 0xC001
-"""Of the range for what cannot be understood: C-STORE has no status of its own for it (PS3.4 Table B.2-1)."""
+"""A status from the range "cannot understand": C-STORE has no status for conflicts (PS3.4 Table B.2-1)."""
 
 LISTED_REFUSALS = 200
 
@@ -94,7 +94,7 @@ _CALLED_UNKNOWN, _CALLING_UNKNOWN = 0x07, 0x03
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something that was not taken; ``time`` in seconds since 1970."""
+    """A refusal; ``time`` in seconds since 1970."""
 
     time: float
     sender: str
@@ -110,7 +110,7 @@ class Receiver:
         self._intake = intake
         self.refusals: deque[Refusal] = deque(maxlen=LISTED_REFUSALS)
         self.counts: Counter[str] = Counter()
-        """How often something of this kind happened: ``stored``, ``known``, ``refused``, ``rejected``."""
+        """Number of events of each kind: ``stored``, ``known``, ``refused``, ``rejected``."""
         self._ae = pynetdicom.AE(settings.ae_title)
         self._ae.maximum_associations = settings.limits.associations
         self._ae.network_timeout = settings.limits.idle_seconds
@@ -124,9 +124,9 @@ class Receiver:
         """Listen.
 
         Raises:
-            ZoomSegError: the address is taken, or not this machine's; a certificate cannot be used.
+            ZoomSegError: the address is in use, or not this machine's; a certificate cannot be used.
         """
-        # What is stored must not depend on what pydicom thinks of its values, and its warnings repeat them.
+        # Storage must not depend on pydicom's validation of values, and its warnings contain values.
         pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
         tls = self._settings.tls
         place = (self._settings.host, self._settings.port)
@@ -150,7 +150,7 @@ class Receiver:
 
     @property
     def port(self) -> int:
-        """At which it listens."""
+        """The port on which it listens."""
         port: int = self._server.socket.getsockname()[1]
         return port
 
@@ -161,7 +161,7 @@ class Receiver:
     # --- associations -----------------------------------------------------------------------------
 
     def _requested(self, event: evt.Event) -> None:
-        """Reject whom nobody has listed."""
+        """Reject peers that are not listed."""
         asked = cast("A_ASSOCIATE", event.assoc.requestor.primitive)
         title, address = str(asked.calling_ae_title).strip(), event.assoc.requestor.address
         if str(asked.called_ae_title).strip() != self._settings.ae_title:
@@ -175,7 +175,7 @@ class Receiver:
         event.assoc.kill()
 
     def _rejected(self, event: evt.Event) -> None:
-        """By pynetdicom itself: there are as many associations as may be."""
+        """Rejected by pynetdicom itself: the maximum number of associations is reached."""
         self._refused("rejected", _sender(event), "too many associations")
 
     def _refused(self, kind: str, sender: str, why: str) -> None:
@@ -190,7 +190,7 @@ class Receiver:
     # --- objects ----------------------------------------------------------------------------------
 
     def _store(self, event: evt.Event) -> int | Dataset:
-        """Store an object; its status is the answer, given when it is on the disk."""
+        """Store an object; the returned status is sent when it is on the disk."""
         try:
             content = self._content(event)
             instance = read_instance(content)
@@ -209,10 +209,10 @@ class Receiver:
         return SUCCESS
 
     def _content(self, event: evt.Event) -> bytes:
-        """The object as a file has it.
+        """The object in the form of a file.
 
         Raises:
-            OutputError: it is larger than may be.
+            OutputError: it exceeds the size limit.
         """
         size = len(cast("BytesIO", _request(event).DataSet).getbuffer())
         if size > self._settings.limits.object_bytes:
@@ -233,7 +233,7 @@ def _request(event: evt.Event) -> C_STORE:
 
 
 def _room(error: OutputError) -> str:
-    """Without the path, which is the node's own business."""
+    """An error message without the path, which is internal to the node."""
     text = str(error)
     return text if text.startswith("larger") else "no room to store it, or the disk refuses it"
 
@@ -251,7 +251,7 @@ def _association(event: evt.Event) -> str:
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:
-    """TLS as in the Secure Transport Connection Profiles (PS3.15 B): both sides show certificates.
+    """TLS as in the Secure Transport Connection Profiles (PS3.15 B): both sides present certificates.
 
     Raises:
         ZoomSegError: a file cannot be used.
@@ -260,7 +260,7 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """The same for associations that the node opens; as ``server_context``."""
+    """TLS for associations that the node opens; as ``server_context``."""
     return _with_files(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls)
 
 

@@ -1,4 +1,4 @@
-"""Which of a study's series a node segments, by which rule, and why it leaves the others."""
+"""Rules: which of a study's series a node segments, by which rule, and why it ignores the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoomseg.node.settings import Rule
 
 @dataclass(frozen=True)
 class SeriesFacts:
-    """What rules ask about a series that has arrived."""
+    """The properties of a received series that rules read."""
 
     modality: str
     body_part: str
@@ -22,15 +22,15 @@ class SeriesFacts:
 
 @dataclass(frozen=True)
 class Decision:
-    """The rule that takes a series; None if none does. ``why`` says in one line what decided."""
+    """The rule that matches a series; None if none does. ``why`` states the reason in one line."""
 
     rule: Rule | None
     why: str
 
 
 def why_not(rule: Rule, series: SeriesFacts) -> str | None:
-    """The first thing in which a series is not what a rule asks for; None if it is all of it. Nothing of the
-    header is repeated: reasons are shown where headers are not."""
+    """The first condition of a rule that a series does not meet; None if it meets all. Reasons contain
+    nothing from the header, as they are shown where headers are not."""
     if series.modality != rule.modality:
         return f"not {rule.modality}"
     if rule.body_part and series.body_part.casefold() not in (part.casefold() for part in rule.body_part):
@@ -49,11 +49,11 @@ def decide(
     study: Mapping[str, SeriesFacts],
     taken: Mapping[str, str],
 ) -> dict[str, Decision]:
-    """What becomes of the series of a study that are complete: the first rule that fits takes each.
+    """The decisions on the complete series of a study: each is assigned the first matching rule.
 
     Args:
         study: the series, by key.
-        taken: of rules that take one series a study, the key of the one that was taken before.
+        taken: for rules that accept one series per study, the key of the one accepted before.
     """
     decisions = {key: _first(rules, series) for key, series in study.items()}
     for rule in (rule for rule in rules if rule.one_per_study):
@@ -79,5 +79,5 @@ def _first(rules: Sequence[Rule], series: SeriesFacts) -> Decision:
 
 
 def _rank(series: SeriesFacts) -> tuple[int, float]:
-    """Most slices first; of equals, the lowest number."""
+    """Most slices first; among equals, the lowest number."""
     return -series.slices, float("inf") if series.number is None else series.number

@@ -1,4 +1,4 @@
-"""A whole node: it receives, segments and sends until it is asked to stop."""
+"""A complete node: it receives, segments and sends until it is stopped."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Node:
     ) -> None:
         """
         Args:
-            dry_run: whether series are only received, and said what would be done with them.
-            start_worker: what segments, instead of a process.
+            dry_run: whether series are only received, and the decisions on them reported.
+            start_worker: creates a worker, instead of a process.
 
         Raises:
             ModelError: a rule's model cannot be read.
-            SettingsError: a rule asks for an organ that its model does not know.
+            SettingsError: a rule requests an organ that its model does not have.
             OutputError: the folder cannot be written, or another node uses it.
         """
         self.settings = settings
@@ -60,11 +60,11 @@ class Node:
         self._clearing = threading.Thread(target=self._clear, name="zoomseg-clear", daemon=True)
 
     def start(self) -> None:
-        """Begin, with what an earlier node left.
+        """Start, with the state that an earlier node left.
 
         Raises:
-            ZoomSegError: the address is taken, a certificate cannot be used, or the disk fails; then it is
-                closed.
+            ZoomSegError: the address is in use, a certificate cannot be used, or the disk fails; the node is
+                then closed.
         """
         try:
             self.receiver.start()
@@ -80,7 +80,7 @@ class Node:
         LOG.info("listening as %s at port %d", self.settings.ae_title, self.receiver.port)
 
     def stop(self) -> None:
-        """End all parts; what waits is done after the next start."""
+        """Stop all parts; waiting jobs are processed after the next start."""
         self._stopping.set()
         self.receiver.stop()
         self.intake.stop()
@@ -95,7 +95,7 @@ class Node:
             self.clear(time.time())
 
     def clear(self, now: float) -> None:
-        """Delete what has been kept for as long as it should be."""
+        """Delete everything older than the retention time."""
         try:
             self.intake.clear(now - self.settings.keep_hours * 3600)
         except OutputError as error:
@@ -103,11 +103,11 @@ class Node:
 
 
 def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]:
-    """Folders of models by their names, and models by what rules call them.
+    """Folders of models by their names, and models by the names used in rules.
 
     Raises:
-        ModelError: one cannot be read, or two have one name.
-        SettingsError: a rule asks for an organ that its model does not know.
+        ModelError: one cannot be read, or two have the same name.
+        SettingsError: a rule requests an organ that its model does not have.
     """
     folders: dict[str, Path] = {}
     models: dict[str, Model] = {}
@@ -124,7 +124,7 @@ def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of what a model computes: recipe, labels, weights."""
+    """A digest of a model's recipe, labels and weights."""
     found = hashlib.sha256()
     for file in sorted([folder / "model.json", *(folder / "weights").glob("*")]):
         found.update(file.name.encode() + b"\0" + file.read_bytes())

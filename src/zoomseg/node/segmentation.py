@@ -1,4 +1,4 @@
-"""What the worker of a node does with a job: one series to label map, measurements and DICOM objects."""
+"""The work of a node's worker: one series to label map, measurements and DICOM objects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
-    """Segment a series and write the objects that its job asks for.
+    """Segment a series and write the objects requested by its job.
 
     Raises:
         ScanError: the series cannot be used.
-        ZoomSegError: what else hinders.
+        ZoomSegError: any other failure.
     """
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
     from zoomseg.inference.outputs import segment_to_folder

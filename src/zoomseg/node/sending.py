@@ -1,6 +1,6 @@
-"""A job's results to where they are wanted: C-STORE or STOW-RS, again and again until they are taken.
+"""Delivery of a job's results to their destinations: C-STORE or STOW-RS, repeated until they are accepted.
 
-Each destination has a thread of its own: one that does not answer keeps no other from getting its results.
+Each destination has a separate thread: one that does not answer does not delay the others.
 """
 
 # mypy: allow-untyped-calls
@@ -28,15 +28,15 @@ from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.5
 CONNECT_SECONDS = 10
-"""How long a destination may take to answer."""
+"""Maximum time for a destination to answer."""
 
 
 class NotSentError(Exception):
-    """A destination did not take an object; the message says why, and nothing about a patient."""
+    """A destination did not accept an object; the message states the reason, and nothing about a patient."""
 
 
 class Sender:
-    """Sends the results of jobs that are segmented."""
+    """Sends the results of segmented jobs."""
 
     def __init__(self, settings: Settings, jobs: NodeJobs) -> None:
         self._settings = settings
@@ -50,12 +50,12 @@ class Sender:
         ]
 
     def start(self) -> None:
-        """Begin with what waits."""
+        """Start with the waiting deliveries."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End after what is being sent."""
+        """Stop after the current transfer."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -65,11 +65,11 @@ class Sender:
             try:
                 while not self._stopping.is_set() and self.send_next(name, destination):
                     pass
-            except OutputError as error:  # a disk that fails now may be mended
+            except OutputError as error:  # a disk error may be temporary
                 LOG.error("%s", error)
 
     def send_next(self, name: str, destination: Destination) -> bool:
-        """Send the results of the oldest job that is due at a destination; False if there is none."""
+        """Send the results of the oldest job that is due at a destination; returns False if there is none."""
         job = self._jobs.next_delivery(name)
         if job is None:
             return False
@@ -82,18 +82,22 @@ class Sender:
 
 
 def attempted(work: Callable[[], None]) -> str | None:
-    """None if it went well; else why not, in one line without anything of a patient."""
+    """None on success; otherwise the reason of the failure, in one line without anything of a patient."""
     try:
         work()
     except NotSentError as error:
         return str(error)
-    except Exception as error:  # what a destination answers may be anything, and say anything
+    except Exception as error:  # an answer may contain anything
         return f"unexpected {type(error).__name__}"
     return None
 
 
 def send(files: Sequence[Path], destination: Destination, settings: Settings) -> None:
-    """Send files; all of them, or a NotSentError."""
+    """Send all files.
+
+    Raises:
+        NotSentError: one was not accepted.
+    """
     if not files:
         raise NotSentError("the results are gone")
     match destination:
@@ -118,7 +122,7 @@ def associate(
     """An association with a destination, for SOP classes with their transfer syntaxes.
 
     Raises:
-        NotSentError: it cannot be had.
+        NotSentError: it cannot be established.
     """
     ae = pynetdicom.AE(settings.ae_title)
     ae.connection_timeout = ae.acse_timeout = CONNECT_SECONDS

@@ -1,6 +1,6 @@
-"""What a node is told in its one YAML file: who it is, whom it answers, what it does with which series.
+"""A node's settings from one YAML file: its identity, its peers, and its rules for series.
 
-The file is checked as a whole before anything is opened; all that is wrong with it is said at once.
+The file is checked as a whole before anything is opened; all its problems are reported together.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MAX_FILE_BYTES = 200_000
 
 
 class SettingsError(ZoomSegError):
-    """A node's file is malformed, or asks for what cannot be."""
+    """A node's settings file is malformed, or requests something impossible."""
 
 
 class Output(StrEnum):
-    """A kind of object that a node makes; its file is called ``result.<suffix>``."""
+    """A kind of object that a node creates; its file is called ``result.<suffix>``."""
 
     SEG = "seg"
     RTSTRUCT = "rtstruct"
@@ -79,11 +79,11 @@ class _Part(BaseModel):
 
 
 class Peer(_Part):
-    """Who may open associations."""
+    """A peer that may open associations."""
 
     ae_title: AeTitle
     addresses: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(min_length=1)]
-    """IP addresses or networks that it may come from."""
+    """IP addresses or networks from which it may connect."""
 
     def is_at(self, address: str) -> bool:
         """Whether an address is one of its own."""
@@ -92,24 +92,24 @@ class Peer(_Part):
 
 
 class Completion(_Part):
-    """When a study's series are taken for complete."""
+    """When a study's series are considered complete."""
 
     quiet_seconds: Seconds = 30
     """After the last image, if its association was not released."""
     released_seconds: Seconds = 2
-    """After the last image, once the associations that brought the study are released."""
+    """After the last image, when the associations that sent the study are released."""
 
 
 class Limits(_Part):
-    """What a node takes."""
+    """Limits on what a node accepts."""
 
     associations: Annotated[int, Field(ge=1, le=1000)] = 10
     object_bytes: Bytes = 2 * 1024**3
-    """Of one object; a larger one is refused."""
+    """Of one object; larger ones are refused."""
     free_bytes: Bytes = 1024**3
-    """Where the disk has less room, everything is refused."""
+    """If the disk has less free space, everything is refused."""
     idle_seconds: Seconds = 60
-    """After which a silent association is aborted."""
+    """Time after which a silent association is aborted."""
 
 
 class Tls(_Part):
@@ -118,7 +118,7 @@ class Tls(_Part):
     certificate: Path
     key: Path
     authorities: Path
-    """Of the other sides' certificates, which are required of all who connect."""
+    """Certificate authorities of the other sides, whose certificates are required."""
 
 
 class Page(_Part):
@@ -127,24 +127,24 @@ class Page(_Part):
     host: str = "127.0.0.1"
     port: Port = 8080
     allow_hosts: tuple[str, ...] = ()
-    """Names by which a reverse proxy is reached."""
+    """Names by which a reverse proxy reaches it."""
 
 
 class Rule(_Part):
-    """Which series a model segments, and what becomes of the result. All that is given must hold."""
+    """The series that a model segments, and the use of the results. All given conditions must be met."""
 
     name: Name
     modality: Literal["CT", "MR"]
     body_part: tuple[str, ...] = ()
-    """Any of these BodyPartExamined, upper or lower case."""
+    """Any of these values of BodyPartExamined, case-insensitive."""
     description: Annotated[str, AfterValidator(_regular_expression)] | None = None
-    """A regular expression that is found in SeriesDescription, upper or lower case."""
+    """A regular expression found in SeriesDescription, case-insensitive."""
     min_slices: Annotated[int, Field(ge=2)] = 10
     max_slices: int | None = None
     one_per_study: bool = False
-    """Of a study's series that it holds for, only the one with the most slices."""
+    """Of a study's matching series, only the one with the most slices."""
     model: str
-    """A folder, or the name of a model that comes with ZoomSeg."""
+    """A folder, or the name of an included model."""
     organs: tuple[str, ...] = ()
     """Only these; all, if empty."""
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = (Output.SEG, Output.RTSTRUCT, Output.SR)
@@ -159,7 +159,7 @@ class Rule(_Part):
 
 
 class DimseDestination(_Part):
-    """Where results go by C-STORE, or where studies are pulled from by C-MOVE."""
+    """Destination of results by C-STORE, or source of studies by C-MOVE."""
 
     ae_title: AeTitle
     host: str
@@ -169,29 +169,29 @@ class DimseDestination(_Part):
 
 
 class WebDestination(_Part):
-    """Where results go by STOW-RS, or where studies are pulled from by QIDO-RS and WADO-RS."""
+    """Destination of results by STOW-RS, or source of studies by QIDO-RS and WADO-RS."""
 
     url: Annotated[str, Field(pattern=r"^https?://")]
-    """Of the DICOMweb service, up to before ``/studies``."""
+    """Of the DICOMweb service, without ``/studies``."""
     user: str | None = None
     password_variable: str | None = None
-    """Environment variable that holds the password."""
+    """Environment variable with the password."""
 
 
 Destination = DimseDestination | WebDestination
 
 
 class Retry(_Part):
-    """How often results are sent that were not taken."""
+    """Schedule for sending results that were not accepted."""
 
     first_seconds: Seconds = 5
-    """Before the second attempt; each further wait is twice as long."""
+    """Before the second attempt; each further interval is twice as long."""
     longest_seconds: Seconds = 600
     give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
 
 
 class Settings(_Part):
-    """A node's whole file."""
+    """A node's complete settings."""
 
     ae_title: AeTitle = "ZOOMSEG"
     host: str = "0.0.0.0"
@@ -203,7 +203,7 @@ class Settings(_Part):
     limits: Limits = Limits()
     retry: Retry = Retry()
     keep_hours: Annotated[float, Field(gt=0, le=8760 * 10)] = 48
-    """For which received images and results are kept after all is done with them."""
+    """Retention time of received images and results after all processing is finished."""
     tls: Tls | None = None
     page: Page = Page()
     destinations: dict[Name, Destination] = {}
@@ -225,10 +225,10 @@ class Settings(_Part):
 
 
 def read_settings(path: Path) -> Settings:
-    """A node's settings; relative paths in them start at the file's folder.
+    """A node's settings; relative paths in them are relative to the file's folder.
 
     Raises:
-        SettingsError: no such file, or one line with all that is wrong with it.
+        SettingsError: no such file, or one line with all its problems.
     """
     try:
         data = yaml.safe_load(read_file(path, MAX_FILE_BYTES))
@@ -246,7 +246,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _placed(settings: Settings, folder: Path) -> Settings:
-    """With absolute paths."""
+    """The settings with absolute paths."""
 
     def absolute(path: Path) -> Path:
         return folder / path.expanduser()

@@ -1,6 +1,6 @@
-"""The node's own HTTP port: a page for people, the same as JSON, and metrics for Prometheus.
+"""The node's own HTTP port: a page for users, the same as JSON, and metrics for Prometheus.
 
-Patients' names and numbers are on none of them: studies are named by their UIDs.
+None of them contains names or numbers of patients: studies are named by their UIDs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def summary(node: Node) -> dict[str, Any]:
-    """How the node is, in numbers."""
+    """The state of the node, in numbers."""
     counts = node.receiver.counts
     return {
         "ae_title": node.settings.ae_title,
@@ -40,7 +40,7 @@ def summary(node: Node) -> dict[str, Any]:
 
 
 def refusals(node: Node) -> list[dict[str, str]]:
-    """What was refused since the node began, newest first."""
+    """Refusals since the start of the node, newest first."""
     return [
         {"when": time.strftime("%F %T", time.gmtime(one.time)), "sender": one.sender, "why": one.why}
         for one in reversed(list(node.receiver.refusals))
@@ -48,7 +48,7 @@ def refusals(node: Node) -> list[dict[str, str]]:
 
 
 def reviews(jobs: list[NodeJob]) -> list[dict[str, Any]]:
-    """Organs to look at, the least certain first."""
+    """Organs to be inspected, the least certain first."""
     found: list[dict[str, Any]] = [
         {
             "study_uid": job.study_uid,
@@ -66,13 +66,13 @@ def reviews(jobs: list[NodeJob]) -> list[dict[str, Any]]:
 
 
 def job_view(job: NodeJob) -> dict[str, Any]:
-    """All that is known of a job."""
+    """All information on a job."""
     times = {"segmentation_seconds": job.segmentation_seconds, "least_confidence": job.least_confidence}
     return {**job.model_dump(mode="json"), **times}
 
 
 def create_app(node: Node, access: Access) -> Guard:
-    """An application that shows how a node is, and changes nothing."""
+    """An application that shows the state of a node, and changes nothing."""
     app = FastAPI(title="ZoomSeg node", openapi_url=None, docs_url=None, redoc_url=None)
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True

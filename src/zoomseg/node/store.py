@@ -1,11 +1,11 @@
-"""What a node has received, on the disk: a folder for each series, a file for each object.
+"""Received objects on the disk: a folder for each series, a file for each object.
 
 ```
 received/<series>/<object>.dcm
 ```
 
-A file is on the disk, its name included, before its sender is told that it was stored: what was answered with
-success survives a power cut. Names are digests of UIDs: they are no paths that a sender chooses, and tell
+A file is on the disk, including its name, before its sender is notified: objects confirmed as stored
+survive a power failure. Names are digests of UIDs: senders cannot choose paths, and names reveal
 nothing about a patient.
 """
 
@@ -34,24 +34,24 @@ from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import writing
 
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID")
-"""In which two objects of one SOP Instance UID must agree."""
+"""Attributes in which two objects of one SOP Instance UID must agree."""
 
 
 class Arrival(Enum):
-    """What an object turned out to be."""
+    """The result of storing an object."""
 
     NEW = "new"
     KNOWN = "known"
-    """It is there already, with the same pixels."""
+    """It is already stored, with the same pixels."""
 
 
 class ConflictError(ScanError):
-    """An object of this SOP Instance UID is there, with other pixels or of another patient."""
+    """An object of this SOP Instance UID is stored, with other pixels or of another patient."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What is read of an object's header."""
+    """The attributes read from an object's header."""
 
     sop_uid: str
     sop_class_uid: str
@@ -70,23 +70,23 @@ class Instance:
 
 
 def digest(*parts: str) -> str:
-    """16 hexadecimal digits that stand for these texts."""
+    """16 hexadecimal digits that identify these texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without pydicom's warnings: they repeat values, which may be a patient's."""
+    """Suppress pydicom's warnings: they contain values, which may be a patient's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def read_instance(content: bytes) -> Instance:
-    """The header of an object, as DICOM files have it.
+    """The header of an object, in the form of DICOM files.
 
     Raises:
-        ScanError: it is damaged, or lacks a UID; the message repeats nothing of it.
+        ScanError: it is damaged, or lacks a UID; the message contains nothing from it.
     """
     with quiet():
         try:
@@ -104,7 +104,7 @@ def read_instance(content: bytes) -> Instance:
                 frames=_number(header, "NumberOfFrames") or 1,
             )
             expected = _native_bytes(header)
-        except Exception as error:  # parsers of hostile bytes fail in any way they like
+        except Exception as error:  # on hostile bytes, parsers may raise any exception
             raise ScanError(f"not a whole image ({type(error).__name__})") from error
     if expected is not None and pixels < expected:
         raise ScanError("its pixel data are cut off")
@@ -122,7 +122,7 @@ def _number(header: Dataset, keyword: str) -> int | None:
 
 
 def _native_bytes(header: Dataset) -> int | None:
-    """How many bytes of pixels a header promises; None if they are compressed."""
+    """Number of pixel bytes declared by a header; None if they are compressed."""
     if header.file_meta.TransferSyntaxUID.is_compressed:
         return None
     bits = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
@@ -130,7 +130,7 @@ def _native_bytes(header: Dataset) -> int | None:
 
 
 class Store:
-    """The received objects of a node. Any thread may use this, but no two for one series."""
+    """The received objects of a node. Any thread may use this, but no two at once for the same series."""
 
     def __init__(self, folder: Path, free_bytes: int) -> None:
         """
@@ -144,27 +144,27 @@ class Store:
         self._free_bytes = free_bytes
         with writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for partial in folder.glob("*/.*.partial"):  # of a process that was killed: nobody was told
+            for partial in folder.glob("*/.*.partial"):  # of a killed process: no sender was notified
                 partial.unlink()
 
     def series(self) -> list[str]:
-        """Of all series that are there."""
+        """All stored series."""
         return sorted(place.name for place in self._folder.iterdir() if place.is_dir())
 
     def files(self, series: str) -> list[Path]:
-        """The objects of a series, in an order that does not depend on that of their arrival."""
+        """The objects of a series, in an order independent of their arrival."""
         return sorted((self._folder / series).glob("*.dcm"))
 
     def room(self) -> int:
-        """Bytes that are free beyond what must be left."""
+        """Free bytes beyond the reserve."""
         return shutil.disk_usage(self._folder).free - self._free_bytes
 
     def put(self, instance: Instance, content: bytes) -> Arrival:
         """Store an object; when this returns, it is on the disk.
 
         Raises:
-            OutputError: there is no room, or the disk refuses it.
-            ConflictError: another one has its UID.
+            OutputError: there is no space, or the disk refuses it.
+            ConflictError: another object has its UID.
         """
         place = self._folder / instance.series / f"{digest(instance.sop_uid)}.dcm"
         with writing(place):
@@ -189,7 +189,7 @@ class Store:
             return Arrival.NEW
 
     def link(self, series: str, to: Path) -> None:
-        """The objects of a series in another folder, which later arrivals do not change.
+        """Link the objects of a series in another folder, which later arrivals do not change.
 
         Raises:
             OutputError: the disk refuses it.
@@ -203,12 +203,12 @@ class Store:
             _flush(to.parent)
 
     def remove(self, series: str) -> None:
-        """Forget a series."""
+        """Delete a series."""
         shutil.rmtree(self._folder / series, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
-    """A file's name is on the disk only when its folder is."""
+    """Flush a folder: a file's name is on the disk only after that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -224,7 +224,8 @@ def _compared(place: Path, content: bytes) -> Arrival:
 
 
 def _same(stored: bytes, content: bytes) -> bool:
-    """Whether two objects are of one patient and series, and have the same pixels, however compressed."""
+    """Whether two objects belong to the same patient and series, and have the same pixels, however
+    compressed."""
     with quiet():
         try:
             one, other = (pydicom.dcmread(io.BytesIO(each)) for each in (stored, content))
@@ -233,5 +234,5 @@ def _same(stored: bytes, content: bytes) -> bool:
             if one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID:
                 return bool(one.PixelData == other.PixelData)
             return np.array_equal(one.pixel_array, other.pixel_array)
-        except Exception:  # of what cannot be decoded nothing is known
+        except Exception:  # pixels that cannot be decoded cannot be compared
             return False

@@ -1,4 +1,5 @@
-"""One scan through a cascade: every stage looks, computes and answers; what they found is fused."""
+"""Run one scan through a cascade: every stage determines its region and predicts; the predictions are
+fused."""
 
 from __future__ import annotations
 
@@ -34,48 +35,48 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, Stage
 
 AtlasPriorOf = Callable[[PreparedScan], StagePrediction]
-"""What gives the atlas prior of a scan."""
+"""Computes the atlas prior of a scan."""
 FitTiles = Callable[[StageView, bool], tuple[StageView, int | None]]
-"""Makes tiles smaller where memory is short, by view and whether the answer is held as a whole; and says how
-many are computed together (None: as many as keep the device busy)."""
+"""Reduces tiles if memory is short, given the view and whether the prediction is held as a whole; also
+returns how many are computed together (None: as many as keep the device busy)."""
 
 
 def as_planned(view: StageView, whole: bool) -> tuple[StageView, int | None]:
-    """``FitTiles`` where memory is not short."""
+    """``FitTiles`` without a memory limit."""
     return view, None
 
 
 @dataclass(frozen=True)
 class OrganUncertainty:
-    """How sure the answer is about one organ."""
+    """The uncertainty of the prediction of one organ."""
 
     own: Uncertainty
-    """Of the stage that answers for it."""
+    """That of the stage that predicts the organ."""
     cut: bool
-    """Whether it reaches the end of where the stage looked, even if it looked farther."""
+    """Whether the organ reaches the end of the stage's region, even after the region was widened."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """``labels`` on the scan's own grid and orientation; ``stages`` what every stage predicted that had
-    somewhere to look, on the canonical stage grids, if that was to be kept."""
+    """``labels`` on the scan's own grid and orientation; ``stages`` are the predictions of all stages that
+    had a region, on the canonical stage grids, if they were to be kept."""
 
     case: str
     labels: LabelMap
     uncertainty: Mapping[str, OrganUncertainty]
-    """Of every organ that the last stage which answers for it has found."""
+    """Of every organ that was found, by the last stage that predicts it."""
     stages: Mapping[str, StagePrediction]
     records: tuple[StageRecord, ...]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
-    """What the user should know: of how the scan was read, how unlike the training scans it is, what was
-    taken out of the label map; one line each."""
+    """What the user should know: how the scan was read, how unlike the training scans it is, what was removed
+    from the label map; one line each."""
     trust: float = 1.0
-    """0 to 1: how like the training scans the scan is (see ``inference.scan_likeness``)."""
+    """Similarity of the scan to the training scans, 0 to 1 (see ``inference.scan_likeness``)."""
     misplaced: tuple[str, ...] = ()
-    """Organs that lie far from where training had them, and nowhere else."""
+    """Organs that lie far from their positions in training, and nowhere else."""
     atlas: StagePrediction | None = None
-    """The scan's atlas prior, if the recipe has one and what stages predicted was to be kept."""
+    """The scan's atlas prior, if the recipe has one and predictions of the stages were to be kept."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -83,19 +84,19 @@ class Prediction:
 
     @property
     def confidence(self) -> dict[str, float]:
-        """The Dice that the probabilities promise, 0 to 1, by organ; how far such promises are kept by this
-        model is for its calibration to say, and for ``trust`` in this scan."""
+        """The Dice expected from the probabilities, 0 to 1, by organ. The model's calibration and ``trust``
+        state how far this expectation is met."""
         return {organ: found.own.expected_dice for organ, found in self.uncertainty.items()}
 
     @property
     def probabilities(self) -> StagePrediction | None:
-        """The last stage's, on its grid; None if no stage had anywhere to look."""
+        """The last stage's probabilities, on its grid; None if no stage had a region."""
         return list(self.stages.values())[-1] if self.stages else None
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """A recipe with the networks that carry it out: trained ones, or an oracle."""
+    """A recipe with its networks: trained ones, or an oracle."""
 
     recipe: Recipe
     schema: LabelSchema
@@ -104,7 +105,7 @@ class Cascade:
     atlas_of: AtlasPriorOf | None = None
     fit: FitTiles = as_planned
     organ_places: Mapping[str, OrganPlaces] | None = None
-    """Where training had the organs; parts far from there are taken out."""
+    """Positions of the organs in training; parts far from these are removed."""
 
     def run(
         self,
@@ -116,14 +117,14 @@ class Cascade:
         """Segment one scan.
 
         Args:
-            organs: those that the label map shall have; None: all.
-            keep: whether what every stage predicted is wanted in the result; else what no later stage reads
-                goes into the label map slab by slab, and is never held as a whole.
+            organs: labels of the label map; None: all.
+            keep: whether the result contains the predictions of every stage. Otherwise, predictions that no
+                later stage reads are written to the label map slab by slab, and never held as a whole.
 
         Raises:
-            ScanError: the recipe's window shows nothing of the scan.
-            MemoryLimitError: a stage looks at more voxels than the machine can hold.
-            ModelError: a network answers with numbers that are not finite.
+            ScanError: the scan shows nothing within the recipe's window.
+            MemoryLimitError: a stage's region has more voxels than fit into memory.
+            ModelError: a network's output is not finite.
         """
         clock = _Clock()
         scan = stage_input.prepare(case, self.recipe, self.device.put)
@@ -156,14 +157,14 @@ class Cascade:
     def _clean(
         self, fused: fusion.FusedLabelMap, organs: tuple[str, ...] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Take out what is no organ, and the organs that are not wanted; notes on what was taken out, and
-        organs that are misplaced as a whole."""
+        """Remove false parts of organs, and organs that were not requested; returns notes on what was
+        removed, and organs that are misplaced as a whole."""
         recipe, select = self.recipe, self.schema.select
         fusion.keep_parts(fused, select(recipe.largest_component), largest_component)
         if recipe.islands is not None:
             parts = partial(without_islands, below=recipe.islands.below)
             fusion.keep_parts(fused, select(recipe.islands.labels), parts)
-        # Before organs are left out that others are placed by.
+        # Before organs are dropped that serve as references for the positions of others.
         places = self.organ_places
         found = {} if places is None else fusion.take_out_misplaced(fused, places)
         wanted = select("all" if organs is None else organs)
@@ -174,10 +175,10 @@ class Cascade:
 
 
 def _uncropped(labels: LabelMap, grid: Grid, box: Box) -> LabelMap:
-    """Labels of a box, on the grid that it is of; background around it."""
+    """Labels of a box on the complete grid, with background around it."""
     if box == grid.box:
         return labels
-    data = np.zeros(grid.shape[::-1], dtype=np.uint8).T  # plane by plane in memory, as files have it
+    data = np.zeros(grid.shape[::-1], dtype=np.uint8).T  # plane by plane in memory, as in files
     data[box.slices] = labels.data
     return LabelMap(data, grid, labels.schema)
 
@@ -196,7 +197,7 @@ class _Clock:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """A stage computed once; ``prediction`` is None if it went straight into the label map."""
+    """One computation of a stage; ``prediction`` is None if it was written directly to the label map."""
 
     view: StageView
     found: dict[str, Uncertainty]
@@ -207,19 +208,19 @@ class _Pass:
 
 @dataclass(eq=False)
 class _Run:
-    """One scan on its way."""
+    """The state of one scan during the cascade."""
 
     cascade: Cascade
     scan: PreparedScan
     keep: bool
     on_progress: OnProgress
     priors: dict[str, StagePrediction]
-    """What later stages may read: the atlas prior, and what every stage so far predicted."""
+    """Priors for later stages: the atlas prior, and every stage's prediction so far."""
     stages: dict[str, StagePrediction] = field(default_factory=dict)
-    """Predictions that are still to be entered into the label map."""
+    """Predictions that are still to be written to the label map."""
     records: list[StageRecord] = field(default_factory=list)
     uncertainty: dict[str, OrganUncertainty] = field(default_factory=dict)
-    """Of every organ, by the last stage that answered for it."""
+    """Of every organ, by the last stage that predicted it."""
 
     def __post_init__(self) -> None:
         cascade = self.cascade
@@ -227,7 +228,7 @@ class _Run:
         self.fused = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, like)
 
     def compute(self, stage: Stage) -> bool:
-        """Compute a stage; whether it had anywhere to look."""
+        """Compute a stage; returns whether it had a region."""
         cascade = self.cascade
         labels = graph.resolve_labels(stage, cascade.schema)
         view = stage_input.view(stage, cascade.recipe, self.scan, self.priors)
@@ -249,8 +250,8 @@ class _Run:
         return True
 
     def _read_by_others(self, prediction: StagePrediction, stage: Stage) -> StagePrediction:
-        """With probabilities of the label that stays, where labels overlap; and with the label map, if that
-        is read."""
+        """The prediction as later stages read it: with probabilities of the final label if labels overlap,
+        and with the label map if one is read."""
         cascade, decided = self.cascade, None
         if graph.label_map_is_read(cascade.recipe, stage.name):
             blank = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, self.fused.labels)
@@ -287,14 +288,14 @@ class _Run:
         return _Pass(view, estimator.uncertainty(), estimator, prediction, window.record)
 
     def _expanded(self, done: _Pass, labels: tuple[str, ...], whole: bool) -> _Pass:
-        """The same, computed again in a wider region where the region may have cut organs, if the recipe
-        asks for that."""
+        """The pass, repeated with a wider region where the region may have cut organs, if the recipe requests
+        this."""
         wanted = self.cascade.recipe.roi_expansion
         cut = roi_expansion.cut_organs(done.view, done.found) if wanted else ()
         if not cut:
             return done
         view, first = roi_expansion.expanded(done.view, self.scan, done.estimator, cut), done.record
-        del done  # its prediction need not be held beside the wider one
+        del done  # the first prediction need not be held at the same time as the wider one
         again = self._pass(view, labels, whole)
         return replace(again, record=first.and_then(again.record, cut))
 
@@ -306,8 +307,8 @@ class _Run:
             self.uncertainty[organ] = OrganUncertainty(own, organ in cut)
 
     def fuse(self) -> None:
-        """Every prediction into the label map; neighbours of one kind enter together, as they may vote. Only
-        when all have predicted, as the label map is for nobody to read before."""
+        """Write every prediction to the label map; consecutive ones of one kind are fused together, as they
+        may vote. This is done after all predictions, as no stage reads the label map before."""
         recipe = self.cascade.recipe
         entering = itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages)
         fusing = (stage for stage in entering if stage.fusion != "none")
@@ -322,14 +323,14 @@ class _Run:
 
 
 def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
-    """Whether a stage's prediction is held as a whole: to be looked at, read by a later stage, or entered
-    together with others; else it goes into the label map slab by slab."""
+    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, or fused
+    together with others; otherwise it is written to the label map slab by slab."""
     return keep or stage.fusion not in ("replace_in_roi", "paste") or graph.is_read(recipe, stage.name)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:
-    """Whether a stage's foreground leaves no trace, as a later one looks at all of it and replaces it: then
-    entering it into a blank label map would be lost work."""
+    """Whether a later stage covers and replaces all foreground of this stage: writing it to a blank label map
+    would then be useless."""
     later = recipe.stages[recipe.stages.index(stage) + 1 :]
     return stage.fusion == "none" or (
         stage.fusion in ("replace_in_roi", "paste")

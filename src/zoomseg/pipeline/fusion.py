@@ -1,10 +1,11 @@
-"""``fusion``: how a stage's prediction enters the case's label map, on the scan's own grid.
+"""``fusion``: how a stage's prediction is written to the case's label map, on the scan's own grid.
 
-Piece by piece: no array of (classes x scan voxels) ever exists. An interpolated probability lies between
-the lowest and the highest of its neighbours, so that most classes cannot win in most pieces: there they are
-not computed. The result equals the naive full-size argmax.
+This is done piece by piece: no array of (classes x scan voxels) ever exists. An interpolated probability lies
+between the lowest and the highest of its neighbours, so that most classes cannot win in most pieces and are
+not computed there. The result equals the naive full-size argmax.
 
-Arrays are numpy's or torch's, the label map's and the probabilities' of one library and on one device.
+Arrays are numpy's or torch's; those of the label map and of the probabilities belong to the same library and
+device.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ from zoomseg.core.tiling import logarithms
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
 BLOCK_VOXELS = 8_000_000
-"""Scan voxels whose mask, or whose probabilities of several stages, are held at once."""
+"""Number of scan voxels whose mask, or whose probabilities of several stages, are held at once."""
 
 PIECE_SIDE = 48
-"""Of these, so many a side are decided at once: few classes are likely in a small piece, all others cannot
-win there and cost nothing."""
+"""Side of the pieces that are decided at once, in voxels: few classes are likely in a small piece; all others
+cannot win there and cost nothing."""
 
 ROUNDING = 1e-5
-"""Two probabilities are told apart by interpolation if they differ by more."""
+"""Interpolation distinguishes two probabilities if they differ by more than this."""
 
 LINEAR: Kernels = ("linear", "linear", "linear")
 
 PLANES_FIRST = (2, 1, 0)
-"""Axes k, j, i: label maps lie in memory plane by plane, as they are filled, and as files have them."""
+"""Axes k, j, i: label maps are stored plane by plane, as they are filled and as in files."""
 
 
 @dataclass(frozen=True, eq=False)
 class FusedLabelMap:
-    """The label map in the making: class indices ``[I, J, K]`` (uint8) on the scan's ``grid``."""
+    """The label map under construction: class indices ``[I, J, K]`` (uint8) on the scan's ``grid``."""
 
     grid: Grid
     schema: LabelSchema
@@ -64,13 +65,13 @@ class FusedLabelMap:
 
     @classmethod
     def blank(cls, grid: Grid, schema: LabelSchema, like: Array) -> FusedLabelMap:
-        """All background, of the library and on the device of ``like``."""
+        """A label map of background, of the library and on the device of ``like``."""
         return cls(grid, schema, _zeros(grid.shape, "uint8", like))
 
 
 @dataclass(frozen=True, eq=False)
 class FusionInput:
-    """What a stage predicted, and on which grid its labels are decided."""
+    """A stage's prediction, and the grid on which its labels are decided."""
 
     prediction: StagePrediction
     argmax_place: ArgmaxPlace = "scan_grid"
@@ -87,8 +88,7 @@ def fuse(
     inputs: Sequence[FusionInput],
     atlas: StagePrediction | None = None,
 ) -> None:
-    """Enter the predictions of stages that follow each other and are of one kind into the label map, in
-    place.
+    """Fuse the predictions of consecutive stages of one kind into the label map, in place.
 
     Args:
         atlas: needed for ``replace_times_atlas``.
@@ -122,8 +122,8 @@ def replace_in_roi(
     geometric: bool = False,
     overlap: bool = False,
 ) -> None:
-    """Inside the prediction's region the label map becomes its argmax, or of labels that overlap the last
-    one that is likelier than background; outside it stays."""
+    """Set the label map inside the prediction's region to its argmax, or to the last of overlapping labels
+    that is likelier than background; outside, it is unchanged."""
     _enter_whole(fused, prediction, argmax_place, kernels, geometric, False, overlap)
 
 
@@ -135,8 +135,8 @@ def paste(
     geometric: bool = False,
     overlap: bool = False,
 ) -> None:
-    """The prediction's labels are erased from the whole label map, and what it found inside its region is
-    written over what is there."""
+    """Erase the prediction's labels from the whole label map, and write its foreground inside its region over
+    the label map."""
     _enter_whole(fused, prediction, argmax_place, kernels, geometric, True, overlap)
 
 
@@ -155,9 +155,9 @@ def _enter_whole(
 
 
 class SlabFusion:
-    """``replace_in_roi``, or ``paste``, for a prediction that comes in slabs of planes, each entered as soon
-    as the planes it is blended with are there: of a hundred classes on a fine grid no more than a slab is
-    ever held."""
+    """``replace_in_roi``, or ``paste``, for a prediction that arrives in slabs of planes. Each slab is
+    written as soon as all planes needed for its interpolation have arrived: of a hundred classes on a fine
+    grid, only one slab is held at a time."""
 
     def __init__(
         self,
@@ -171,13 +171,12 @@ class SlabFusion:
         pasted: bool = False,
         overlap: bool = False,
     ) -> None:
-        """``grid`` is that of the whole prediction, parallel to the label map's and not turned against
-        it.
+        """``grid`` is that of the whole prediction, parallel to the label map's and not rotated against it.
 
         Args:
-            kernels: how its answer is interpolated along each axis.
-            logs: it comes as logarithms of probabilities, up to a number per voxel.
-            pasted: as in ``paste``: its background leaves what is there.
+            kernels: interpolation of the prediction along each axis.
+            logs: the prediction consists of logarithms of probabilities, up to a constant per voxel.
+            pasted: as in ``paste``: background leaves the label map unchanged.
             overlap: its labels overlap.
         """
         self._overlap = overlap
@@ -193,17 +192,17 @@ class SlabFusion:
             _erase(fused, set(self._classes[1:]))
         self._box = _box(fused, region)
         self._next = self._box.start[2]
-        """The first plane of the label map that is still to be decided."""
+        """The first plane of the label map that is not yet decided."""
         self._received = 0
         self._edge: Array | None = None
 
     def add(self, probabilities: Array) -> None:
-        """The next planes ``[C, I, J, planes]``."""
+        """Add the next planes ``[C, I, J, planes]``."""
         first = self._received
         self._received += probabilities.shape[3]
         last = self._received == self._grid.shape[2]
         xp = namespace(probabilities)
-        if self._edge is not None:  # what lies between the last slab and this one is a blend of both
+        if self._edge is not None:  # planes between the last slab and this one are interpolated from both
             seam = xp.concat([self._edge, probabilities[..., :1]], axis=3)
             self._decide(seam, first - 1, self._ready(first + 1, last and first + 1 == self._received))
         self._decide(probabilities, first, self._ready(self._received, last))
@@ -218,7 +217,8 @@ class SlabFusion:
         return min(max(stop, self._next), self._box.stop[2])
 
     def _decide(self, probabilities: Array, first: int, stop: int) -> None:
-        """The label map up to plane ``stop``, by planes of the prediction that begin with ``first``."""
+        """Decide the label map up to plane ``stop``, from planes of the prediction that begin with
+        ``first``."""
         planes = Box((0, 0, first), (*self._grid.shape[:2], first + probabilities.shape[3]))
         box = Box((*self._box.start[:2], self._next), (*self._box.stop[:2], stop))
         self._next = stop
@@ -252,9 +252,9 @@ class SlabFusion:
 
 
 def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePrediction:
-    """``prediction`` times the atlas prior of the same labels, on the prediction's grid, summing to one in
-    every voxel. The background's atlas prior is all that is none of the prediction's labels. Where the two
-    leave nothing possible it is background."""
+    """``prediction`` times the atlas prior of the same labels, on the prediction's grid, normalised in every
+    voxel. The background's atlas prior includes all labels that the prediction lacks. Where the product is
+    zero for all labels, the voxel is background."""
     xp = namespace(prediction.probabilities)
     shares = resample_data(_float32(atlas.probabilities), atlas.grid, prediction.grid)
     wanted = xp.stack([shares[atlas.channel(name)] for name in prediction.labels])
@@ -266,9 +266,9 @@ def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePre
 
 
 def most_probable(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
-    """The labels that the predictions decide about are erased from the label map, and what they found is
-    written over what is there. Where several found something, the highest probability wins; of equal ones the
-    first. Background is no finding, so the order of the predictions does not matter otherwise."""
+    """Erase the labels that the predictions decide from the label map, and write their foreground over it. If
+    several predict foreground, the highest probability wins, or the first of equal ones. Background never
+    wins, so the order of the predictions does not matter otherwise."""
     candidates = [_Candidate.of(fused, one) for one in inputs]
     _erase(fused, {c for candidate in candidates for c in candidate.classes})
     xp = namespace(fused.labels)
@@ -286,9 +286,9 @@ def most_probable(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
 
 
 def majority_vote(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
-    """Every voxel that any of the predictions is about becomes the label, or background, that most of them
-    give it. Among equally many votes the most probable single one decides; of equally probable ones the
-    first. Zhou et al. 2016."""
+    """Set every voxel of any prediction's region to the label, or background, that most of them predict. Ties
+    are decided by the highest single probability, and equal probabilities by the first prediction. Zhou et
+    al. 2016."""
     candidates = [_Candidate.of(fused, one) for one in inputs]
     xp = namespace(fused.labels)
     for block in blocks(_union(one.box for one in candidates), BLOCK_VOXELS // len(candidates)):
@@ -298,7 +298,7 @@ def majority_vote(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
             score = probability / 2
             for other, cast in votes:
                 score += (other == label) & (cast > 0)
-            # Half a probability is less than a vote, so that it only decides between equal votes.
+            # Half a probability is less than a vote, so it only decides between equal votes.
             score *= probability > 0
             view[...] = xp.where(score > best, label, view)
             best = xp.maximum(score, best)
@@ -306,15 +306,15 @@ def majority_vote(fused: FusedLabelMap, inputs: Sequence[FusionInput]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A prediction, to be brought to the scan's grid block by block."""
+    """A prediction that is resampled to the scan's grid block by block."""
 
     prediction: StagePrediction
     box: Box
-    """Of the scan's grid, around all that the prediction is about."""
+    """Box of the scan's grid around the prediction's region."""
     classes: tuple[int, ...]
-    """Of the label map, by channel of the prediction."""
+    """Classes of the label map, by channel of the prediction."""
     decided: tuple[Array, Array] | None
-    """Probability and class of the winner on the stage's grid, where that is the place."""
+    """Probability and class of the winner on the stage's grid, if labels are decided there."""
 
     @classmethod
     def of(cls, fused: FusedLabelMap, one: FusionInput) -> _Candidate:
@@ -325,8 +325,8 @@ class _Candidate:
         return cls(prediction, _box(fused, prediction.region), classes, decided)
 
     def on(self, grid: Grid) -> tuple[Array, Array]:
-        """On a block of the scan, each of its shape: the winning class (uint8), and its probability; zero
-        outside the region that the stage answers for."""
+        """On a block of the scan, each of its shape: the winning class (uint8) and its probability, which is
+        zero outside the region for which the prediction is valid."""
         source = self.prediction.grid
         if self.decided is None:
             best, winner = max_on(self.prediction.probabilities, source, grid, self.classes)
@@ -339,12 +339,12 @@ class _Candidate:
 
 
 def _asked(region: Region, grid: Grid) -> npt.NDArray[np.bool_] | None:
-    """The voxels of a grid inside a region's box that belong to the region; None if all do."""
+    """Mask of the voxels of a grid inside a region's box that belong to the region; None if all do."""
     return None if region.mask is None else to_numpy(region.on(grid).mask_in(grid.box))
 
 
 def _box(fused: FusedLabelMap, region: Region) -> Box:
-    """The box of the scan's grid that holds a region."""
+    """The box of the scan's grid that contains a region."""
     return fused.grid.box_of(region.grid, region.box).intersect(fused.grid.box)
 
 
@@ -354,7 +354,7 @@ def _classes(fused: FusedLabelMap, labels: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _vote(fused: FusedLabelMap, candidate: _Candidate, block: Box) -> tuple[Array, Array]:
-    """As ``_Candidate.on``, for a block that reaches beyond what the prediction is about."""
+    """As ``_Candidate.on``, for a block that extends beyond the prediction's box."""
     whole = tuple(_zeros(block.shape, dtype, fused.labels) for dtype in ("uint8", "float32"))
     box = candidate.box.intersect(block)
     if not box.empty:
@@ -368,20 +368,20 @@ def _union(boxes: Iterable[Box]) -> Box:
 
 
 def _erase(fused: FusedLabelMap, classes: Collection[int]) -> None:
-    """These become background."""
+    """Set these classes to background."""
     for plane in namespace(fused.labels).permute_dims(fused.labels, PLANES_FIRST):
         for c in classes:
             plane *= plane != c
 
 
 def keep_only(fused: FusedLabelMap, labels: Collection[str]) -> None:
-    """All other labels become background."""
+    """Set all other labels to background."""
     keep = {fused.schema.class_of(name) for name in labels}
     _erase(fused, {fused.schema.class_of(name) for name in fused.schema.names} - keep)
 
 
 def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask], Mask]) -> None:
-    """Of the voxels of each of these labels only those ``kept`` stay; the rest becomes background."""
+    """Set voxels of these labels to background unless they are in ``kept``."""
     classes = [fused.schema.class_of(name) for name in labels]
     if not classes:
         return
@@ -393,8 +393,8 @@ def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask
 
 
 def take_out_misplaced(fused: FusedLabelMap, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
-    """Take parts of organs that lie far from where training had them out of the label map; by organ, what was
-    found (see ``anatomy.positions``)."""
+    """Remove parts of organs that lie far from their positions in training from the label map; returns the
+    findings by organ (see ``anatomy.positions``)."""
     data, names = to_numpy(fused.labels), fused.schema.names
     found = misplaced(data, fused.grid, names, known)
     if found:
@@ -418,9 +418,8 @@ def blocks(box: Box, voxels: int = BLOCK_VOXELS) -> list[Box]:
 
 
 def max_on(probabilities: Array, source: Grid, target: Grid, classes: Sequence[int]) -> tuple[Array, Array]:
-    """Highest probability (float32) and the class (uint8) of the channel that has it, each
-    ``target.shape``, of ``[C, ...]`` on ``source`` linearly resampled to ``target``; ties go to the lower
-    channel, as in argmax."""
+    """Highest probability (float32) and the class (uint8) of its channel, each ``target.shape``, of ``[C,
+    ...]`` on ``source`` linearly resampled to ``target``; ties go to the lower channel, as in argmax."""
     best, winner = (_zeros(target.shape, dtype, probabilities) for dtype in ("float32", "uint8"))
     for piece, channels in _contested(probabilities, source, target):
         label, lead = _winner(piece, channels, classes)
@@ -442,8 +441,8 @@ def enter_argmax(
     overlap: bool = False,
 ) -> None:
     """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
-    Where only one channel can win, nothing is interpolated. ``kernels``, ``logs``, ``pasted`` and
-    ``overlap`` as in ``SlabFusion``."""
+    Where only one channel can win, nothing is interpolated. ``kernels``, ``logs``, ``pasted`` and ``overlap``
+    as in ``SlabFusion``."""
     found = _contested(probabilities, source, target, kernels, logs, overlap)
     for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
         box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
@@ -460,7 +459,7 @@ def enter_argmax(
 
 
 def _set(view: Array, label: Array | int, asked: npt.NDArray[np.bool_] | None, pasted: bool = False) -> None:
-    """``view`` to ``label`` where ``asked``; None: everywhere. ``pasted``: but for where that is
+    """Set ``view`` to ``label`` where ``asked``; None: everywhere. ``pasted``: except where the label is
     background."""
     if pasted and isinstance(label, int):
         if label:
@@ -480,18 +479,18 @@ class _Piece:
 
     box: Box
     near: Array
-    """Of all channels, the source's voxels that are blended into it, ``[C, ...]``."""
+    """Voxels of the source, of all channels, that contribute to the piece, ``[C, ...]``."""
     blended: Callable[[Array], Array]
-    """What interpolation makes of ``[n, ...]`` there: ``[n, *box.shape]``."""
+    """Interpolation of ``[n, ...]`` there to ``[n, *box.shape]``."""
 
 
 def _winner(
     piece: _Piece, channels: Sequence[int], classes: Sequence[int], overlap: bool = False
 ) -> tuple[Array, Array]:
-    """Among some channels, in their order: the class (uint8) of the highest, and how much higher than the
-    first it is; of labels that overlap, the class of the last that is higher than the first. What is
-    interpolated are the differences from the first: one channel less, and channels that are equal stay so. A
-    running maximum, as numpy's and torch's own over an array's first axis take ten times as long."""
+    """Among some channels, in their order: the class (uint8) of the highest, and its difference to the first;
+    for overlapping labels, the class of the last one that exceeds the first. The differences to the first are
+    interpolated: one channel less, and equal channels stay equal. A running maximum is used because numpy's
+    and torch's own over an array's first axis take ten times as long."""
     xp = namespace(piece.near)
     first, *others = (_float32(piece.near[c]) for c in channels)
     lead = _zeros(piece.box.shape, "float32", piece.near)
@@ -515,8 +514,8 @@ def _contested(
     overlap: bool = False,
 ) -> Iterator[tuple[_Piece, list[int]]]:
     """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
-    each. All pieces' highest values are found before any is looked at: a GPU has to finish all it was given
-    to answer."""
+    each. The highest values of all pieces are computed before any is read, as reading makes a GPU finish all
+    its pending work."""
     axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         pieces, highest = _oblique_pieces(probabilities, source, target)
@@ -531,12 +530,12 @@ def _contested(
         ]
         cuts = [_cuts(own, probabilities) for own in weights]
         pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
-    # Labels that overlap have to be higher than background alone, which is among them everywhere.
+    # Overlapping labels only have to exceed background, which is among the contenders everywhere.
     surest = np.zeros(len(highest), dtype=np.intp) if overlap else highest.argmax(axis=1)
     can_win = np.ones(highest.shape, dtype=np.bool_) if logs else contenders(highest)
     undecided = np.flatnonzero(can_win.sum(axis=1) > 1)
     if undecided.size:
-        # The winner is no lower than the surest channel's lowest value, either.
+        # The winner is also no lower than the lowest value of the most certain channel.
         lowest = _lowest([pieces[n].near[int(surest[n])] for n in undecided])
         can_win[undecided] &= highest[undecided] >= lowest[:, None] - ROUNDING
         can_win[:, 0] |= overlap
@@ -545,16 +544,16 @@ def _contested(
 
 
 def _lowest(parts: Sequence[Array]) -> npt.NDArray[np.float32]:
-    """The lowest value of each."""
+    """The lowest value of each part."""
     xp = namespace(parts[0])
     return to_numpy(_float32(xp.stack([xp.min(xp.reshape(part, (-1,))) for part in parts])))
 
 
 def contenders(highest: npt.NDArray[np.float32], rounding: float = ROUNDING) -> npt.NDArray[np.bool_]:
-    """Which channels may be the highest somewhere among voxels and their blends, by the channels' highest
-    values there ``[..., C]``; channels sum to one in every voxel, but for ``rounding``. A blend is no higher
-    in any channel than the channel's highest; so its winner is no lower than what all but the k highest
-    channels leave to these, divided by k."""
+    """Channels that may be the highest somewhere among voxels and their interpolated values, given the
+    channels' highest values there ``[..., C]``. Channels sum to one in every voxel, up to ``rounding``. An
+    interpolated value is no higher than its channel's highest; so the winner is no lower than what all but
+    the k highest channels leave to these, divided by k."""
     falling = -np.sort(-highest.astype(np.float64), axis=-1)
     left = 1 - (falling.sum(axis=-1, keepdims=True) - falling.cumsum(axis=-1))
     needed = (left / np.arange(1, highest.shape[-1] + 1)).max(axis=-1, keepdims=True)
@@ -564,8 +563,8 @@ def contenders(highest: npt.NDArray[np.float32], rounding: float = ROUNDING) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """A part of one axis of a target, what of the source's it reads, and the weights ``[out, in]`` of that;
-    None where each voxel is one of the source's."""
+    """A part of one axis of a target, the part of the source that it reads, and the weights ``[out, in]``;
+    None if each voxel equals one of the source."""
 
     start: int
     stop: int
@@ -589,7 +588,7 @@ def _edges(size: int) -> list[tuple[int, int]]:
 
 def _blended(values: Array, weights: Sequence[Array | None]) -> Array:
     """``[n, k, j, i]`` to ``[n, I, J, K]`` by the weights of k, j and i. The axis that grows least goes
-    first: less to carry through the others."""
+    first, which leaves less data for the others."""
     steps = [(w.shape[0] / w.shape[1], axis, w) for axis, w in enumerate(weights, start=1) if w is not None]
     for _, axis, own in sorted(steps, key=lambda step: step[0]):
         values = contract(values, own, axis)
@@ -597,7 +596,7 @@ def _blended(values: Array, weights: Sequence[Array | None]) -> Array:
 
 
 def _pieces(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> list[_Piece]:
-    """Of ``[C, k, j, i]`` along the target's axes, each of them cut."""
+    """The pieces of ``[C, k, j, i]``, along the target's axes, each of which is cut."""
     found = []
     for k, j, i in itertools.product(*cuts):
         box = Box((i.start, j.start, k.start), (i.stop, j.stop, k.stop))
@@ -607,8 +606,8 @@ def _pieces(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> list[_Piece]:
 
 
 def _maxima(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> npt.NDArray[np.float32]:
-    """The highest value ``[pieces, C]`` of every channel in the same pieces. The axis that is slowest in
-    memory goes first, all the others as one: at once, or in another order, it takes ten times as long."""
+    """The highest value ``[pieces, C]`` of every channel in the same pieces. The slowest axis in memory goes
+    first, all the others as one; all at once, or in another order, takes ten times as long."""
     xp = namespace(planes)
     order = [axis for axis in memory_order(planes) if axis != 0]
     data = xp.permute_dims(planes, (0, *order))
@@ -635,11 +634,11 @@ def _oblique_pieces(
 
 
 def _around(source: Grid, target: Grid) -> Box:
-    """The voxels of ``source`` that are blended into ``target``; a target beyond the source reads the
-    source's edge."""
+    """The voxels of ``source`` that contribute to ``target``; a target beyond the source reads the source's
+    edge."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(target.shape) - 1)
     index = source.index(target.world(corners))
-    # A voxel of air on either side, so that rounding loses nothing.
+    # A margin of one voxel on either side, so that rounding loses nothing.
     low, high = np.floor(index.min(axis=0)) - 1, np.ceil(index.max(axis=0)) + 2
     last = np.array(source.shape) - 1
     start, stop = np.clip(low, 0, last).astype(int), np.clip(high, 1, last + 1).astype(int)
@@ -647,7 +646,7 @@ def _around(source: Grid, target: Grid) -> Box:
 
 
 def _zeros(shape: Index3, dtype: str, like: Array) -> Array:
-    """``[I, J, K]``, plane by plane in memory, of the library and on the device of ``like``."""
+    """Zeros ``[I, J, K]``, plane by plane in memory, of the library and on the device of ``like``."""
     xp = namespace(like)
     planes = xp.zeros(shape[::-1], dtype=getattr(xp, dtype), device=array_api_compat.device(like))
     return xp.permute_dims(planes, PLANES_FIRST)

@@ -1,4 +1,4 @@
-"""``grid``: the sampling a stage works at."""
+"""``grid``: the sampling of a stage."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def stage_grid(spec: GridSpec, scan: Grid, box: Box | None = None) -> Grid:
 
 
 def _mm(spec: FixedSpacing, scan_mm: Vector3) -> Vector3:
-    """The spacing on a scan of spacing ``scan_mm``, which it keeps along some axes."""
+    """The spacing on a scan of spacing ``scan_mm``, which is kept along some axes."""
     i, j, k = (own if mm is None else mm for mm, own in zip(spec.mm, scan_mm, strict=True))
     return (i, j, k)
 
 
 def _rounded(mm: Vector3, scan: Grid) -> tuple[int, int, int]:
-    """The shape whose voxels come nearest to ``mm`` over the scan's field of view."""
+    """The shape with voxels closest to ``mm`` over the scan's field of view."""
     i, j, k = (
         max(1, round(own / wanted * size))
         for own, wanted, size in zip(scan.spacing_mm, mm, scan.shape, strict=True)
@@ -42,18 +42,18 @@ def _rounded(mm: Vector3, scan: Grid) -> tuple[int, int, int]:
 
 
 def image_kernels(spec: GridSpec, scan: Grid) -> Kernels:
-    """How images of a scan are interpolated, by axis of its grid."""
+    """Interpolation of a scan's images, by axis of its grid."""
     cubic = isinstance(spec, FixedSpacing) and spec.interpolation == "cubic"
     return _kernels("cubic" if cubic else "antialiased", _axis_apart(spec, scan.spacing_mm, first=True))
 
 
 def label_kernels(spec: GridSpec, scan: Grid) -> Kernels:
-    """How label maps on a scan's grid are interpolated, label by label."""
+    """Interpolation of label maps on a scan's grid, label by label."""
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=True))
 
 
 def answer_kernels(spec: GridSpec, scan: Grid) -> Kernels:
-    """How answers are interpolated on the way back to the scan."""
+    """Interpolation of predictions back to the scan."""
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=False))
 
 
@@ -63,7 +63,7 @@ def _kernels(kernel: Kernel, apart: int | None) -> Kernels:
 
 
 def _axis_apart(spec: GridSpec, scan_mm: Vector3, first: bool) -> int | None:
-    """The axis across which slices are taken apart. The spacing that is interpolated from is asked first: the
+    """The axis across which slices are interpolated separately. The source's spacing is checked first: the
     scan's, or on the way back the grid's (nnU-Net's ``determine_do_sep_z_and_axis``)."""
     if not isinstance(spec, FixedSpacing) or spec.slices_apart_above is None:
         return None

@@ -1,4 +1,4 @@
-"""``inputs``: what the network sees. Normalised intensities, and earlier stages' probabilities."""
+"""``inputs``: the input of the network. Normalised intensities, and earlier stages' probabilities."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ from zoomseg.recipe.spec import (
 )
 
 STATISTICS_VOXELS = 1_000_000
-"""At most about this many voxels, evenly spread, decide a scan's percentiles and moments."""
+"""Approximate maximum number of voxels, evenly spread, from which a scan's percentiles and moments are
+computed."""
 
 LEAST_SPREAD = 1e-8
-"""What intensities are divided by where all are alike, as in nnU-Net."""
+"""Divisor of intensities if all are equal, as in nnU-Net."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``, and, of the intensities
-    ``inner`` that lie below x, ``gain`` for each. With ``zero_mean``, what is shown to a network has the mean
-    inside of its region subtracted: ``stage_input`` knows the region."""
+    """Per channel: clip to ``[lower, upper]``, then ``(x - shift) * scale``, plus ``gain`` for each of the
+    intensities ``inner`` that lie below x. With ``zero_mean``, the mean inside the network's region is
+    subtracted from its input: ``stage_input`` knows the region."""
 
     lower: tuple[float, ...]
     upper: tuple[float, ...]
@@ -61,8 +62,8 @@ class Normalisation:
     """Bool ``[I, J, K]`` of the whole scan."""
 
     def filled(self, data: Array) -> Array:
-        """``[C, I, J, K]`` of the whole scan in its own unit, with what ``apply`` makes zero of outside of
-        ``inside``."""
+        """``[C, I, J, K]`` of the whole scan in its own unit, where voxels outside ``inside`` have the values
+        that ``apply`` maps to zero."""
         if self.inside is None or not any(self.masked):
             return data
         xp = namespace(data)
@@ -74,7 +75,7 @@ class Normalisation:
         return xp.stack(parts)
 
     def apply(self, data: Array) -> Array:
-        """``[C, I, J, K]`` of the scan's own unit to normalised float32."""
+        """``[C, I, J, K]`` in the scan's own unit to normalised float32."""
         xp = namespace(data)
         out = xp.astype(data, xp.float32)
         if out is data:
@@ -94,7 +95,7 @@ class Normalisation:
         return out
 
     def of(self, channels: Sequence[int]) -> Normalisation:
-        """That of some of the channels."""
+        """The normalisation of some of the channels."""
         rows = (self.lower, self.upper, self.shift, self.scale)
         lower, upper, shift, scale = (tuple(row[c] for c in channels) for row in rows)
         masked = tuple(self.masked[c] for c in channels) if self.masked else ()
@@ -102,10 +103,10 @@ class Normalisation:
 
 
 def normalisation(spec: IntensitySpec, image: Volume) -> Normalisation:
-    """The numbers that normalise this scan: fixed for ``window``, measured for ``zscore`` and ``min_max``.
+    """The parameters that normalise this scan: fixed for ``window``, measured for ``zscore`` and ``min_max``.
 
     Args:
-        spec: of as many channels as the image, where it is one of each (see ``input_channels``).
+        spec: of as many channels as the image, if there is one per channel (see ``input_channels``).
     """
     n = image.channels
     match spec:
@@ -157,12 +158,12 @@ def line(
     inner: Sequence[float] | None,
     inner_share: float,
 ) -> tuple[float, float, float]:
-    """Shift, scale and gain, so that ``(x - shift) * scale``, and ``gain`` for each of the intensities
-    ``inner`` that lie below x, lead from ``lower`` to ``upper`` through ``output``.
+    """Shift, scale and gain, so that ``(x - shift) * scale``, plus ``gain`` for each of the intensities
+    ``inner`` that lie below x, maps ``lower`` to ``upper`` to ``output``.
 
     Args:
-        inner: the part of the window that gets ``inner_share`` (above 0, below 1) of the output; None: none
-            does, and the gain is zero.
+        inner: the part of the window that gets ``inner_share`` (above 0, below 1) of the output; None: no
+            part, and the gain is zero.
     """
     height, whole = output[1] - output[0], upper - lower
     scale, gain = height / whole, 0.0
@@ -174,8 +175,8 @@ def line(
 
 
 def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
-    """Refuse a scan of which the recipe's window shows nothing; several channels count as one, unless each
-    has its own.
+    """Raise an error if a scan shows nothing within the recipe's window; several channels count as one,
+    unless each has its own.
 
     Raises:
         ScanError: with the scan's ``name``.
@@ -190,8 +191,8 @@ def check_seen(spec: IntensitySpec, image: Volume, name: str) -> None:
 
 
 def check_within(lower: float, upper: float, lowest: float, highest: float, name: str) -> None:
-    """Refuse a scan of which a window shows nothing: air alone, or numbers of another unit. A network sees it
-    as one grey, in which it finds what it likes.
+    """Raise an error if a scan shows nothing within a window: air alone, or values in another unit. The
+    network's input would be constant, and its output arbitrary.
 
     Raises:
         ScanError: the scan's ``lowest`` and ``highest`` intensity lie on one side of the window.
@@ -217,9 +218,9 @@ def _moments(channel: AnyNumpy, spec: ZScore) -> tuple[float, float, float, floa
 
 
 def _sample(channel: AnyNumpy) -> AnyNumpy:
-    """A scan's voxels, or of a large one some in every part: the same ones however it lies in memory, and
-    whichever way up."""
-    # Every step-th from either end, so that along each axis up to twice as many are met.
+    """A scan's voxels, or for a large one an evenly spread sample: the same voxels for any memory layout and
+    any flip."""
+    # Every step-th from either end, so that up to twice as many are taken along each axis.
     step = math.ceil((8 * channel.size / STATISTICS_VOXELS) ** (1 / 3))
     if channel.size <= STATISTICS_VOXELS:
         return channel
@@ -230,20 +231,20 @@ def _sample(channel: AnyNumpy) -> AnyNumpy:
 
 
 def nonzero_box(image: Volume) -> Box:
-    """The box of the voxels that are not zero in every channel; all of it, if there are none."""
+    """The box of the voxels that are not zero in every channel; the whole image if there are none."""
     found = [bounding_box(channel != 0) for channel in image.data]
     boxes = [box for box in found if box is not None]
     return functools.reduce(Box.union, boxes) if boxes else image.grid.box
 
 
 def nonzero_mask(image: Volume) -> Mask:
-    """Bool ``[I, J, K]``: the voxels that are not zero in every channel, and what these enclose (nnU-Net's
-    ``create_nonzero_mask``)."""
+    """Bool ``[I, J, K]``: the voxels that are not zero in every channel, and those that they enclose
+    (nnU-Net's ``create_nonzero_mask``)."""
     return filled(np.any(image.data != 0, axis=0))
 
 
 def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
-    """Which channels of the scan the network sees, in order."""
+    """Indices of the scan's channels that the network reads, in order."""
     out: list[int] = []
     for spec in specs:
         if isinstance(spec, ImageInput):
@@ -252,17 +253,17 @@ def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]
 
 
 def prior_specs(specs: Sequence[InputSpec]) -> tuple[PriorInput | AtlasInput, ...]:
-    """Those that read a prior: an earlier stage's, or the atlas's."""
+    """The inputs that read a prior: an earlier stage's, or the atlas's."""
     return tuple(spec for spec in specs if not isinstance(spec, ImageInput))
 
 
 def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels of one prior input; ``labels`` are those that the stage it reads predicts."""
+    """The labels of one prior input; ``labels`` are those of the stage that it reads."""
     return labels if isinstance(spec.labels, str) else spec.labels
 
 
 def select_prior(spec: PriorInput | AtlasInput, probabilities: Array, labels: tuple[str, ...]) -> Array:
-    """The channels a prior input names, from ``[..., 1 + labels, I, J, K]``."""
+    """The channels that a prior input names, from ``[..., 1 + labels, I, J, K]``."""
     names = prior_names(spec, labels)
     index = beside(np.array([labels.index(n) + 1 for n in names]), probabilities)
     return namespace(probabilities).take(probabilities, index, axis=probabilities.ndim - 4)
@@ -275,7 +276,7 @@ def image_on(
     grid: Grid,
     kernels: Kernels | None = None,
 ) -> Array:
-    """The image channels ``[C, *grid.shape]`` that these inputs show, normalised; ``kernels`` as in
+    """The image channels ``[C, *grid.shape]`` of these inputs, normalised; ``kernels`` as in
     ``resample_data``."""
     channels = list(image_channels(specs, image.channels))
     own = normalisation.of(channels)
@@ -289,7 +290,7 @@ def priors_on(
     grid: Grid,
     kernels: Kernels | None = None,
 ) -> list[Array]:
-    """The channels ``[C, *grid.shape]`` of every prior that these inputs show.
+    """The channels ``[C, *grid.shape]`` of every prior of these inputs.
 
     Args:
         kernels: of label maps, by axis of ``grid``; None: linear.
@@ -298,7 +299,7 @@ def priors_on(
     for spec in prior_specs(specs):
         prior = priors[spec.of]
         if isinstance(spec, PriorInput) and spec.form == "label_map":
-            assert prior.decided is not None  # who computes the stage asks ``graph.label_map_is_read``
+            assert prior.decided is not None  # the caller checks ``graph.label_map_is_read``
             names = prior_names(spec, prior.labels)
             parts.append(beside(label_map_on(prior.decided, names, grid, kernels), prior.probabilities))
             continue
@@ -310,9 +311,9 @@ def priors_on(
 def label_map_on(
     labels: LabelMap, names: Sequence[str], grid: Grid, kernels: Kernels | None = None
 ) -> AnyNumpy:
-    """``[len(names), *grid.shape]`` float32: 1 where a label has half of a voxel or more, interpolated for
-    itself; of two that have, the one of the higher value stays (``resize_segmentation`` of batchgenerators).
-    """
+    """``[len(names), *grid.shape]`` float32: 1 where a label has at least half of a voxel, interpolated
+    separately; of two such labels, the one with the higher value is used (``resize_segmentation`` of
+    batchgenerators)."""
     values = labels.schema.value_of
     won = np.zeros(grid.shape, dtype=np.int64)
     for n in sorted(range(len(names)), key=lambda n: values[names[n]]):
@@ -326,28 +327,28 @@ def label_map_on(
 
 
 def _share_of(c: int, labels: AnyNumpy) -> AnyNumpy:
-    """1 where a label is, 0 elsewhere."""
+    """1 inside a label, 0 elsewhere."""
     out: AnyNumpy = (labels == c).astype(np.float32)
     return out
 
 
 def window_of(spec: IntensitySpec) -> tuple[float, float] | None:
-    """The fixed window that a recipe shows its networks, of the first channel, if it has one."""
+    """The fixed window of a recipe's first channel, if there is one."""
     spec = spec.channels[0] if isinstance(spec, PerChannel) else spec
     return (spec.lower, spec.upper) if isinstance(spec, Window) else None
 
 
 def limits_of(spec: IntensitySpec) -> tuple[float, float] | None:
-    """Between which numbers a network sees every image, if that is fixed."""
+    """The limits of the values that a network reads in every image, if they are fixed."""
     return spec.output if isinstance(spec, Window) and not spec.zero_mean else None
 
 
 def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:
-    """How many channels a stage's network reads.
+    """Number of channels that a stage's network reads.
 
     Raises:
-        RecipeError: it wants an image channel that the scans do not have, or intensities are those of more or
-            fewer channels.
+        RecipeError: the stage needs an image channel that the scans do not have, or the recipe's intensities
+            are for more or fewer channels.
     """
     intensity = graph.intensity_of(recipe, stage)
     if isinstance(intensity, PerChannel) and len(intensity.channels) != channels:

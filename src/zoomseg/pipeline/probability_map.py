@@ -1,11 +1,12 @@
-"""The probability of an organ in every voxel of a scan, from what the stages predicted on their own grids.
+"""The probability of an organ in every voxel of a scan, from the predictions of the stages on their own
+grids.
 
-Stages enter in the recipe's order, as they enter the label map (``pipeline.fusion``), but with probabilities
-instead of labels: inside its region a stage's answer replaces what there was (``replace_in_roi``,
-``replace_times_atlas``); or it replaces all that was said of the organ (``paste``, ``most_probable``), and
-among stages that answer together the highest counts. Of votes (``majority_vote``) there is no probability.
+Stages are combined in the recipe's order, as in the label map (``pipeline.fusion``), but with probabilities
+instead of labels: inside its region a stage's prediction replaces the previous one (``replace_in_roi``,
+``replace_times_atlas``), or it replaces all previous predictions of the organ (``paste``, ``most_probable``).
+Among stages that are fused together, the highest counts. Votes (``majority_vote``) have no probability.
 
-Block by block and organ by organ: no array of (classes x scan voxels) ever exists.
+This is done block by block and organ by organ: no array of (classes x scan voxels) ever exists.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from zoomseg.pipeline.fusion import blocks, times_atlas
 from zoomseg.recipe.spec import FusionKind, Recipe
 
 LEVELS = 255
-"""A probability of one is stored as this. Networks compute with eight bits of precision where the processor
-is fast at it (bfloat16), so that steps of 1/255 lose little, and a map takes a fourth of float32's memory.
+"""Stored value of a probability of one. Networks compute with eight bits of precision where the processor is
+fast at it (bfloat16), so that steps of 1/255 lose little, and a map takes a quarter of float32's memory.
 NIfTI has no float16."""
 
 Shares = npt.NDArray[np.float32]
@@ -35,14 +36,14 @@ Shares = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """One or more stages that enter together."""
+    """One or more stages that are fused together."""
 
     kind: FusionKind
     predictions: tuple[StagePrediction, ...]
 
 
 def require_probabilities(recipe: Recipe) -> None:
-    """Whether an expanded recipe leaves any.
+    """Raise an error if an expanded recipe gives no probabilities.
 
     Raises:
         RecipeError: stages vote, which leaves no probability.
@@ -63,10 +64,10 @@ def probability_map(
     atlas: StagePrediction | None = None,
 ) -> npt.NDArray[np.uint8]:
     """``[I, J, K]`` on the scan's canonical ``grid``: the probability of an organ times ``LEVELS``, linearly
-    interpolated. What is done to the finished label map (largest components, islands) is not done to it.
+    interpolated. Post-processing of the finished label map (largest components, islands) is not applied.
 
     Args:
-        stages: what the stages predicted that had somewhere to look.
+        stages: predictions of the stages that had a region.
         atlas: needed for ``replace_times_atlas``.
 
     Raises:
@@ -99,11 +100,11 @@ def _answers(
 
 
 def _enter(shares: Shares, answer: _Answer, organ: str, grid: Grid, block: Box) -> None:
-    """One answer into the probabilities of a block of the scan's grid, in place."""
+    """Add one prediction to the probabilities of a block of the scan's grid, in place."""
     replaces_all = answer.kind in ("replace_in_roi", "replace_times_atlas")
     if not replaces_all:
         if not any(organ in one.labels for one in answer.predictions):
-            return  # about other organs: what was said of this one stays
+            return  # predictions of other organs leave this one unchanged
         shares[...] = 0
     for prediction in answer.predictions:
         region = prediction.region
@@ -117,7 +118,7 @@ def _enter(shares: Shares, answer: _Answer, organ: str, grid: Grid, block: Box) 
 
 
 def _of(organ: str, prediction: StagePrediction, grid: Grid) -> Shares:
-    """A stage's probability of an organ ``[*grid.shape]``; zero of one that it does not know."""
+    """A stage's probability of an organ ``[*grid.shape]``; zero if it does not predict the organ."""
     if organ not in prediction.labels:
         return np.zeros(grid.shape, dtype=np.float32)
     own = prediction.probabilities[prediction.channel(organ)][None]

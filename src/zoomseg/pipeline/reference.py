@@ -1,4 +1,4 @@
-"""References as a stage has them: on its grid, and of its labels."""
+"""References as targets of a stage: on its grid, with its labels."""
 
 from __future__ import annotations
 

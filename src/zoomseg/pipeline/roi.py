@@ -1,5 +1,5 @@
-"""``roi``: where a stage looks. Each function returns a Region on the stage's grid, or None where
-there is nothing to look at."""
+"""``roi``: the region of a stage. Each function returns a Region on the stage's grid, or None if the region
+is empty."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from zoomseg.recipe.spec import (
 )
 
 _MASK_BYTES = 8
-"""Of a voxel: what a mask takes, and the distances from it."""
+"""Bytes per voxel of a mask and the distances from it."""
 
 
 def find_region(
@@ -45,7 +45,7 @@ def find_region(
     predictions: Mapping[str, StagePrediction],
     on_missing: Literal["whole_volume", "empty"],
 ) -> Region | None:
-    """Dispatch on the kind. ``image`` holds the scan's own intensities (HU for CT)."""
+    """Compute the region for any kind. ``image`` contains the scan's own intensities (HU for CT)."""
     match spec:
         case WholeVolume():
             return Region.whole(grid)
@@ -70,10 +70,10 @@ def find_region(
 
 
 def body_mask(image: Volume, grid: Grid, threshold: float, opening_vox: int = 0) -> Region | None:
-    """Voxels over ``threshold`` in the first channel: largest component, holes filled slice by slice
-    (lungs and bowel gas are open to the outside in 3D where the scan ends). Roth et al. 2018, 2.2.
-    ``opening_vox`` times eroded before that, and dilated after it, as in their released code."""
-    # Scans are often stored clipped (to [-125, 275] HU, say): air is then the lowest value there is.
+    """Voxels over ``threshold`` in the first channel: largest component, holes filled slice by slice (lungs
+    and bowel gas are open to the outside in 3D where the scan ends). Roth et al. 2018, 2.2. Before that, the
+    mask is eroded ``opening_vox`` times, and dilated as often afterwards, as in their released code."""
+    # Scans are often stored clipped (for example to [-125, 275] HU): air then has the lowest value.
     first = image.data[:1, ...]
     level = max(threshold, float(first.min()))
     mask: Mask = to_numpy(resample_data(first, image.grid, grid)[0, ...] > level)
@@ -88,8 +88,8 @@ def body_mask(image: Volume, grid: Grid, threshold: float, opening_vox: int = 0)
 
 
 def foreground(prediction: StagePrediction, labels: tuple[str, ...] | None = None) -> Mask:
-    """Bool mask ``[I, J, K]`` on the prediction's grid: where it answers, and its argmax is one of ``labels``
-    (default any)."""
+    """Bool mask ``[I, J, K]`` on the prediction's grid: voxels of its valid region whose argmax is one of
+    ``labels`` (default any)."""
     winner = to_numpy(namespace(prediction.probabilities).argmax(prediction.probabilities, axis=0))
     if labels is None:
         return (winner > 0) & prediction.answered
@@ -104,9 +104,9 @@ def dilated_foreground(
     threshold: float | None = None,
     labels: tuple[str, ...] | None = None,
 ) -> Region | None:
-    """All predicted foreground, or that of ``labels``, and what is such with a probability over
-    ``threshold``, dilated by a ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2
-    (r = 3, all labels, no threshold)."""
+    """The predicted foreground, or that of ``labels``, and voxels whose probability of it exceeds
+    ``threshold``, dilated by a ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r =
+    3, all labels, no threshold)."""
     seen = foreground(prediction, labels)
     if threshold is not None:
         seen |= to_numpy(_likelihood_of_none(prediction, labels) < 1 - threshold) & prediction.answered
@@ -129,8 +129,8 @@ def _likelihood_of_none(prediction: StagePrediction, labels: tuple[str, ...] | N
 
 
 def _moved(mask: Mask, source: Grid, grid: Grid) -> Region | None:
-    """A mask on another grid: voxels whose centre falls on a set voxel, and, so that nothing is lost on
-    a coarser grid, those that hold the centre of one."""
+    """A mask on another grid: voxels whose centre falls on a set voxel and, so that nothing is lost on a
+    coarser grid, voxels that contain the centre of one."""
     box = bounding_box(mask)
     if box is None:
         return None
@@ -153,7 +153,7 @@ def probability_times_atlas(
     prediction: StagePrediction, atlas: StagePrediction, labels: tuple[str, ...]
 ) -> AnyNumpy:
     """Probability times atlas prior of every label, summed over ``labels``: ``[I, J, K]`` on the prediction's
-    grid, zero where the prediction does not answer. Valindria et al. 2018, Section 2.2."""
+    grid, zero where the prediction is not valid. Valindria et al. 2018, Section 2.2."""
     own = to_numpy(prediction.probabilities)[[prediction.channel(name) for name in labels]]
     shares = atlas.probabilities[[atlas.channel(name) for name in labels]]
     likely: AnyNumpy = (own * to_numpy(resample_data(shares, atlas.grid, prediction.grid))).sum(axis=0)

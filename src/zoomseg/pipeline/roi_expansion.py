@@ -1,8 +1,8 @@
-"""A region that cut an organ, expanded where it did.
+"""Expansion of a region where it cut an organ.
 
-An earlier stage placed the region; where it overlooked a part of an organ, the next stage finds the organ up
-to the end of the region. One look farther is cheap beside a cut organ; a second is not taken, so that a
-network that finds organs everywhere comes to an end.
+An earlier stage determined the region; if it missed a part of an organ, the next stage finds the organ up to
+the end of the region. One repetition costs little compared with a cut organ. There is no second one, so that
+a network that finds organs everywhere terminates.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from zoomseg.pipeline.uncertainty import Indices, OpenSides, Uncertainty, Uncert
 from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ProbabilityTimesAtlas
 
 MARGIN_MM = 20.0
-"""How far beyond the region's end the stage looks the second time."""
+"""Distance by which the region is expanded."""
 LEAST_VOXELS = 20
 LEAST_SHARE = 0.01
-"""Of an organ's voxels, as many must lie at the region's end: single ones lie there by chance."""
+"""Minimum share of an organ's voxels that must lie at the region's end: single ones lie there by chance."""
 
 Sides = tuple[tuple[bool, bool], ...]
 
 
 def cut_organs(view: StageView, uncertainty: Mapping[str, Uncertainty]) -> tuple[str, ...]:
-    """The organs that the region may have cut; none where it is not another stage that placed it."""
+    """The organs that the region may have cut; none unless another stage determined the region."""
     if not isinstance(view.stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas):
         return ()
     return tuple(
@@ -41,7 +41,7 @@ def cut_organs(view: StageView, uncertainty: Mapping[str, Uncertainty]) -> tuple
 def expanded(
     view: StageView, scan: PreparedScan, estimator: UncertaintyEstimator, organs: tuple[str, ...]
 ) -> StageView:
-    """The view that also looks ``MARGIN_MM`` beyond where these organs reached its end."""
+    """The view expanded by ``MARGIN_MM`` where these organs reached its end."""
     at, region = estimator.at_end(organs), view.region
     if isinstance(view.stage.grid, FixedShape):
         box = scan.grid.box_of(view.grid, region.box)
@@ -53,7 +53,8 @@ def expanded(
 
 
 def open_sides(grid: Grid, scan: Grid) -> OpenSides:
-    """Beyond which sides of a grid, parallel to the scan's, the scan goes on by a voxel of it or more."""
+    """The sides of a grid, parallel to the scan's, beyond which the scan continues by at least one of its
+    voxels."""
     box = scan.box_of(grid, grid.box)
     low = [start > 0 for start in box.start]
     high = [stop < size for stop, size in zip(box.stop, scan.shape, strict=True)]
@@ -61,13 +62,13 @@ def open_sides(grid: Grid, scan: Grid) -> OpenSides:
 
 
 def sides_at(at: Indices, box: Box) -> Sides:
-    """Which sides of a box these voxels lie at."""
+    """The sides of a box at which these voxels lie."""
     low, high = (at == np.array(box.start)).any(axis=0), (at == np.array(box.stop) - 1).any(axis=0)
     return tuple((bool(a), bool(b)) for a, b in zip(low, high, strict=True))
 
 
 def grown(box: Box, sides: Sides, grid: Grid) -> Box:
-    """The box of ``grid`` with a margin on these sides, as far as the grid goes."""
+    """The box of ``grid`` with a margin on these sides, within the grid."""
     margin = _margin(grid)
     start = tuple(a - m * low for a, m, (low, _) in zip(box.start, margin, sides, strict=True))
     stop = tuple(b + m * high for b, m, (_, high) in zip(box.stop, margin, sides, strict=True))
@@ -75,21 +76,21 @@ def grown(box: Box, sides: Sides, grid: Grid) -> Box:
 
 
 def extended(box: Box, mask: Mask | None, at: Indices, grid: Grid) -> tuple[Box, Mask | None]:
-    """A region of ``grid`` and what lies beyond these voxels at its end: box and mask."""
+    """A region of ``grid``, extended beyond these voxels at its end: box and mask."""
     if mask is None:
         return grown(box, sides_at(at, box), grid), None
     return _with_balls(box, mask, at, grid)
 
 
 def _margin(grid: Grid) -> Index3:
-    # A hundredth of a voxel is forgiven: headers have spacings that are off in the seventh digit.
+    # A tolerance of a hundredth of a voxel: spacings in headers are inexact in the seventh digit.
     i, j, k = (math.ceil(MARGIN_MM / s - 0.01) for s in grid.spacing_mm)
     return (i, j, k)
 
 
 def _with_balls(box: Box, mask: Mask, at: Indices, grid: Grid) -> tuple[Box, Mask]:
-    """The region and all that is no farther than the margin from these voxels. In voxels, by the finest
-    axis's size: farther along the others."""
+    """The region and all voxels no farther than the margin from these voxels. In voxels, by the finest axis's
+    size: farther along the others."""
     reach = max(_margin(grid))
     low, high = at.min(axis=0).tolist(), (at.max(axis=0) + 1).tolist()
     near = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))

@@ -1,4 +1,4 @@
-"""A stage's way over one scan: tiles that touch its region, computed row by row and stitched."""
+"""Sliding window over one scan: tiles that touch the stage's region, computed row by row and aggregated."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from zoomseg.recipe.spec import GridSpec
 
 StageNetwork = Callable[[Array, tuple[Tile, ...]], Array]
 """Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``, to be used before
-the next call, which may write over them. The tiles are for oracles."""
+the next call, which may overwrite them. The tiles are for oracles."""
 
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A ``StageNetwork`` whose mean over tiles is geometric, in two parts: tiles are stitched before the
-    second one, which is cheaper where there are fewer features than classes."""
+    """A ``StageNetwork`` in two parts, for a geometric mean over tiles: features are averaged before the
+    head, which saves memory and time if there are fewer features than classes."""
 
     body: StageNetwork
-    """Answers with features ``[B, head.features, *inner]``."""
+    """Outputs features ``[B, head.features, *inner]``."""
     head: PointwiseHead
 
     def __call__(self, x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
@@ -52,34 +52,34 @@ class SplitNetwork:
 
 
 def before_head(network: StageNetwork) -> StageNetwork:
-    """What computes tiles: all of the network, or of one in two parts the first."""
+    """The part that computes tiles: the body of a ``SplitNetwork``, or the whole network."""
     return network.body if isinstance(network, SplitNetwork) else network
 
 
 StageNetworkOf = Callable[[stage_input.StageView], StageNetwork]
-"""The network for where a stage looks: the stage's trained one, or an oracle on the view's grid."""
+"""The network for a view: the stage's trained one, or an oracle on the view's grid."""
 
 
 class ComputeDevice(Protocol):
-    """Where networks compute (see ``backends.device``)."""
+    """The device on which networks compute (see ``backends.device``)."""
 
     def put(self, values: AnyNumpy) -> Array:
-        """Values as an array that lies there."""
+        """Values as an array on the device."""
 
     def tiles_at_once(self, voxels: int) -> int:
-        """How many tiles of so many voxels keep it busy."""
+        """Number of tiles of this many voxels that keep the device busy."""
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What one stage did on one scan, for ``run.json``."""
+    """Record of one stage on one scan, for ``run.json``."""
 
     stage: str
     tile: Index3
-    """As it was computed: a memory limit may have asked for smaller ones than the recipe's."""
+    """As computed: a memory limit may have required smaller tiles than the recipe's."""
     seconds: float
     network_seconds: float
-    """Of these, in the network."""
+    """The part of ``seconds`` in the network."""
     tiles: int
     tiles_skipped: int
     region_share: float
@@ -88,12 +88,12 @@ class StageRecord:
     """Floating-point operations in the network's convolutions: two for every multiplication."""
     widened: tuple[str, ...] = ()
     """Organs that reached the end of the region, which was then widened there and computed again. Seconds,
-    tiles and operations are those of both times."""
+    tiles and operations include both computations."""
     overlap: float | tuple[float, float, float] = 0.0
-    """Share of a tile that neighbours had in common at least, as it was computed."""
+    """Minimum share of a tile in common with its neighbours, as computed."""
 
     def and_then(self, again: StageRecord, widened: tuple[str, ...]) -> StageRecord:
-        """Of both times, where the region was widened."""
+        """The record of both computations, if the region was widened."""
         return replace(
             again,
             seconds=self.seconds + again.seconds,
@@ -106,7 +106,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class TileProgress:
-    """How far a scan is: ``done`` of ``tiles`` of a stage."""
+    """Progress of a scan: ``done`` of ``tiles`` of a stage."""
 
     stage: str
     done: int
@@ -125,8 +125,8 @@ def _weights(spec: GridSpec, shape: Index3) -> Float32Array:
 
 
 class SlidingWindow:
-    """A stage's way over one scan: only tiles that touch the region are computed, row by row, and their
-    answer comes out as slabs of finished planes."""
+    """Sliding window of a stage over one scan: only tiles that touch the region are computed, row by row, and
+    the prediction is returned in slabs of finished planes."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class SlidingWindow:
         together: int | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
-        """``together``: so many tiles are computed at once; None: as many as keep the device busy."""
+        """``together``: number of tiles computed at once; None: as many as keep the device busy."""
         self.view = view
         self.labels = labels
         self._started = time.perf_counter()
@@ -154,16 +154,15 @@ class SlidingWindow:
         halo = network_shapes.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap, spec.placement)
         self._reader = stage_input.InputReader(view, scan, priors, self.tiling.outer)
-        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge
-        # goes on beyond its grid, and beyond the region the stage said nothing.
+        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge is
+        # repeated beyond its grid, and beyond the region the stage predicts nothing.
         self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
         self.grid = view.grid.crop(self.box)
-        """Of the whole answer."""
+        """Grid of the whole prediction."""
 
     def slabs(self) -> Iterator[Array]:
-        """Probabilities ``[C, I, J, planes]``, or where their mean is geometric its logarithm, up to a number
-        per voxel; one slab after the other, together on ``grid``. Each is to be used before the next is asked
-        for."""
+        """Probabilities ``[C, I, J, planes]``, or for geometric means their logarithms, up to a constant per
+        voxel; slab by slab, together on ``grid``. Each is to be used before the next is requested."""
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         shared = spec.overlap not in (0, (0, 0, 0)) and spec.padding == "same"
         weights = _weights(spec, answered) if shared else np.ones(answered, dtype=np.float32)
@@ -182,7 +181,7 @@ class SlidingWindow:
 
     def _compute(self, tiles: tuple[Tile, ...], stitcher: TileAggregator) -> None:
         read = [self._reader.read(tile.outer) for tile in tiles]
-        # Training's scans lie in this machine's memory; prediction's are on the device already.
+        # In training, scans are in this machine's memory; in prediction, they are on the device already.
         data = self._device.put(namespace(read[0]).stack(read))
         started = time.perf_counter()
         answers = self._network(data, tiles)
@@ -191,8 +190,8 @@ class SlidingWindow:
             stitcher.add(tile, answer, self._geometric and self._head is None)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
-        """The answer as a whole; ``estimator`` gathers from it. Of labels that overlap it has the odds to
-        background."""
+        """The prediction as a whole; ``estimator`` accumulates from it. Overlapping labels have odds relative
+        to background."""
         parts = []
         for slab, planes in self._placed():
             if estimator is not None:
@@ -203,7 +202,7 @@ class SlidingWindow:
         return StagePrediction(whole, self.grid, self.labels, self.view.region, self.view.stage.name)
 
     def fuse_into(self, fused: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
-        """Enter the answer into the label map slab by slab; ``estimator`` gathers from it."""
+        """Write the prediction to the label map slab by slab; ``estimator`` accumulates from it."""
         stage = self.view.stage
         kernels = grids.answer_kernels(stage.grid, fused.grid)
         slabs = fusion.SlabFusion(
@@ -222,7 +221,7 @@ class SlidingWindow:
             slabs.add(slab)
 
     def _gather(self, estimator: UncertaintyEstimator, slab: Array, planes: Box) -> None:
-        """Labels that overlap have no probabilities that sum to one, but odds to background."""
+        """Overlapping labels have no probabilities that sum to one, but odds relative to background."""
         if self.view.stage.labels_overlap:
             estimator.add(overlapping(slab), planes)
         else:
@@ -232,7 +231,7 @@ class SlidingWindow:
         """Slabs, and the boxes of the view's grid that they fill.
 
         Raises:
-            ModelError: the network answered with NaN, in which nothing can be found.
+            ModelError: the network's output contains NaN, which has no argmax.
         """
         at = self.box.start[2]
         for slab in self.slabs():
@@ -249,7 +248,7 @@ class SlidingWindow:
 
     @property
     def record(self) -> StageRecord:
-        """Once all slabs were taken."""
+        """The record, after all slabs were taken."""
         share = self.view.region.voxels / self.view.grid.box.voxels
         seconds = time.perf_counter() - self._started
         tiles, skipped = len(self.tiling.tiles), self.tiling.skipped

@@ -1,7 +1,7 @@
-"""What a stage sees: the same code in training and in prediction.
+"""The input of a stage: the same code in training and in prediction.
 
-``prepare`` finds how a scan is normalised and which way up it lies; ``view`` decides where a
-stage looks and on which grid; ``read`` gives the network's input for a box of that grid.
+``prepare`` determines a scan's normalisation and orientation; ``view`` determines a stage's region and grid;
+``read`` gives the network's input for a box of that grid.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from zoomseg.recipe.spec import BodyMask, FixedShape, Recipe, Stage, WholeVolume
 AS_STORED = Orientation((0, 1, 2), (False, False, False))
 
 _CHANNEL_BYTES = 4
-"""Of a voxel: the least that a stage reads is one channel of float32."""
+"""Minimum number of bytes that a stage reads per voxel: one channel of float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedScan:
-    """A case made ready. ``raw`` is as it came, in the scan's own unit and orientation: nothing as large as
-    a scan is turned or made float, only what a stage reads of it. ``grid`` and ``labels`` are canonical."""
+    """A prepared case. ``raw`` is unchanged, in the scan's own unit and orientation: nothing as large as a
+    scan is reoriented or converted to float, only the parts that a stage reads. ``grid`` and ``labels`` are
+    canonical."""
 
     id: str
     raw: Volume
@@ -39,14 +40,14 @@ class PreparedScan:
     grid: Grid
     labels: LabelMap | None
     orientation: Orientation
-    """How the scan's own axes become canonical; its inverse brings labels back. The identity where the recipe
-    leaves scans as they are stored; what is called canonical is then the stored grid."""
+    """Maps the scan's own axes to canonical ones; its inverse maps labels back. The identity if the recipe
+    leaves scans as stored; "canonical" then means the stored grid."""
     box: Box
-    """Of the case's own grid: what ``raw`` is of it."""
+    """Box of the case's own grid that ``raw`` covers."""
     of_stages: Mapping[str, Normalisation] = field(default_factory=dict)
-    """By name, of the stages that see intensities in a way of their own."""
+    """By name, of the stages with a normalisation of their own."""
     annotated: frozenset[str] | None = None
-    """The labels that were drawn in it; None means all of them. ``labels`` holds no others."""
+    """The labels annotated in it; None means all of them. ``labels`` contains no others."""
 
     @property
     def image(self) -> Volume:
@@ -56,18 +57,18 @@ class PreparedScan:
         return normal.reoriented(self.orientation)
 
     def normalisation_of(self, stage: Stage) -> Normalisation:
-        """As a stage sees the scan, but for the mean that may still have to be subtracted."""
+        """The scan's normalisation for a stage, without the mean that may still have to be subtracted."""
         return self.of_stages.get(stage.name, self.normalisation)
 
     def image_on(self, grid: Grid, stage: Stage) -> Array:
-        """The image channels ``[C, *grid.shape]`` that a stage sees, normalised; see ``normalisation_of``."""
+        """The image channels ``[C, *grid.shape]`` of a stage, normalised; see ``normalisation_of``."""
         kernels = grids.image_kernels(stage.grid, self.grid)
         return inputs.image_on(stage.inputs, self.raw, self.normalisation_of(stage), grid, kernels)
 
 
 @dataclass(frozen=True, eq=False)
 class StageView:
-    """Where a stage looks in one scan. ``grid`` spans the scan; nothing is sampled yet."""
+    """The region of a stage in one scan. ``grid`` spans the scan; nothing is sampled yet."""
 
     stage: Stage
     grid: Grid
@@ -75,18 +76,18 @@ class StageView:
 
 
 def as_it_is(values: AnyNumpy) -> Array:
-    """For a CPU, which computes with arrays where they are."""
+    """``put`` for a CPU, which computes with arrays where they are."""
     return values
 
 
 def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it_is) -> PreparedScan:
-    """The case made ready.
+    """Prepare a case.
 
     Args:
-        put: brings voxels to where they are computed with.
+        put: moves voxels to the device that computes with them.
 
     Raises:
-        ScanError: one of the model's windows shows nothing of the scan.
+        ScanError: the scan shows nothing within one of the model's windows.
     """
     box = inputs.nonzero_box(case.image) if recipe.crop == "nonzero" else case.image.grid.box
     if box != case.image.grid.box:
@@ -107,13 +108,13 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
 
 
 def orientation_of(recipe: Recipe, grid: Grid) -> Orientation:
-    """How a scan on this grid is turned before a recipe's networks see it."""
+    """The orientation in which a recipe's networks read a scan on this grid."""
     return AS_STORED if recipe.orientation == "stored" else Orientation.to_canonical(grid)
 
 
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
-    """Without voxels of labels that, it is said, were not drawn: sketches or mistakes, they are no reference.
-    They become background, which in such a case means background or any of these labels."""
+    """The labels without voxels of labels that are declared not annotated: sketches or mistakes are not a
+    reference. They become background, which in such a case means background or any of these labels."""
     if annotated is None or annotated.issuperset(labels.schema.names):
         return labels
     left_out = [labels.schema.class_of(name) for name in labels.schema.names if name not in annotated]
@@ -125,12 +126,12 @@ def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
 def view(
     stage: Stage, recipe: Recipe, scan: PreparedScan, priors: Mapping[str, StagePrediction]
 ) -> StageView | None:
-    """The stage's grid and region; None where there is nothing to look at (see ``on_missing``).
+    """The stage's grid and region; None if the region is empty (see ``on_missing``).
 
     Raises:
-        MemoryLimitError: what it looks at has more voxels than the machine can hold.
+        MemoryLimitError: the region has more voxels than fit into memory.
     """
-    if isinstance(stage.grid, FixedShape):  # of a few thousand voxels to a side at most
+    if isinstance(stage.grid, FixedShape):  # at most a few thousand voxels per side
         found = roi.find_region(stage.roi, scan.grid, scan.raw, priors, recipe.on_missing)
         if found is None:
             return None
@@ -148,7 +149,7 @@ def view(
 
 
 def background_prediction(stage: Stage, scan: PreparedScan, labels: tuple[str, ...]) -> StagePrediction:
-    """What a stage says that has nowhere to look: background, everywhere."""
+    """The prediction of a stage without a region: background everywhere."""
     grid = scan.grid.with_shape((1, 1, 1))
     probabilities = np.zeros((1 + len(labels), 1, 1, 1), dtype=np.float32)
     probabilities[0] = 1.0
@@ -156,7 +157,7 @@ def background_prediction(stage: Stage, scan: PreparedScan, labels: tuple[str, .
 
 
 def image_in(view: StageView, scan: PreparedScan, box: Box) -> Array:
-    """The image channels ``[C, *box.shape]`` as the stage's network sees them."""
+    """The image channels ``[C, *box.shape]`` as read by the stage's network."""
     image = scan.image_on(view.grid.crop(box), view.stage)
     if scan.normalisation_of(view.stage).zero_mean:
         image -= _mean_in_region(view, scan)
@@ -184,12 +185,12 @@ def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
 
 
 def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Array:
-    """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels go on."""
+    """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels are repeated."""
     return InputReader(view, scan, priors, box).read(box)
 
 
 class InputReader:
-    """Gives the network's input for boxes inside one: the image is sampled once, priors, of which there may
+    """The network's input for boxes inside a given one: the image is sampled once, priors, of which there may
     be a hundred, box by box."""
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Signs of how right a prediction is, organ by organ, gathered while it comes: no probabilities are kept.
+"""Measures of a prediction's reliability, by organ, accumulated during prediction: no probabilities are kept.
 
-The Dice that probabilities ``p`` promise to the voxels ``won`` by an organ is, if they are honest,
-``2 sum(p over won) / (sum(p) + |won|)``: the overlap that is to be expected over the sizes that are.
+The Dice that probabilities ``p`` imply for the voxels ``won`` by an organ is, if they are calibrated, ``2
+sum(p over won) / (sum(p) + |won|)``: the expected overlap over the sizes.
 
-Probabilities are numpy's or torch's; what is gathered is numpy's.
+Probabilities are numpy's or torch's; the accumulated values are numpy's.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from zoomseg.core.tiling import normalised
 from zoomseg.pipeline.fusion import contenders
 
 UNSURE = 0.75
-"""A voxel won with less is a doubtful one."""
+"""A voxel won with a lower probability is doubtful."""
 
 ROUNDING = 1e-3
-"""By less, probabilities may fail to sum to one."""
+"""Maximum deviation of the sum of probabilities from one."""
 
 CACHED_VOXELS = 2**16
-"""So many are gathered from at once: what one pass over them leaves, the next one finds in the processor's
-cache."""
+"""Number of voxels processed at once: the results of one pass over them are still in the processor's cache
+for the next."""
 
 OpenSides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
-"""Beyond which sides of a grid (low and high, by axis) the scan goes on."""
+"""The sides of a grid (low and high, by axis) beyond which the scan continues."""
 Indices = npt.NDArray[np.int64]
-"""Of voxels, ``[N, 3]``."""
+"""Voxel indices ``[N, 3]``."""
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of one organ, on the stage's grid, among the voxels that the stage was asked about."""
+    """Of one organ, on the stage's grid, among the voxels of the stage's region."""
 
     voxels: int
-    """Those that it won."""
+    """Number of voxels won."""
     volume_ml: float
     expected_dice: float
-    """0 to 1."""
+    """See the module; 0 to 1."""
     winning: float
     """Mean probability of the voxels won, 0 to 1."""
     unsure: float
     """Share of these with a probability below ``UNSURE``."""
     at_end: int
-    """How many of these lie where the region ends, though the scan goes on."""
+    """Number of these at the end of the region, where the scan continues."""
 
 
 class UncertaintyEstimator:
-    """Gathers a prediction's signs, part by part."""
+    """Accumulates the measures of a prediction, part by part."""
 
     def __init__(self, labels: tuple[str, ...], region: Region, open_sides: OpenSides) -> None:
         self._labels = labels
@@ -68,8 +68,8 @@ class UncertaintyEstimator:
         self._at_end: list[npt.NDArray[np.int64]] = []
 
     def add(self, probabilities: Array, box: Box, logs: bool = False) -> None:
-        """``[C, *box.shape]`` of a box of the region's grid, or with ``logs`` their logarithms, up to a
-        number per voxel; parts must not overlap."""
+        """Add ``[C, *box.shape]`` of a box of the region's grid, or with ``logs`` their logarithms, up to a
+        constant per voxel; parts must not overlap."""
         axis = memory_order(probabilities[0])[0]
         size = box.shape[axis]
         thick = max(1, CACHED_VOXELS * size // box.voxels)
@@ -86,7 +86,7 @@ class UncertaintyEstimator:
         asked = to_numpy(self._region.mask_in(box))
         if not asked.any():
             return
-        # All as it lies in memory: across it, numpy and torch take several times as long.
+        # All in memory order: in another order, numpy and torch take several times as long.
         order = memory_order(probabilities[0])
         asked = np.ascontiguousarray(asked.transpose(order))
         xp, size = namespace(probabilities), len(self._soft)
@@ -111,7 +111,7 @@ class UncertaintyEstimator:
         self._at_end.append(np.column_stack([channels, at + np.array(box.start)]))
 
     def _won(self, probabilities: Array, asked: Mask) -> tuple[Array, Array]:
-        """The highest probability and its channel; sums of all go to ``_soft``. Channel by channel, as
+        """The highest probability and its channel; sums of all are added to ``_soft``. Channel by channel, as
         numpy's and torch's own over the first axis take ten times as long."""
         xp = namespace(probabilities)
         best = xp.asarray(probabilities[0], copy=True)
@@ -131,7 +131,7 @@ class UncertaintyEstimator:
         return best, winner
 
     def uncertainty(self) -> dict[str, Uncertainty]:
-        """Of the organs that were found."""
+        """The uncertainty of the organs that were found."""
         found = {}
         voxel_ml = self._region.grid.voxel_volume_ml
         for c, name in enumerate(self._labels, start=1):
@@ -158,8 +158,8 @@ class UncertaintyEstimator:
 
 
 def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Mask | None:
-    """Bool mask ``[*box.shape]``: voxels of the region that touch one outside it, where the scan goes on.
-    None if the region has no such end at all."""
+    """Bool mask ``[*box.shape]``: voxels of the region that touch one outside it, where the scan continues.
+    None if there are no such voxels at all."""
     if region.mask is None and region.box == region.grid.box and not any(itertools.chain(*open_sides)):
         return None
     wide = box.expand((1, 1, 1))
@@ -177,7 +177,8 @@ def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Mask | None:
 
 
 def _close_sides(mask: Mask, box: Box, shape: Index3, open_sides: OpenSides) -> None:
-    """Beyond the grid, the region goes on as at the grid's last plane; beyond open sides it has an end."""
+    """Extend a mask by one voxel beyond the grid: the region continues as at the grid's last plane, and ends
+    at open sides."""
     for axis, (low, high) in enumerate(open_sides):
         planes = np.moveaxis(mask, axis, 0)
         first, last = -box.start[axis], shape[axis] - 1 - box.start[axis]

@@ -1,1 +1,1 @@
-"""Recipe numbers from data, device and time, each with a reason."""
+"""Recipe numbers planned from data, device and time, each with a reason."""

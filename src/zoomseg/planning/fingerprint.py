@@ -1,4 +1,4 @@
-"""What the planner knows of a data set: sizes, spacings, intensities, and its organs."""
+"""The fingerprint of a data set: sizes, spacings, intensities, and its organs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from zoomseg.datasets.advice import Advice, advise, hounsfield
 from zoomseg.datasets.layouts import Dataset
 
 FINGERPRINT_CASES = 40
-"""At most this many cases, evenly spread, are read."""
+"""Maximum number of cases read, evenly spread."""
 FOREGROUND_VOXELS = 20_000
 """Foreground intensities kept per case."""
 NAMED = 5
-"""Organs that an error lists."""
+"""Maximum number of organs that an error lists."""
 BESIDE_CASES = 20
-"""In fewer cases, nothing can be told of which of two organs lies further right."""
+"""Minimum number of cases for deciding which of two organs lies further right."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class Organ:
 
     name: str
     cases: int
-    """That have it."""
+    """Number of cases that have it."""
     annotated: int
-    """In which it was to be drawn."""
+    """Number of cases in which it should be annotated."""
     volume_ml: float
     extent_mm: Vector3
     """Of its bounding box."""
     centre: Vector3
-    """Of its bounding box, as a share of the scan: 0 at the left, posterior and inferior face, 1 opposite."""
+    """Of its bounding box, relative to the scan: 0 at the left, posterior and inferior face, 1 opposite."""
     percentiles: tuple[float, float]
     """0.5th and 99.5th of the intensities inside it, of the first channel."""
     largest_part: float
-    """Share of its voxels that its largest connected part holds, in the case where that is the least."""
+    """Share of its voxels in its largest connected component, in the case where this is lowest."""
     tone_spread: float | None = None
-    """Standard deviation, over the cases, of its median intensity as a multiple of all organs' mean one,
-    counted from the scan's darkest voxel; None: it was seen beside others in fewer than two."""
+    """Standard deviation, over the cases, of its median intensity relative to the mean of all organs,
+    measured from the scan's darkest voxel; None: fewer than two cases have it together with others."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class SideBySide:
     right: str
     left: str
     cases: int
-    """In which that is so."""
+    """Number of cases in which this is true."""
     together: int
-    """That have both."""
+    """Number of cases with both."""
 
     @property
     def share(self) -> float:
@@ -77,21 +77,21 @@ class Fingerprint:
     shape: Index3
     """Median, in voxels of the median spacing."""
     largest_shape: Index3
-    """Of the cases read, in voxels of the median spacing."""
+    """Largest of the cases read, in voxels of the median spacing."""
     is_ct: bool
     foreground_percentiles: tuple[float, float]
     """0.5th and 99.5th of the intensities inside labels."""
     cases: int
-    """For training."""
+    """Number of training cases."""
     read: int
-    """Of these."""
+    """Number of these that were read."""
     channels: int = 1
     organs: tuple[Organ, ...] = ()
-    """Those that were seen, in the schema's order."""
+    """The organs that were found, in the schema's order."""
     beside: SideBySide | None = None
-    """The two organs of which that holds most often; None: no two are in ``BESIDE_CASES`` cases together."""
+    """The two organs with the highest such share; None: no two are in ``BESIDE_CASES`` cases together."""
     advice: tuple[Advice, ...] = ()
-    """What ``dataset.json`` should say, and does not."""
+    """Entries that are missing in ``dataset.json``."""
 
     @property
     def extent_mm(self) -> Vector3:
@@ -114,9 +114,9 @@ class _Seen:
     percentiles: tuple[float, float]
     largest_part: float
     right_mm: float
-    """How far right its voxels are, in the mean, from the scan's left face."""
+    """Mean distance of its voxels from the scan's left face."""
     brightness: float
-    """Median intensity, counted from the scan's darkest voxel."""
+    """Median intensity, measured from the scan's darkest voxel."""
 
 
 def take(
@@ -125,10 +125,10 @@ def take(
     on_progress: Callable[[int, int], None] | None = None,
     look: Callable[[Case], None] | None = None,
 ) -> Fingerprint:
-    """Read a spread of the training cases.
+    """Read evenly spread training cases.
 
     Args:
-        look: is shown each of them, so that nothing else need read it again.
+        look: called with each of them, so that no other function has to read it again.
 
     Raises:
         DatasetError: no voxel is labelled in any of them.
@@ -181,10 +181,10 @@ def take(
 
 
 def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None:
-    """Read training cases until each of ``organs`` was seen in one.
+    """Read training cases until each of ``organs`` was found in one.
 
     Raises:
-        DatasetError: some are in none of them, so that nothing could learn them.
+        DatasetError: some are in none of them, and could not be learned.
         ScanError: a case cannot be used.
     """
     missing = list(organs)
@@ -203,12 +203,12 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
 
 
 def spread(ids: Sequence[str], most: int) -> Sequence[str]:
-    """At most so many of the cases, evenly spread."""
+    """At most ``most`` of the cases, evenly spread."""
     return list(ids)[:: max(1, math.ceil(len(ids) / most))]
 
 
 def cases_of(dataset: Dataset, ids: Iterable[str]) -> Iterator[Case]:
-    """These cases, each read as it is asked for.
+    """These cases, each read when it is requested.
 
     Raises:
         ScanError: one of them cannot be used.
@@ -222,7 +222,7 @@ def _drawn(case: Case, dataset: Dataset) -> frozenset[str]:
 
 
 def _present(case: Case) -> frozenset[str]:
-    """The annotated organs that a case has."""
+    """The annotated organs present in a case."""
     if case.labels is None:
         return frozenset()
     names = case.labels.schema.names
@@ -231,7 +231,7 @@ def _present(case: Case) -> frozenset[str]:
 
 
 def _organs_in(case: Case) -> dict[str, _Seen]:
-    """The annotated organs that a case has, measured."""
+    """The annotated organs present in a case, measured."""
     if case.labels is None:
         return {}
     canonical = Orientation.to_canonical(case.labels.grid)
@@ -286,7 +286,7 @@ def _organs(
 
 
 def _tones(case: dict[str, _Seen]) -> dict[str, float]:
-    """Every organ's brightness as a multiple of their mean; none where there is no other beside it."""
+    """Every organ's brightness relative to the mean of all; empty if there is only one."""
     mean = float(np.mean([one.brightness for one in case.values()])) if len(case) > 1 else 0.0
     return {name: one.brightness / mean for name, one in case.items()} if mean > 0 else {}
 
@@ -307,5 +307,5 @@ def as_vector(values: npt.NDArray[np.float64]) -> Vector3:
 
 
 def as_index(values: npt.NDArray[np.number]) -> Index3:
-    """Three whole numbers of an array, cut off."""
+    """Three whole numbers of an array, truncated."""
     return cast("Index3", tuple(int(v) for v in values))

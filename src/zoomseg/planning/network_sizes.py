@@ -1,4 +1,4 @@
-"""A patch, the network that suits it, and the memory that a training step of them fills."""
+"""A patch, a network that fits it, and the memory of a training step."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from zoomseg.recipe import spec as specs
 SMALLEST_FEATURE_MAP = 4
 MAX_LEVELS = 6
 ANISOTROPY = 2.0
-"""An axis this much coarser than the finest is not pooled (and not convolved across) yet."""
+"""An axis that is coarser than the finest by this factor is not pooled (and not convolved across) yet."""
 WEIGHT_COPIES = 5
-"""Of every weight: itself, its gradient, two moments of the optimiser, its average."""
+"""Copies of every weight: itself, its gradient, two moments of the optimiser, its average."""
 ANSWER_COPIES = 8
-"""Of a network's answer, in float32: logits, their logarithms, probabilities for the Dice and for the stage
-after it, the reference, and what their gradients take on the way."""
+"""Copies of a network's output, in float32: logits, their logarithms, probabilities for the Dice and for the
+next stage, the reference, and intermediate results of their gradients."""
 
 PASSES = 3
 """A step's arithmetic in forward passes: the backward pass takes two."""
@@ -38,7 +38,7 @@ PASSES = 3
 
 @dataclass(frozen=True)
 class SizedNetwork:
-    """A patch, the network that suits it, and why they are as they are."""
+    """A patch, a network that fits it, and the reasons."""
 
     patch: Index3
     network: specs.ResEncUNet
@@ -60,7 +60,7 @@ class _Levels:
     strides: tuple[Index3, ...]
     kernels: tuple[Index3, ...]
     waits: Index3
-    """For so many levels an axis was not halved, as it was too coarse still."""
+    """Number of levels for which an axis was not halved, as it was still too coarse."""
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def size_network(
         channels=tuple(min(base * 2**n, recipe.max_channels) for n in range(depth)),
         strides=levels.strides,
         kernels=levels.kernels,
-        # Blocks below half resolution cost an eighth and less of those above: depth is cheap there.
+        # Blocks below half resolution cost at most an eighth of those above: depth is cheap there.
         blocks=tuple(1 if n < 2 else 2 for n in range(depth)),
     )
     wanted = (
@@ -158,42 +158,42 @@ def _why_kernels(stage: str, kernels: Sequence[Index3]) -> Reason:
 
 
 def step_bytes(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> int:
-    """Memory that one step of stages trained together fills, in float32: what the networks keep for the
-    backward pass, counted on shapes alone, their answers and the loss of them, and weights with gradients,
-    averages and optimiser state.
+    """Memory of one step of stages trained together, in float32: tensors that the networks keep for the
+    backward pass, determined from shapes alone, their outputs and loss, and weights with gradients, averages
+    and optimiser state.
 
-    Stages are those that the planner makes: each reads the image and all labels of the one before.
+    Stages are those of the planner: each reads the image and all labels of the previous one.
     """
     return sum(cost.bytes for cost in costs_of(stages, channels, schema))
 
 
 def costs_of(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> list[Cost]:
-    """The same stage by stage."""
+    """The same by stage."""
     classes = len(schema.names) + 1
     return [_cost(stage, channels + n * (classes - 1), classes) for n, stage in enumerate(stages)]
 
 
 def _cost(stage: specs.Stage, channels: int, classes: int) -> Cost:
-    """Of a stage whose network reads so many ``channels``; nothing is allocated."""
+    """Of a stage whose network reads ``channels`` channels; nothing is allocated."""
     training = stage.training
     with networks.without_memory():
         module = networks.build(stage.network, channels, classes, stage.grid.padding)
         kept = _kept_bytes(module, torch.empty(training.batch, channels, *training.patch))
     parameters = networks.parameters(module)
-    # Of one patch: batch norm learns nothing from it, where it is reduced to a single voxel.
+    # Of one patch: batch norm cannot train on it if it is reduced to a single voxel.
     forward = training.batch * networks.multiply_adds(module.eval(), (channels, *training.patch))
     answers = ANSWER_COPIES * 4 * classes * training.batch * math.prod(training.patch)
     return Cost(kept + answers + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward)
 
 
 def require_room(stage: specs.Stage, channels: int, classes: int, device: Device) -> None:
-    """Refuse a stage of which one training step cannot fit the device, before anything of it is allocated.
+    """Refuse a stage if one training step cannot fit the device, before anything is allocated.
 
     Raises:
-        RecipeError: naming the stage and what it would need.
+        RecipeError: names the stage and the memory it would need.
     """
     needed, there = _cost(stage, channels, classes).bytes, device.memory_bytes
-    if device.bfloat16:  # feature maps take half of what is counted
+    if device.bfloat16:  # feature maps take half of the counted memory
         needed //= 2
     if needed > there:
         training = stage.training
@@ -210,7 +210,7 @@ def _kept_bytes(module: nn.Module, x_BCIJK: Tensor) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        alive.append(storage)  # so that no storage made later is taken for it
+        alive.append(storage)  # so that no later storage is mistaken for it
         kept[storage._cdata] = storage.nbytes()
         return tensor
 

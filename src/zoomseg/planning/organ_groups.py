@@ -1,5 +1,5 @@
-"""Organs that lie together. Where some are small and all lie in a few places far from each other, a box
-around each group costs less than one region around all, so that it can be sampled more finely."""
+"""Groups of neighbouring organs. If some organs are small and all lie in a few places far from each other, a
+box around each group costs less than one region around all, and can be sampled more finely."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from zoomseg.planning.fingerprint import Fingerprint, Organ, as_vector
 from zoomseg.planning.rationale import voxels_of
 
 SMALL_VOXELS = 1000
-"""An organ with fewer on the grid of the one region is small: ten voxels along a side."""
+"""An organ with fewer voxels on the grid of the single region is small: ten voxels per side."""
 FAR_SHARE = 0.25
-"""Groups lie far from each other if their boxes hold no more than this share of a scan."""
+"""Groups are far apart if their boxes together take at most this share of a scan."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Organs whose boxes with a margin meet, and the box of them all: millimetres from the corner of the
+    """Organs whose boxes with a margin overlap, and their common box: millimetres from the corner of the
     median scan, axes in RAS order."""
 
     organs: tuple[str, ...]
@@ -43,7 +43,7 @@ class Group:
 
 
 def groups_of(data: Fingerprint, margin_mm: float) -> tuple[Group, ...]:
-    """All organs that were seen, in groups; the first group has the first organ."""
+    """All organs that were found, in groups; the first group contains the first organ."""
     groups: list[Group] = []
     for organ in data.organs:
         found = _alone(organ, data, margin_mm)
@@ -68,7 +68,7 @@ def _alone(organ: Organ, data: Fingerprint, margin_mm: float) -> Group:
 def why_not(
     groups: Sequence[Group], data: Fingerprint, schema: LabelSchema, one_region_mm: Vector3
 ) -> str | None:
-    """Why one region does better than a box per group; None where it does not."""
+    """The reason why a single region is better than a box per group; None if it is not."""
     if len(data.organs) < len(schema.names):
         return "some organs were not seen, so their position is unknown"
     if len(groups) < 2:

@@ -1,12 +1,12 @@
-"""From data to recipe numbers, each with its reason. The result is a concrete recipe: it is written into the
-model and never computed again.
+"""Planning of recipe numbers from data, each with its reason. The result is a complete recipe: it is written
+to the model and never computed again.
 
 The rules, in order: one stage if a scan fits a patch; grids from the median scan's size and a voxel budget,
 the fine one's no larger than the training can show; boxes for groups of organs that are small and far apart;
-patches as physical cubes, larger on a GPU, and all voxel budgets scaled down until one training step fits the
-device's memory; pooling only axes that are still long and not yet coarser than the others; a window from
+patches as physical cubes, larger on a GPU, and all voxel budgets reduced until one training step fits the
+device's memory; pooling only of axes that are still long and not yet coarser than the others; a window from
 foreground intensities for CT, with more contrast for most organs where a few (bone, airways) make it wide;
-z-scores for anything else.
+z-scores for other images.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import spec as specs
 
 LOOKS = 100
-"""So many times the median scan's voxels on the fine grid should be shown in training, all patches together;
-a short one gets a coarser grid. In CHAOS 125 times did better than 31 on a finer grid, in BTCV 70 times
+"""Number of times that all training patches together should show the median scan's voxels on the fine grid; a
+short training gets a coarser grid. In CHAOS, 125 times was better than 31 on a finer grid, in BTCV 70 times
 better than 200 on a coarser one (benchmarks/results/2026-11-21-ablation.md)."""
 LEAST_FINE_FACTOR = 6
-"""The fine grid keeps so many times the coarse one's voxels, however short the training is."""
+"""Minimum ratio of the fine grid's voxels to the coarse one's, however short the training is."""
 MEMORY_SHARE = 0.4
-"""Part of the device's memory that ``step_bytes`` may fill. A whole training process was measured at 2.4
-times that: gradients on their way, the loss, the framework, data."""
+"""Share of the device's memory for ``step_bytes``. A complete training process was measured at 2.4 times
+that: intermediate gradients, the loss, the framework, data."""
 SHRINK = 0.8
-"""Factor on all voxel budgets, as often as needed to fit."""
+"""Factor on all voxel budgets, applied as often as needed to fit."""
 INNER_FACTOR = 3
-"""A window so many times as wide as the middle organ's intensities shows these with more contrast."""
+"""A window this many times as wide as the middle organ's intensities gets more contrast for these."""
 ONE_PIECE = 0.95
-"""An organ of which every case's largest connected part holds this share, or more, is in one piece."""
+"""An organ is in one piece if the largest connected component has at least this share in every case."""
 ONE_PIECE_CASES = 5
-"""In fewer cases nothing can be told of its parts."""
+"""Minimum number of cases for judging an organ's parts."""
 STOUT = 0.1
-"""Share of its bounding box that an organ fills, or more: thinner ones (the portal vein fills 3 %, the
-pancreas 9 %) break in two where they are drawn imprecisely, and no part of them is an island."""
+"""Minimum share of its bounding box that an organ fills: thinner ones (the portal vein fills 3 %, the
+pancreas 9 %) break in two if they are delineated imprecisely, and their parts are not islands."""
 SMALLEST_PATCH_VOXELS = 2000
-"""Patches are not shrunk below this: nothing could be learned from them."""
+"""Patches are not reduced below this size, at which nothing could be learned."""
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The stages, of which a training step fits the device; ``reasons`` hold for all of them."""
+    """The stages with a training step that fits the device; ``reasons`` apply to all of them."""
 
     drafts: tuple[StagePlan, ...]
     costs: tuple[Cost, ...]
@@ -83,12 +83,12 @@ def plan(
 ) -> Plan:
     """Fill in a planned recipe's numbers.
 
-    Small scans (a patch holds half of one, or more) get one stage at their own spacing; all others
-    get a coarse stage that shows the whole scan and a fine one inside what it found, or one in a box
-    around each group of organs, where these are small and far apart.
+    Small scans (a patch contains at least half of one) get one stage at their own spacing; all others get a
+    coarse stage that shows the whole scan and a fine one inside its prediction, or one in a box around each
+    group of organs, if these are small and far apart.
 
     Args:
-        length: of the training, where the recipe's number of steps is not it.
+        length: of the training, if it differs from the recipe's number of steps.
 
     Raises:
         RecipeError: not even the smallest patches fit the device's memory.
@@ -129,7 +129,7 @@ def _cascade(
     device: Device,
     length: TrainingLength | None,
 ) -> _Chosen:
-    """A coarse stage, and one or several that look closer at as many voxels as the training can show."""
+    """A coarse stage, and one or several fine ones with as many voxels as the training can show."""
     chosen = _fitting_memory(recipe, data, schema, device, two_stages)
     affordable, why_voxels = _affordable(recipe, chosen, device, length)
     if affordable != recipe:
@@ -141,7 +141,7 @@ def _cascade(
 
 
 def _described(recipe: specs.PlannedRecipe, stages: int) -> str:
-    """What the plan has become: the recipe's own words are about two stages."""
+    """A description of the planned recipe: the original one describes two stages."""
     match stages:
         case 1:
             return (
@@ -170,7 +170,7 @@ def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Re
 def _regions(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, fine_mm: Vector3
 ) -> tuple[tuple[Group, ...], Reason]:
-    """Groups of organs that get a box each; none where one region holds all."""
+    """Groups of organs with a box each; none if a single region contains all."""
     groups = groups_of(data, recipe.region_margin_mm)
     why = why_not(groups, data, schema, fine_mm)
     if why is not None:
@@ -186,7 +186,7 @@ def _regions(
 def _fitting_memory(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device, layout: Layout
 ) -> _Chosen:
-    """The stages with the largest patches of which a training step fits the device."""
+    """The stages with the largest patches for which a training step fits the device."""
     larger = recipe.gpu_patch_factor if device.place.type == "cuda" and layout is not one_stage else 1
     recipe = recipe.model_copy(update={"fine_patch_voxels": recipe.fine_patch_voxels * larger})
     available = MEMORY_SHARE * _memory(device)
@@ -194,7 +194,7 @@ def _fitting_memory(
     while True:
         drafts = layout(recipe, data, schema)
         costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
-        # A coarse stage is trained together with one fine stage, and alone where there are more.
+        # A coarse stage is trained together with a single fine stage, and alone if there are several.
         together = sum if len(drafts) <= 2 else max
         needed = together(cost.bytes for cost in costs)
         if needed <= available:
@@ -232,7 +232,7 @@ def _affordable(
 def _steps(
     recipe: specs.PlannedRecipe, costs: Sequence[Cost], device: Device, length: TrainingLength | None
 ) -> int:
-    """How many there will be, about."""
+    """The approximate number of steps."""
     if length is None:
         return recipe.iterations
     if length.steps is not None:
@@ -243,7 +243,7 @@ def _steps(
 
 
 def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
-    """Smaller patches, and a coarse grid that the smaller coarse patch still shows whole."""
+    """Smaller patches, and a coarse grid that the smaller coarse patch still covers completely."""
     smaller = {
         "fine_patch_voxels": round(SHRINK * recipe.fine_patch_voxels),
         "coarse_voxels": round(SHRINK * recipe.coarse_voxels),
@@ -252,7 +252,7 @@ def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
 
 
 def _memory(device: Device) -> int:
-    """Bytes without those that training data takes on a GPU."""
+    """Bytes without those of training data on a GPU."""
     return device.memory_bytes - device.room_for_data
 
 
@@ -304,7 +304,7 @@ def _intensity(data: Fingerprint) -> tuple[specs.IntensitySpec, Reason]:
 
 
 def _usual(data: Fingerprint, window: specs.Window) -> tuple[float, float] | None:
-    """Intensities of the middle organ, where they are a small part of the window."""
+    """Intensities of the middle organ, if they are a small part of the window."""
     if not data.organs:
         return None
     ends = np.round(np.median([organ.percentiles for organ in data.organs], axis=0))
@@ -314,7 +314,7 @@ def _usual(data: Fingerprint, window: specs.Window) -> tuple[float, float] | Non
 
 
 def _islands(data: Fingerprint) -> tuple[specs.Islands | None, Reason]:
-    """Small parts go where the data shows that there are none."""
+    """Islands are removed from organs that have none in the data."""
     whole = [organ.name for organ in data.organs if _is_whole(organ)]
     if not whole:
         why = f"no organ is stout, and in one piece in every case, of {ONE_PIECE_CASES} or more that have it"
@@ -329,7 +329,7 @@ def _islands(data: Fingerprint) -> tuple[specs.Islands | None, Reason]:
 
 
 def _is_whole(organ: Organ) -> bool:
-    """Whether a second part of it would be no organ."""
+    """Whether a second part of the organ would be an error."""
     filled = 1000 * organ.volume_ml / math.prod(organ.extent_mm)
     return filled >= STOUT and organ.largest_part >= ONE_PIECE and organ.cases >= ONE_PIECE_CASES
 

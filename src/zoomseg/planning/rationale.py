@@ -1,4 +1,5 @@
-"""Why a plan is as it is: one row per decision, written by whoever decides, and how figures are said."""
+"""The rationale of a plan: one row per decision, written by the deciding function, and the format of
+figures."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.recipe.spec import Recipe
 
 SMALL_ORGAN_VOXELS = 30
-"""An organ that fills fewer voxels of the finest grid is warned of."""
+"""A warning is issued for organs with fewer voxels of the finest grid."""
 
 AXES = "RAS"
 HEADING = ("what", "value", "why")
@@ -21,7 +22,7 @@ ORGAN_HEADING = ("organ", "cases", "ml", "extent (mm)", "centre", "voxels")
 
 @dataclass(frozen=True)
 class Reason:
-    """A decision, what came out, and the figures that led there. A warning is not decided, but to be read."""
+    """A decision, its result, and the figures on which it is based. A warning is not a decision."""
 
     what: str
     value: str
@@ -31,7 +32,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Plan:
-    """A concrete recipe, why its numbers are what they are, and what was known of the data."""
+    """A complete recipe, the reasons for its numbers, and the properties of the data."""
 
     recipe: Recipe
     reasons: tuple[Reason, ...]
@@ -45,7 +46,8 @@ class Plan:
         return tuple(f"{r.what}: {r.value}; {r.why}" for r in self.reasons if r.warning)
 
     def organ_rows(self) -> list[tuple[str, ...]]:
-        """Under ``ORGAN_HEADING``: cases with the organ of those where it was to be drawn, then medians."""
+        """Under ``ORGAN_HEADING``: cases with the organ out of those in which it should be annotated, then
+        medians."""
         return [
             (
                 organ.name,
@@ -73,7 +75,8 @@ organ's box, as a share of the scan along R, A and S; voxels are those of the fi
 
 
 def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) -> list[Reason]:
-    """The smallest organ, organs that the finest grid hardly shows, and those that were not seen."""
+    """The smallest organ, organs that are barely visible on the finest grid, and those that were not
+    found."""
     reasons: list[Reason] = []
     for n, organ in enumerate(sorted(data.organs, key=lambda organ: organ.volume_ml)):
         voxels = voxels_of(organ, finest_mm)
@@ -96,12 +99,12 @@ def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) ->
 
 
 def voxels_of(organ: Organ, spacing_mm: Vector3) -> int:
-    """How many voxels of a spacing an organ of the median volume fills."""
+    """Number of voxels of a spacing that an organ of the median volume fills."""
     return round(1000 * organ.volume_ml / math.prod(spacing_mm))
 
 
 def about(data: Fingerprint) -> Reason:
-    """What the plan starts from."""
+    """The data from which the plan starts."""
     cases = f"{data.cases:,} cases" if data.read == data.cases else f"{data.read} of {data.cases:,} cases"
     return Reason(
         "median scan",
@@ -153,5 +156,5 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Names come from data sets: they stay in their line and column, and are no markup."""
+    """Names come from data sets: they must stay in their line and column, and contain no markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

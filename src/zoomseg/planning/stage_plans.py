@@ -1,4 +1,4 @@
-"""Stages in the making: which grids, regions, networks and training a cascade's stages get, and why."""
+"""Plans of stages: grids, regions, networks and trainings of a cascade's stages, with reasons."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from zoomseg.planning.rationale import AXES, Reason, count, millimetres
 from zoomseg.recipe import spec as specs
 
 SINGLE_STAGE_FACTOR = 4.0
-"""One stage is enough where the median scan has at most this many times a patch's voxels."""
+"""One stage is enough if the median scan has at most this many times a patch's voxels."""
 
 BATCH_LIMIT = 4
 SAME_SIDE = 0.9
-"""An organ that lies to the right of another in this share of the cases, or more, has a side."""
+"""An organ has a side if it lies to the right of another in at least this share of the cases."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage, the spacing of its grid, and why it is as it is."""
+    """A stage, the spacing of its grid, and the reasons."""
 
     stage: specs.Stage
     mm: Vector3
@@ -36,14 +36,14 @@ class StagePlan:
 
 
 Layout = Callable[[specs.PlannedRecipe, Fingerprint, LabelSchema], tuple[StagePlan, ...]]
-"""Which stages there are."""
+"""Returns the stages."""
 
 
 # --- stages ---------------------------------------------------------------------------------------
 
 
 def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[StagePlan, ...]:
-    # A patch that holds the median scan whole; what is larger is tiled.
+    # A patch that contains the whole median scan; larger scans are tiled.
     voxels = SINGLE_STAGE_FACTOR * recipe.fine_patch_voxels
     fit = size_network("whole", data.shape, data.spacing_mm, voxels, recipe.base_channels[1], recipe)
     mm = _rounded(data.spacing_mm)
@@ -136,11 +136,11 @@ def boxes(
 
 @dataclass(frozen=True)
 class _Look:
-    """Where a stage looks closer than the coarse one, at which spacing, and why."""
+    """The region of a fine stage, its spacing, and the reasons."""
 
     name: str
     shape: Index3
-    """Voxels of ``mm`` that there are to look at."""
+    """Number of voxels of ``mm`` in the region."""
     mm: Vector3
     roi: specs.RoiSpec
     region: str
@@ -152,7 +152,7 @@ class _Look:
 def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     name = look.name
     fit = size_network(name, look.shape, look.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
-    # Its patches carry its own labels, and all others as the coarse stage's answer.
+    # Its patches contain its own labels, and all others as the coarse prediction.
     shown = (schema,) if look.labels == "all" else (schema, LabelSchema.consecutive(look.labels))
     training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, *shown)
     stage = specs.Stage(
@@ -182,7 +182,7 @@ def spacing_for(data: Fingerprint, voxels: int) -> Vector3:
 
 
 def spacing_in(own_mm: Vector3, extents_mm: Sequence[Vector3], voxels: int) -> Vector3:
-    """The same for several boxes, which have so many voxels together."""
+    """As ``spacing_for``, for several boxes that have this many voxels together."""
     own, extents = np.array(own_mm), np.array(extents_mm)
     low, high = float(own.min()), float(extents.max())
     for _ in range(60):
@@ -206,7 +206,7 @@ def _why_spacing(stage: str, data: Fingerprint, mm: Vector3, voxels: int) -> Rea
 
 
 def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
-    """Widen a spacing where rounding the tile to the network's pooling would cut the median scan."""
+    """Increase a spacing if rounding the tile to the network's pooling would cut the median scan."""
     extent = np.array(data.extent_mm)
     return _rounded(as_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
 
@@ -222,7 +222,7 @@ def _training(
     batch: int,
     *shown: LabelSchema,
 ) -> tuple[specs.Training, Reason]:
-    """``shown``: labels that its patches carry."""
+    """``shown``: labels that its patches contain."""
     shift, tone = round(min(patch) / 8, 1), contrast(data)
     augmentation = specs.Augmentation(
         rotation_deg=(15.0, 15.0, 15.0),
@@ -257,7 +257,7 @@ def _training(
 
 @dataclass(frozen=True)
 class Contrast:
-    """How far brightness is changed in training (see ``recipe.spec.Augmentation``), and why."""
+    """Changes of brightness in training (see ``recipe.spec.Augmentation``), and the reasons."""
 
     contrast: float
     gamma: tuple[float, float]
@@ -280,9 +280,10 @@ OTHER_CONTRAST = Contrast(
     "not CT: coils, sequences and disease make an organ several times as bright in one scan as in another",
 )
 TONE_CASES = 30
-"""So many cases show how far an organ's brightness differs; fewer do not show what the next one brings."""
+"""Number of cases needed to estimate the variation of an organ's brightness; fewer do not represent the next
+one."""
 TONE_SPREADS = 3
-"""An organ's brightness is changed by so many standard deviations of what the data shows."""
+"""An organ's brightness is changed by this many standard deviations of the data."""
 
 
 def contrast(data: Fingerprint) -> Contrast:
@@ -300,9 +301,9 @@ def contrast(data: Fingerprint) -> Contrast:
 
 
 def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"], ...], Reason]:
-    """Axes along which patches may be mirrored. Where some labels have a side and others do not (liver,
-    kidneys), or where no name says so but one organ always lies to the right of another, a mirrored patient
-    would have organs where nobody has them; where names leave a doubt, it might."""
+    """Axes along which patches may be mirrored. If some labels have a side and others do not (liver,
+    kidneys), or if names have no side but one organ always lies to the right of another, a mirrored patient
+    would have organs in impossible places; if names are ambiguous, it might."""
     doubt = _may_have_sides(schema)
     if doubt is not None:
         return (), Reason("mirroring", "none", doubt)
@@ -323,7 +324,7 @@ def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"]
 
 
 def _may_have_sides(schema: LabelSchema) -> str | None:
-    """Why nobody can tell from the names whether labels have a side."""
+    """The reason why names do not show whether labels have a side."""
     if schema.doubtful:
         one, other = schema.doubtful[0]
         return f"'{one}' and '{other}' may be the left and the right one; names with these words would tell"
@@ -333,7 +334,7 @@ def _may_have_sides(schema: LabelSchema) -> str | None:
 
 
 def why_training(training: specs.Training) -> Reason:
-    """What does not depend on the data."""
+    """Reasons that do not depend on the data."""
     optimiser, schedule = training.optimiser, training.schedule
     sampler, loss = training.sampler, training.loss
     assert isinstance(sampler, specs.ClassBalanced)
@@ -354,5 +355,5 @@ def _in_voxels(shape: Index3, spacing_mm: Vector3, other_mm: Vector3) -> Index3:
 
 
 def _rounded(spacing_mm: Vector3) -> Vector3:
-    """Three digits after the point: what a person would write."""
+    """Rounded to three decimals, as a person would write it."""
     return cast("Vector3", tuple(round(s, 3) for s in spacing_mm))

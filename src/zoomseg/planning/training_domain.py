@@ -1,4 +1,4 @@
-"""What a model's training cases show together (see ``io.training_domain``)."""
+"""Properties of a model's training cases (see ``io.training_domain``)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from zoomseg.recipe.spec import IntensitySpec
 
 @dataclass(frozen=True)
 class CaseSample:
-    """What is kept of a training case until its recipe is known."""
+    """The data kept of a training case until its recipe is known."""
 
     voxels: npt.NDArray[np.float32]
-    """``[I, J, K]`` of the first channel, RAS+, thinned out."""
+    """``[I, J, K]`` of the first channel, RAS+, subsampled."""
     cell_cm2: float
     """Area of one of these voxels in an axial plane."""
     organs: dict[str, Place]
 
 
 def sample(case: Case) -> CaseSample:
-    """What tells of a training case."""
+    """The properties of a training case."""
     voxels, cell_cm2 = training_domain.thinned(case.image.data[0], case.image.grid)
     organs: dict[str, Place] = {}
     if case.labels is not None:
@@ -45,7 +45,7 @@ def sample(case: Case) -> CaseSample:
 def samples(
     dataset: Dataset, ids: Sequence[str], on_progress: Callable[[int, int], None] | None = None
 ) -> list[CaseSample]:
-    """Of a spread of training cases.
+    """Samples of evenly spread training cases.
 
     Raises:
         ScanError: one of them cannot be used.
@@ -61,7 +61,7 @@ def samples(
 def describe(
     cases: Sequence[CaseSample], intensity: IntensitySpec, channel_names: Iterable[str], organs: Iterable[str]
 ) -> TrainingDomain:
-    """What training cases (at least one) show together, for a model that reads them so."""
+    """Common properties of training cases (at least one), for a model with this intensity normalisation."""
     features = [training_domain.features(case.voxels, case.cell_cm2, window_of(intensity)) for case in cases]
     known = learn([case.organs for case in cases], tuple(organs))
     return TrainingDomain(

@@ -1,4 +1,4 @@
-"""How long training is, and how far."""
+"""Length and progress of a training."""
 
 from __future__ import annotations
 

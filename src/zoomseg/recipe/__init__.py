@@ -1,1 +1,1 @@
-"""What a recipe may say, its checks and the recipes that come with ZoomSeg."""
+"""The specification of recipes, their checks, and the recipes that come with ZoomSeg."""

@@ -1,7 +1,7 @@
-"""A recipe's stages as a graph: who reads whom, what each predicts, what is trained at once.
+"""A recipe's stages as a graph: which stages each one reads, what it predicts, and what is trained together.
 
-A stage may read only stages listed before it, so the listed order is the order of running. All but
-``validate`` expect a recipe that ``validate`` has passed.
+A stage may read only stages listed before it, so the listed order is the order of computation. All functions
+except ``validate`` expect a recipe that passes ``validate``.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ Reading = TypeVar("Reading", RoiSpec, InputSpec)
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """Stages trained at once, by name, in the recipe's order; one, unless they are trained end to end."""
+    """Names of stages trained together, in the recipe's order; a single one, unless they are trained end to
+    end."""
 
     trained: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """Where a stage names another: the field that does, the name, and the labels it wants of it."""
+    """A stage's reference to another: the field, the name, and the labels that it reads."""
 
     field: str
     of: str
@@ -68,11 +69,11 @@ def _references(stage: Stage) -> Iterator[_Reference]:
 
 
 def validate(recipe: Recipe) -> None:
-    """Check all that can be checked without data.
+    """Check everything that can be checked without data.
 
     Raises:
-        RecipeError: names not unique, a reference to a stage that is not an earlier one, a group of
-            ``train_together`` through which no gradient could flow, or no stage that answers.
+        RecipeError: names that are not unique, a reference to a stage that is not an earlier one, a group of
+            ``train_together`` without a path for gradients, or no stage that is fused.
     """
     names = [stage.name for stage in recipe.stages]
     for n, stage in enumerate(recipe.stages):
@@ -115,7 +116,8 @@ def validate(recipe: Recipe) -> None:
 
 
 def _validate_overlap(stage: Stage) -> None:
-    """Labels that overlap are decided by their odds, which only means of logarithms keep."""
+    """Check that stages with overlapping labels have geometric means, which preserve the odds that decide
+    them."""
     if not stage.labels_overlap:
         return
     if stage.fusion not in ("none", "replace_in_roi", "paste"):
@@ -128,10 +130,10 @@ def _validate_overlap(stage: Stage) -> None:
 
 
 def require_trainable(recipe: Recipe) -> None:
-    """Refuse what recipes of imported models may say, but training cannot do.
+    """Refuse recipes of imported models with features that training does not support.
 
     Raises:
-        RecipeError: naming the stage.
+        RecipeError: names the stage.
     """
     for stage in recipe.stages:
         if stage.labels_overlap:
@@ -147,7 +149,7 @@ def require_trainable(recipe: Recipe) -> None:
 
 
 def uses_atlas(stage: Stage) -> bool:
-    """Whether a stage needs the recipe's atlas prior, to look, to see or to answer."""
+    """Whether a stage needs the recipe's atlas prior, for its region, its input or its fusion."""
     return (
         isinstance(stage.roi, ProbabilityTimesAtlas)
         or any(isinstance(source, AtlasInput) for source in stage.inputs)
@@ -156,9 +158,9 @@ def uses_atlas(stage: Stage) -> bool:
 
 
 def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
-    """A published recipe made to suit a data set's labels: its label names become the data set's, whatever
-    their spelling (``right_kidney``, ``Kidney Right``, ``RK``), labels that the data set lacks are dropped,
-    and stages left without any label with them. Also says what was dropped, one line each.
+    """A published recipe fitted to a data set's labels: its label names become the data set's, regardless of
+    spelling (``right_kidney``, ``Kidney Right``, ``RK``); labels that the data set lacks are dropped, with
+    stages left without a label. Also returns what was dropped, one line each.
 
     Raises:
         RecipeError: no stage is left.
@@ -194,7 +196,7 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _unusable(stage: Stage, gone: set[str]) -> bool:
-    """Whether a stage has no label left, to predict or to read of another, or reads one that is gone."""
+    """Whether a stage has no label left, to predict or to read from another, or reads a dropped stage."""
     return (
         stage.labels == ()
         or any(getattr(spec, "labels", None) == () for spec in (stage.roi, *stage.inputs))
@@ -213,7 +215,7 @@ def _spelled(
 
 
 def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
-    """The labels that a stage reads of others, in the schema's spelling."""
+    """The labels that a stage reads from others, in the schema's spelling."""
     roi, sources = stage.roi, list(stage.inputs)
     if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas):
         roi = roi.model_copy(update={"labels": _spelled(roi.labels, schema)[0]})
@@ -224,12 +226,12 @@ def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
 
 
 def expand(recipe: Recipe, schema: LabelSchema) -> Recipe:
-    """``per_label`` stages taken apart into one per label, and ``own`` replaced by the labels meant: what is
-    trained, and what a model keeps. A recipe that has neither stays as it is.
+    """Replace ``per_label`` stages by one stage per label, and ``own`` by the stage's labels: the form that
+    is trained and stored in a model. A recipe with neither is unchanged.
 
     Raises:
-        RecipeError: a label that the schema lacks, two stages that would have one name, or a graph that does
-            not hold any more (a stage read for a label that it is not made for).
+        RecipeError: a label that the schema lacks, two stages with the same name, or a graph that is not
+            valid any more (a stage read for a label that it does not predict).
     """
     apart = {stage.name for stage in recipe.stages if stage.per_label}
     stages = tuple(_owned(part, apart, schema) for stage in recipe.stages for part in _parts(stage, schema))
@@ -258,12 +260,12 @@ def _parts(stage: Stage, schema: LabelSchema) -> tuple[Stage, ...]:
 
 
 def part_name(stage: str, label: str) -> str:
-    """Name of the stage that a ``per_label`` stage becomes for one label."""
+    """Name of the stage of one label that replaces a ``per_label`` stage."""
     return f"{stage}-{re.sub('[^a-z0-9]+', '_', label.lower()).strip('_')}"
 
 
 def _owned(stage: Stage, apart: set[str], schema: LabelSchema) -> Stage:
-    """A stage that names the labels and the stages that it reads."""
+    """A stage with explicit labels and with the stages that it reads."""
     own = resolve_labels(stage, schema)
 
     def meant(spec: Reading) -> Reading:
@@ -284,7 +286,7 @@ def _owned(stage: Stage, apart: set[str], schema: LabelSchema) -> Stage:
 
 
 def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """The recipe with all of its stages under other names, by old name; also where they name each other."""
+    """The recipe with other names for all of its stages, by old name; references are renamed, too."""
 
     def meant(spec: Reading) -> Reading:
         of = getattr(spec, "of", None)
@@ -330,8 +332,8 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
     """Check every label that a valid recipe names against a data set's labels.
 
     Raises:
-        RecipeError: a stage predicts a label that the data set lacks, or wants one of a stage that
-            does not predict it.
+        RecipeError: a stage predicts a label that the data set lacks, or reads one from a stage that does not
+            predict it.
     """
     predicted = {stage.name: resolve_labels(stage, schema) for stage in recipe.stages}
     for stage in recipe.stages:
@@ -345,7 +347,7 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
 
 
 def resolve_labels(stage: Stage, schema: LabelSchema) -> tuple[str, ...]:
-    """The labels a stage predicts, in the schema's order, groups taken apart.
+    """The labels that a stage predicts, in the schema's order, with groups resolved.
 
     Raises:
         RecipeError: a name that the schema does not have, or no name at all.
@@ -362,7 +364,7 @@ def resolve_labels(stage: Stage, schema: LabelSchema) -> tuple[str, ...]:
 
 
 def prior_labels(recipe: Recipe, of: str, schema: LabelSchema) -> tuple[str, ...]:
-    """The labels of a prior: those that the stage ``of`` predicts, or, of the atlas prior, all."""
+    """The labels of a prior: those that the stage ``of`` predicts, or all for the atlas prior."""
     return schema.names if of == ATLAS else resolve_labels(stage_of(recipe, of), schema)
 
 
@@ -380,12 +382,13 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
 
 
 def intensity_of(recipe: Recipe, stage: Stage) -> IntensitySpec:
-    """How a stage's network sees intensities: its own way, or the recipe's."""
+    """The intensity normalisation of a stage: its own, or the recipe's."""
     return recipe.intensity if stage.intensity is None else stage.intensity
 
 
 def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """Every stage that must have answered before stage ``name`` can look, in the recipe's order."""
+    """Every stage that must have predicted before the region of stage ``name`` is known, in the recipe's
+    order."""
     wanted = {reference.of for reference in _references(stage_of(recipe, name))}
     for stage in reversed(recipe.stages):
         if stage.name in wanted:
@@ -394,12 +397,12 @@ def ancestors(recipe: Recipe, name: str) -> tuple[str, ...]:
 
 
 def is_read(recipe: Recipe, name: str) -> bool:
-    """Whether a later stage looks where stage ``name`` found something, or sees its answer."""
+    """Whether a later stage reads the prediction of stage ``name``, for its region or as input."""
     return any(reference.of == name for stage in recipe.stages for reference in _references(stage))
 
 
 def label_map_is_read(recipe: Recipe, name: str) -> bool:
-    """Whether a later stage sees the label map that stage ``name`` alone would give."""
+    """Whether a later stage reads the label map of stage ``name`` alone."""
     return any(
         isinstance(source, PriorInput) and source.of == name and source.form == "label_map"
         for stage in recipe.stages
@@ -408,11 +411,11 @@ def label_map_is_read(recipe: Recipe, name: str) -> bool:
 
 
 def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:
-    """The recipe with tiles that share ``overlap`` of themselves at most; stages whose tiles share less stay
-    as they are.
+    """The recipe with tiles that overlap by at most ``overlap``; stages whose tiles overlap less are
+    unchanged.
 
     Raises:
-        RecipeError: no stage's tiles share more.
+        RecipeError: no stage's tiles overlap more.
     """
     own = {stage.name: _shares(stage.grid.overlap) for stage in recipe.stages}
     most = max(max(shares) for shares in own.values())
@@ -431,11 +434,11 @@ def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:
 
 
 def with_mirroring(recipe: Recipe, wanted: bool) -> Recipe:
-    """The recipe as it predicts: with mirroring along the axes that its stages allow, if it is wanted, else
+    """The recipe as it predicts: if mirroring is wanted, along the axes that its stages allow, otherwise
     along none.
 
     Raises:
-        RecipeError: wanted, and no stage allows any.
+        RecipeError: it is wanted, and no stage allows it.
     """
     if not wanted:
         stages = (stage.model_copy(update={"mirror_axes": ()}) for stage in recipe.stages)
@@ -453,7 +456,7 @@ def _shares(overlap: float | tuple[float, float, float]) -> tuple[float, float, 
 
 
 def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:
-    """What is trained one after the other: each stage alone, or its ``train_together`` group."""
+    """The sequence of trainings: each stage alone, or its ``train_together`` group."""
     group_of = {name: group for group in recipe.train_together for name in group}
     groups = [TrainingGroup(group_of.get(stage.name, (stage.name,))) for stage in recipe.stages]
     return tuple(dict.fromkeys(groups))

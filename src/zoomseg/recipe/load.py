@@ -1,4 +1,5 @@
-"""Recipes from YAML and back. A file is checked whole, and all that is wrong with it is said at once."""
+"""Read recipes from YAML, and write them. A file is checked as a whole, and all its problems are reported
+together."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ MAX_FILE_BYTES = 200_000
 """A recipe of a dozen stages has about 20 kB."""
 
 MAX_VALUES = 50_000
-"""With all aliases written out; a recipe of a dozen stages has about a thousand."""
+"""After resolving all aliases; a recipe of a dozen stages has about a thousand."""
 
 
 def names() -> tuple[str, ...]:
@@ -50,10 +51,10 @@ def load(name_or_path: str | Path) -> Recipe | PlannedRecipe:
 
 
 def from_dict(data: object, source: str = "recipe") -> Recipe | PlannedRecipe:
-    """Validate a recipe given as plain values, its graph included.
+    """Validate a recipe given as plain values, including its graph.
 
     Raises:
-        RecipeError: one line with every problem: where, what came, what is allowed.
+        RecipeError: one line with every problem: where, the value, what is allowed.
     """
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe is a mapping of keys, got {short(data)}")
@@ -71,13 +72,13 @@ def from_dict(data: object, source: str = "recipe") -> Recipe | PlannedRecipe:
 
 
 def dump(recipe: Recipe | PlannedRecipe) -> str:
-    """YAML with every default filled in; ``load`` of it gives an equal recipe."""
+    """YAML with all defaults; ``load`` returns an equal recipe from it."""
     data = _kind_first(recipe.model_dump(mode="json"))
     return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
 
 
 def _kind_first(data: Any) -> Any:
-    """Mappings with ``kind`` as their first key, where a reader looks for it."""
+    """Mappings with ``kind`` as their first key, where readers expect it."""
     if isinstance(data, list):
         return [_kind_first(item) for item in data]
     if isinstance(data, dict):
@@ -86,9 +87,9 @@ def _kind_first(data: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. Refused are a key that comes twice in a mapping (the last one would win), explicit
-    tags (``!!binary``), which no recipe needs and the library does not check, and aliases that, written out,
-    would fill the memory (``<<`` does write them out)."""
+    """Loads plain values only. It refuses a key that occurs twice in a mapping (the last one would win),
+    explicit tags (``!!binary``), which no recipe needs and the library does not check, and aliases that would
+    fill the memory when resolved (``<<`` resolves them)."""
 
     def compose_document(self) -> yaml.Node | None:
         root = super().compose_document()
@@ -120,16 +121,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node holds once every alias in it is replaced by what it stands for.
+    """Number of values of a node after every alias in it is resolved.
 
     Raises:
-        YAMLError: more than ``MAX_VALUES``, or without end.
+        YAMLError: more than ``MAX_VALUES``, or infinitely many.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1
     found = known.get(id(node))
     if found is None:
-        known[id(node)] = MAX_VALUES  # while it is counted: an alias of what it is inside of has no end
+        known[id(node)] = MAX_VALUES  # set during the count: an alias of a node that contains it is infinite
         parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
         found = 1 + sum(_written_out(part, known) for part in parts)
         known[id(node)] = found

@@ -1,4 +1,4 @@
-"""What a network does to shapes, by its spec alone: no network is built for it."""
+"""The effect of a network on shapes, from its spec alone, without building it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from zoomseg.recipe import spec as specs
 Padding = Literal["same", "valid"]
 
 FLAT_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""Axis of canonical (RAS+) scans that the slices of a plane are stacked along."""
+"""Axis of canonical (RAS+) scans along which the slices of a plane are stacked."""
 
 
 INSTANCE_NORM = ("resenc_unet", "plain_conv_unet")
-"""Kinds of network whose norm is over the voxels of one input."""
+"""Kinds of network whose norm is computed over the voxels of one input."""
 
 
 def check(spec: specs.NetworkSpec, padding: Padding) -> None:
-    """Refuse numbers that make no network.
+    """Refuse numbers that give no valid network.
 
     Raises:
-        RecipeError: naming what would.
+        RecipeError: names valid ones.
     """
     if len(spec.channels) < 2:
         raise RecipeError(f"{spec.kind} needs at least 2 levels, got channels {list(spec.channels)}")
@@ -36,7 +36,7 @@ def check(spec: specs.NetworkSpec, padding: Padding) -> None:
 
 
 def halo(spec: specs.NetworkSpec, padding: Padding) -> Index3:
-    """Voxels that the answer is smaller than the input by, on each side."""
+    """Number of voxels on each side by which the output is smaller than the input."""
     check(spec, padding)
     if padding == "same":
         return (0, 0, 0)
@@ -44,7 +44,7 @@ def halo(spec: specs.NetworkSpec, padding: Padding) -> Index3:
 
 
 def divisor(spec: specs.NetworkSpec) -> Index3:
-    """What each side of an input must be a multiple of with same padding."""
+    """Divisor of each side of an input with same padding."""
     match spec:
         case specs.UNet3D() | specs.UNet2D():
             return in_plane(2 ** (len(spec.channels) - 1), flat_axis(spec))
@@ -59,7 +59,7 @@ def check_input_shape(spec: specs.NetworkSpec, padding: Padding, shape: Index3) 
     """The output shape for an input of ``shape``.
 
     Raises:
-        RecipeError: the network cannot take this shape; names the nearest ones it can take.
+        RecipeError: the network does not accept this shape; names the nearest ones that it accepts.
     """
     lost = halo(spec, padding)
     nearest = [_nearest(spec, padding, size, axis) for axis, size in enumerate(shape)]
@@ -79,7 +79,7 @@ def check_input_shape(spec: specs.NetworkSpec, padding: Padding, shape: Index3) 
 
 
 def readable(spec: specs.NetworkSpec, padding: Padding, shape: Index3) -> Index3:
-    """The largest input shape not above ``shape`` that the network can read, or the smallest there is."""
+    """The largest input shape not above ``shape`` that the network accepts, or the smallest one."""
     i, j, k = (_nearest(spec, padding, size, axis)[0] for axis, size in enumerate(shape))
     return (i, j, k)
 
@@ -100,15 +100,15 @@ def valid_halo(levels: int) -> int:
 
 
 def flat_axis(spec: specs.NetworkSpec) -> int | None:
-    """The axis along which the network sees nothing; None if it sees all three."""
+    """The axis along which the network has no extent; None if it is three-dimensional."""
     return FLAT_AXIS[spec.plane] if isinstance(spec, specs.UNet2D) else None
 
 
 def _nearest(spec: specs.NetworkSpec, padding: Padding, size: int, axis: int) -> tuple[int, ...]:
     """The allowed size or sizes next to ``size`` along one axis; ``size`` alone if it is allowed.
 
-    With valid padding an answer is ``factor * n - 4 * (factor - 1)`` voxels for n voxels that leave
-    the lowest level: upsampled level by level, four lost at each.
+    With valid padding an output has ``factor * n - 4 * (factor - 1)`` voxels for n voxels that leave the
+    lowest level: upsampled level by level, with four lost at each.
     """
     factor = divisor(spec)[axis]
     lost = 2 * halo(spec, padding)[axis]

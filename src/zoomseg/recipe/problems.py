@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line a user can act on: where, what came, what is allowed."""
+"""Problems of a recipe, in one line on which a user can act: where, the value, what is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _repr.maxlevel, _repr.maxdict, _repr.maxstring, _repr.maxother = 2, 4, 60, 60
 
 
 def short(value: object) -> str:
-    """A bounded ``repr``: a hostile value (huge, deep, full of aliases) stays one short line."""
+    """A bounded ``repr``: a hostile value (huge, deep, full of aliases) becomes one short line."""
     try:
         return _repr.repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
@@ -33,7 +33,7 @@ def describe(error: ValidationError, root: type[BaseModel], data: Mapping[Any, A
     for detail in error.errors(include_url=False):
         by_path.setdefault(_path(detail["loc"], data), []).append(detail)
     for path in [p for p, details in by_path.items() if details[0]["type"] == "too_short"]:
-        # A list of which every member is wrong counts as empty; the members say what is wrong.
+        # A list whose members are all invalid counts as empty; the members' own problems are reported.
         if any(other[: len(path)] == path for other in by_path if other != path):
             del by_path[path]
     lines = [_line(path, details, root, data) for path, details in by_path.items()]
@@ -42,9 +42,9 @@ def describe(error: ValidationError, root: type[BaseModel], data: Mapping[Any, A
 
 
 def _path(location: Sequence[str | int], data: object) -> Path:
-    """Pydantic's location without the names of union members, which are no keys of the file.
+    """Pydantic's location without the names of union members, which are not keys of the file.
 
-    The first step into a mapping that has a ``kind`` is that kind.
+    The first step into a mapping with a ``kind`` is that kind.
     """
     path: list[str | int] = []
     tagged = False
@@ -83,13 +83,13 @@ def _line(path: Path, details: Sequence[ErrorDetails], root: type[BaseModel], da
             return f"{_where((*path, 'kind'), data)}is missing, expected one of {tags}"
         case "value_error":
             return f"{_where(path, data)}{context['error']}"
-        case _:  # one member of a union each: any of them would do
+        case _:  # one member of a union each: any of them is allowed
             expected = dict.fromkeys(_expected(detail, path, root, data) for detail in details)
             return f"{_where(path, data)}got {short(first['input'])}, expected {' or '.join(expected)}"
 
 
 def _where(path: Path, data: Mapping[Any, Any]) -> str:
-    """``stage 'fine', roi.radius_vox: ``, or the plain path where there is no stage with a name."""
+    """``stage 'fine', roi.radius_vox: ``, or the plain path if no named stage is involved."""
     prefix = ""
     if len(path) >= 2 and path[0] == "stages" and isinstance(path[1], int):
         stage = data["stages"][path[1]]
@@ -137,15 +137,15 @@ _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def _bound_of(limits: Mapping[str, Any]) -> str:
-    """`` from 0 to 1`` or `` > 0 and <= 1``: of a number's limits, as pydantic names them."""
+    """`` from 0 to 1`` or `` > 0 and <= 1``: limits of a number, from pydantic's names."""
     if limits.keys() >= {"ge", "le"}:
         return f" from {limits['ge']:g} to {limits['le']:g}"
     return " and".join(f" {sign} {limits[key]:g}" for key, sign in _SIGNS.items() if key in limits)
 
 
 def _bounds(path: Path, root: type[BaseModel], data: Mapping[Any, Any]) -> str:
-    """The limits that the field at ``path`` declares, for itself or for a number that it may be beside other
-    things; empty for members of lists."""
+    """The limits of the field at ``path``, also if it is a union with a number; empty for members of
+    lists."""
     if not path or not isinstance(path[-1], str):
         return ""
     field = _model_at(path[:-1], root, data).model_fields[path[-1]]

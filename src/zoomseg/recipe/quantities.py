@@ -1,9 +1,9 @@
-"""The numbers of a recipe, one type per kind of quantity, with the range that it can have.
+"""The numbers of a recipe: one type per kind of quantity, with its range.
 
-A recipe may come from anywhere: a number outside of these ranges is a slip of the keyboard or an attack, and
-is refused where the file is read. Each limit lies well beyond what has been published and well before where
-arithmetic overflows or a loop does not end. Whether several numbers together fit a machine (channels times
-channels, a patch times a batch) is asked where the machine is known (``planning.network_sizes``).
+A recipe may come from anywhere: a number outside of these ranges is a typing error or an attack, and is
+refused when the file is read. Each limit lies well beyond published values and well before arithmetic
+overflows or a loop does not end. Whether several numbers together fit a machine (channels times channels, a
+patch times a batch) is checked where the machine is known (``planning.network_sizes``).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pydantic import AfterValidator, Field
 # --- space ----------------------------------------------------------------------------------------
 
 Voxels = Annotated[int, Field(ge=1, le=4096)]
-"""A side of a tile, a patch or a grid. The largest detectors have 4096 pixels to a side."""
+"""A side of a tile, a patch or a grid. The largest detectors have 4096 pixels per side."""
 Shape = tuple[Voxels, Voxels, Voxels]
 
 Anisotropy = Annotated[float, Field(ge=1, le=1000)]
-"""The longest side of a voxel over its shortest."""
+"""Ratio of the longest side of a voxel to its shortest."""
 
 VoxelCount = Annotated[int, Field(ge=1, le=10**11)]
-"""Of a whole scan: micro-CT reaches some 4096^3 voxels, 7e10."""
+"""Of a whole scan: micro-CT reaches about 4096^3 voxels, 7e10."""
 
 SpacingMm = Annotated[float, Field(ge=1e-4, le=1000)]
 """From a hundred nanometres, which no X-ray tube resolves, to a metre."""
@@ -31,20 +31,19 @@ OwnSpacing = tuple[SpacingMm | None, SpacingMm | None, SpacingMm | None]
 """None: the scan's own."""
 
 Factor = Annotated[float, Field(ge=0.01, le=1000)]
-"""Of down-sampling; below 1 a stage sees more voxels than the scan has."""
+"""Of downsampling; below 1 a stage has more voxels than the scan."""
 
 LengthMm = Annotated[float, Field(ge=0, le=10_000)]
 """No field of view is longer than ten metres."""
 
 LengthVox = Annotated[float, Field(ge=0, le=100)]
-"""A radius or shift, in voxels of a stage; work grows with it."""
+"""A radius or shift, in voxels of a stage; the cost grows with it."""
 
 PitchVox = Annotated[float, Field(ge=1, le=4096)]
-"""Between control points: closer than a voxel they would say nothing, and there would be more of them than
-voxels."""
+"""Between control points: closer than a voxel they would be useless, and more numerous than voxels."""
 
 NeighbourhoodVox = Annotated[int, Field(ge=0, le=4)]
-"""Radius of a cube of voxels that are compared one by one: 4 are 729 voxels, for every voxel."""
+"""Radius of a cube of voxels that are compared one by one: 4 means 729 voxels, for every voxel."""
 
 AngleDeg = Annotated[float, Field(ge=0, le=180)]
 
@@ -60,7 +59,7 @@ Channels = Annotated[int, Field(ge=1, le=4096)]
 """The widest published segmentation networks have 1 to 2 thousand at their lowest level."""
 
 Stride = Annotated[int, Field(ge=1, le=8)]
-"""Networks halve; a stem may take larger steps."""
+"""Networks use two; a stem may use larger steps."""
 Strides = tuple[Stride, Stride, Stride]
 
 Kernel = Annotated[int, Field(ge=1, le=31)]
@@ -71,15 +70,15 @@ Blocks = Annotated[int, Field(ge=1, le=64)]
 """Per level; ResNet-152 has 36."""
 
 Dilation = Annotated[int, Field(ge=1, le=256)]
-"""Of a convolution at the bottom, where no grid has more voxels to a side."""
+"""Of a convolution at the lowest level, where no grid has more voxels per side."""
 
 ChannelIndex = Annotated[int, Field(ge=0, le=999)]
-"""Of a scan."""
+"""Index of a channel of a scan."""
 
 # --- training -------------------------------------------------------------------------------------
 
 Batch = Annotated[int, Field(ge=1, le=4096)]
-"""Patches; of whole photographs, networks have been trained with up to some thousands."""
+"""Number of patches; networks for whole photographs have been trained with up to some thousands."""
 
 Iterations = Annotated[int, Field(ge=1, le=10**9)]
 """At a millisecond a step, 12 days of the fastest steps there are."""
@@ -88,7 +87,7 @@ LearningRate = Annotated[float, Field(gt=0, le=10)]
 """1 is the largest in use, of plain gradient descent."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running mean, per step: at 1 it would never move."""
+"""Of a running mean, per step: with 1 it would never change."""
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 """Of one part of a loss relative to the others."""
@@ -102,7 +101,7 @@ Strength = Annotated[float, Field(ge=0, le=10)]
 """Of a change of intensity, in standard deviations of the image, or relative to its contrast."""
 
 Ratio = Annotated[float, Field(ge=0.05, le=20)]
-"""Of a size or an exponent to the unchanged one: beyond, nothing of a patch could be recognised."""
+"""Of a size or an exponent to the unchanged one: beyond, nothing in a patch would be recognisable."""
 
 Pair = TypeVar("Pair", bound=tuple[float, float])
 
@@ -126,14 +125,14 @@ NormalisedIntensity = Annotated[float, Field(ge=-1000, le=1000)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 InnerShare = Annotated[float, Field(ge=0.01, le=0.99)]
-"""Of a window's output; what is outside of it needs some, too."""
+"""Of a window's output; the intensities outside need a part, too."""
 PositiveShare = Annotated[float, Field(ge=1e-3, le=1)]
 """Of a whole that is divided by it."""
 
 # --- names ----------------------------------------------------------------------------------------
 
 MAX_NAME = 200
-"""Names become parts of files' names, which may have 255 bytes."""
+"""Names become parts of file names, which may have 255 bytes."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=MAX_NAME)]
 
 LabelName = Annotated[str, Field(max_length=1000)]

@@ -1,8 +1,8 @@
-"""What a recipe may say: one model per kind, discriminated by ``kind``, unknown keys forbidden.
+"""The specification of recipes: one model per kind, discriminated by ``kind``, unknown keys forbidden.
 
-A recipe is stages in order; each stage answers seven questions: ``roi`` where to look, ``grid``
-sampled how, ``inputs`` what the network sees, ``network`` which one, ``training`` how it learns,
-``labels`` what it predicts, ``fusion`` how its answer enters the label map.
+A recipe is a sequence of stages, each with seven keys: ``roi`` (its region), ``grid`` (its sampling),
+``inputs`` (input of the network), ``network``, ``training``, ``labels`` (what it predicts) and ``fusion``
+(how its prediction is written to the label map).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from zoomseg.recipe.quantities import (
 )
 
 Labels = tuple[LabelName, ...] | Literal["all", "own"]
-"""Labels of another stage: names, all that it predicts, or those that the stage saying so predicts."""
+"""Labels of another stage: names, all that it predicts, or those of the referring stage."""
 
 
 class Spec(BaseModel):
@@ -60,7 +60,7 @@ class Spec(BaseModel):
 
 
 def _apart(low: float, high: float) -> bool:
-    """Whether two numbers ascend, and are two in float32, with which images are computed."""
+    """Whether two numbers ascend and differ in float32, with which images are computed."""
     return high - low >= 1e-6 * max(1.0, abs(low), abs(high))
 
 
@@ -69,8 +69,8 @@ def _apart(low: float, high: float) -> bool:
 
 class Window(Spec):
     """Clip to ``[lower, upper]`` (the scan's own unit, HU for CT) and scale to ``output``: linearly, or with
-    ``inner_share`` of the output for the intensities ``inner`` alone, where a few organs (bone, airways)
-    would leave little contrast to all others."""
+    ``inner_share`` of the output for the intensities ``inner`` alone, if a few organs (bone, airways) would
+    leave little contrast to all others."""
 
     kind: Literal["window"] = "window"
     lower: Intensity
@@ -79,8 +79,8 @@ class Window(Spec):
     inner: tuple[Intensity, Intensity] | None = None
     inner_share: InnerShare = 0.6
     zero_mean: bool = False
-    """Afterwards, the mean inside of a stage's region is subtracted, channel by channel (``ZERO_MEAN`` in the
-    released ``deploy_cascade.py`` of Roth et al. 2018)."""
+    """Subtract the mean inside a stage's region afterwards, channel by channel (``ZERO_MEAN`` in the released
+    ``deploy_cascade.py`` of Roth et al. 2018)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Window:
@@ -105,11 +105,11 @@ class ZScore(Spec):
 
     kind: Literal["zscore"] = "zscore"
     clip_percentiles: tuple[Share, Share] | None = (0.005, 0.995)
-    """None: nothing is clipped, and mean and standard deviation are those of all voxels (nnU-Net's
-    ``ZScoreNormalization``); percentiles of a large scan are those of a million of its voxels."""
+    """None: no clipping, and mean and standard deviation of all voxels (nnU-Net's ``ZScoreNormalization``);
+    percentiles of a large scan are those of a million of its voxels."""
     within: Literal["all", "nonzero"] = "all"
-    """``nonzero``: mean and standard deviation are those of the voxels that are not zero in every channel
-    and of what these enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
+    """``nonzero``: mean and standard deviation of the voxels that are not zero in every channel and of those
+    that they enclose; all others become zero (nnU-Net's ``use_mask_for_norm``)."""
 
     @model_validator(mode="after")
     def _percentiles_are_of_all(self) -> ZScore:
@@ -135,7 +135,7 @@ class MinMax(Spec):
 
 
 class Unchanged(Spec):
-    """Intensities as they are (nnU-Net's ``NoNormalization``)."""
+    """Unchanged intensities (nnU-Net's ``NoNormalization``)."""
 
     kind: Literal["unchanged"] = "unchanged"
 
@@ -144,7 +144,7 @@ ChannelIntensity = Annotated[Window | ZScore | MinMax | Unchanged, Field(discrim
 
 
 class PerChannel(Spec):
-    """Every channel of the scan in a way of its own (nnU-Net's ``normalization_schemes``)."""
+    """A separate normalisation for every channel of the scan (nnU-Net's ``normalization_schemes``)."""
 
     kind: Literal["per_channel"] = "per_channel"
     channels: Annotated[tuple[ChannelIntensity, ...], Field(min_length=1, max_length=1000)]
@@ -172,17 +172,17 @@ class BodyMask(Spec):
     kind: Literal["body_mask"] = "body_mask"
     threshold: Intensity = -200.0
     opening_vox: Annotated[int, Field(ge=0, le=100)] = 0
-    """So many times the mask is eroded by a cube of 3 voxels of the stage's grid before its largest component
-    is taken, and that dilated as many times: what touches the body in passing falls off (the released
-    ``deploy_cascade.py`` of Roth et al. 2018: 2, with a threshold of -500 HU)."""
+    """Number of times that the mask is eroded by a cube of 3 voxels of the stage's grid before its largest
+    component is selected, and that the component is dilated: this removes objects that only touch the body
+    (the released ``deploy_cascade.py`` of Roth et al. 2018: 2, with a threshold of -500 HU)."""
     include_reference: bool = False
-    """In training, the reference's labels belong to the region, too (``prepare_data.py``, likewise)."""
+    """In training, the region also contains the reference's labels (``prepare_data.py``, likewise)."""
 
 
 class DilatedForeground(Spec):
     """The foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid.
-    With a ``threshold``, background that the stage is not sure of is foreground here, too: where the
-    probabilities of these labels sum to more than that."""
+    With a ``threshold``, uncertain background is included, too: where the probabilities of these labels sum
+    to more than that."""
 
     kind: Literal["dilated_foreground"] = "dilated_foreground"
     of: str
@@ -201,9 +201,9 @@ class BoxAround(Spec):
     labels: Labels = "all"
     margin_mm: LengthMm = 20.0
     reference_margin_mm: tuple[LengthMm, LengthMm] | None = None
-    """In training, the box lies around the reference instead, wherever stage ``of`` would put it: widened
-    along each axis by a length between these, another for every patch (the released data sets of Chen et al.
-    2022, FLARE). None: the box is that of prediction."""
+    """In training, the box lies around the reference instead of the prediction of stage ``of``: widened along
+    each axis by a length between these, drawn for every patch (the released data sets of Chen et al. 2022,
+    FLARE). None: the box is that of prediction."""
 
     @model_validator(mode="after")
     def _margin_is_one_of_them(self) -> BoxAround:
@@ -236,28 +236,28 @@ RoiSpec = Annotated[
 
 
 Interpolation = Literal["linear", "cubic"]
-"""How images are brought to a grid. ``linear``: with a kernel that widens where voxels grow. ``cubic``:
-B-spline of order 3 through the voxels, which does not widen, within the image's lowest and highest value
+"""Interpolation of images to a grid. ``linear``: with a kernel that widens with the voxels. ``cubic``:
+B-spline of order 3 through the voxels, which does not widen, limited to the image's lowest and highest value
 (nnU-Net, by ``skimage.transform.resize``)."""
 
 
 class _Tiled(Spec):
     """``tile`` is the network's INPUT shape; with ``valid`` padding its output is smaller.
     ``overlap`` is the share of the output tile that neighbours have in common along every axis, or along
-    I, J and K (0 = side by side; 0.5 samples each voxel 8 times)."""
+    I, J and K (0 = no overlap; 0.5 samples each voxel 8 times)."""
 
     tile: Shape
     padding: Literal["same", "valid"] = "same"
     overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.0
     placement: Literal["spread", "lattice"] = "spread"
-    """``spread``: tiles evenly over the region, which they do not leave: they share ``overlap`` or more.
-    ``lattice``: tiles at multiples of one step from the grid's first voxel, so that each voxel is sampled
-    equally often where the step divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
+    """``spread``: tiles evenly inside the region: they overlap by at least ``overlap``. ``lattice``: tiles at
+    multiples of one step from the grid's first voxel, so that each voxel is sampled equally often if the step
+    divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
     importance: Literal["linear", "gaussian"] = "linear"
-    """What a voxel's answer weighs where tiles overlap: falling linearly from the tile's middle, or as a
+    """Weight of a voxel's prediction where tiles overlap: falling linearly from the tile's middle, or a
     Gaussian whose standard deviation is an eighth of the tile (Isensee et al. 2021)."""
     beyond: Literal["edge", "zero"] = "edge"
-    """What tiles see of the image where they reach beyond the scan: its edge voxels again, or zeros."""
+    """Values that tiles read beyond the scan: its edge voxels, or zeros."""
 
 
 class Downsample(_Tiled):
@@ -268,15 +268,15 @@ class Downsample(_Tiled):
 class FixedSpacing(_Tiled):
     kind: Literal["spacing"] = "spacing"
     mm: OwnSpacing
-    """Along an axis that has none, the scan's own (across the slices of nnU-Net's configuration ``2d``)."""
+    """None: the scan's own along that axis (across the slices of nnU-Net's configuration ``2d``)."""
     fit: Literal["cover", "round"] = "cover"
-    """``cover``: exactly this spacing, in as many voxels as cover the field of view. ``round``: the field of
-    view exactly, in the number of voxels that comes nearest (nnU-Net's ``compute_new_shape``)."""
+    """``cover``: exactly this spacing, with as many voxels as cover the field of view. ``round``: exactly the
+    field of view, with the nearest number of voxels (nnU-Net's ``compute_new_shape``)."""
     interpolation: Interpolation = "linear"
     slices_apart_above: Anisotropy | None = None
-    """Where the longest side of a voxel, of the scan or else of this grid, is more than so many times its
-    shortest, slices across it are interpolated each for itself, and the nearest one is taken: of images as of
-    answers (3 in nnU-Net's ``default_resampling.py``). None: all axes are interpolated alike."""
+    """If the ratio of a voxel's longest side to its shortest, of the scan or else of this grid, exceeds this,
+    slices across the longest side are interpolated separately, and the nearest one is used: for images and
+    for predictions (3 in nnU-Net's ``default_resampling.py``). None: all axes are treated alike."""
 
     @model_validator(mode="after")
     def _sampled_anew(self) -> FixedSpacing:
@@ -288,7 +288,7 @@ class FixedSpacing(_Tiled):
 
 
 class FixedShape(_Tiled):
-    """The region's box brought to exactly this shape (so that one tile holds it)."""
+    """The region's box resampled to exactly this shape (so that one tile contains it)."""
 
     kind: Literal["shape"] = "shape"
     shape: Shape
@@ -296,7 +296,7 @@ class FixedShape(_Tiled):
 
 GridSpec = Annotated[Downsample | FixedSpacing | FixedShape, Field(discriminator="kind")]
 
-# --- inputs: what the network sees ----------------------------------------------------------------
+# --- inputs: input of the network -----------------------------------------------------------------
 
 
 class ImageInput(Spec):
@@ -307,18 +307,18 @@ class ImageInput(Spec):
 
 
 class PriorInput(Spec):
-    """Auto-context: what an earlier stage says, one channel per label."""
+    """Auto-context: an earlier stage's prediction, one channel per label."""
 
     kind: Literal["prior"] = "prior"
     of: str
     labels: Labels = "all"
     form: Literal["probabilities", "label_map"] = "probabilities"
-    """``label_map``: of each label, 1 where the label map that the stage alone would give has it and 0
-    elsewhere; brought to the grid label by label, linearly, and decided at a half (nnU-Net's cascade)."""
+    """``label_map``: for each label, 1 inside it in the label map of that stage alone and 0 elsewhere;
+    resampled to the grid label by label, linearly, and thresholded at a half (nnU-Net's cascade)."""
 
 
 ATLAS = "atlas"
-"""The atlas prior's name among the priors of a scan; no stage may have it."""
+"""The atlas prior's name among the priors of a scan; no stage may use it."""
 
 
 class AtlasInput(Spec):
@@ -347,7 +347,7 @@ class UNet3D(Spec):
 
     kind: Literal["unet3d"] = "unet3d"
     channels: ChannelsPerLevel = (64, 128, 256, 512)
-    """Channels that leave each encoder level; the level's first convolution has half of them."""
+    """Output channels of each encoder level; the level's first convolution has half of them."""
 
 
 class ResEncUNet(Spec):
@@ -381,11 +381,11 @@ class PlainConvUNet(Spec):
     strides: StridesPerLevel
     """One per level; the first is the first convolution's (1, 1, 1)."""
     kernels: Annotated[tuple[Kernels, ...], Field(max_length=MAX_LEVELS)]
-    """One per level, on the way down and on the way up."""
+    """One per level, for encoder and decoder."""
     convolutions: Annotated[tuple[Blocks, ...], Field(max_length=MAX_LEVELS)]
     """Per encoder level."""
     decoder_convolutions: Annotated[tuple[Blocks, ...], Field(max_length=MAX_LEVELS)]
-    """Per level but the lowest, the highest resolution's first."""
+    """Per level except the lowest, the highest resolution first."""
 
     @model_validator(mode="after")
     def _same_length(self) -> PlainConvUNet:
@@ -402,7 +402,7 @@ class PlainConvUNet(Spec):
 
 class UNet2D(Spec):
     """The U-Net of ``unet3d`` in two dimensions, on the slices of one plane (Zhou et al. 2016 use one such
-    network per plane). The input is a stack of slices; along it nothing is convolved or pooled."""
+    network per plane). The input is a stack of slices, along which nothing is convolved or pooled."""
 
     kind: Literal["unet2d"] = "unet2d"
     plane: Literal["axial", "coronal", "sagittal"]
@@ -414,8 +414,8 @@ ResidualFCNActivation = Literal["relu6", "leaky_relu"]
 
 
 class ResidualFCN(Spec):
-    """Residual FCN of DLTK (Pawlowski et al. 2017), as Valindria et al. 2018 use it: residual units, strided
-    down-sampling, batch norm; the decoder adds linear upsampling to a projected skip."""
+    """Residual FCN of DLTK (Pawlowski et al. 2017), as used by Valindria et al. 2018: residual units, strided
+    downsampling, batch norm; the decoder adds linear upsampling to a projected skip."""
 
     kind: Literal["residual_fcn"] = "residual_fcn"
     channels: ChannelsPerLevel = (16, 32, 64, 128)
@@ -424,7 +424,7 @@ class ResidualFCN(Spec):
     units: Blocks = 1
     """Residual units per scale."""
     activation: ResidualFCNActivation = "leaky_relu"
-    """``relu6``: between 0 and 6, DLTK's since release 0.2.0; ``leaky_relu``: of slope 0.1, as in 0.1.1."""
+    """``relu6``: between 0 and 6, in DLTK since release 0.2.0; ``leaky_relu``: of slope 0.1, as in 0.1.1."""
 
     @model_validator(mode="after")
     def _same_length(self) -> ResidualFCN:
@@ -434,14 +434,14 @@ class ResidualFCN(Spec):
 
 
 class ResUNetASPP(Spec):
-    """Residual U-Net of four down-sampling and four up-sampling layers with atrous spatial pyramid pooling
-    at the bottom (FLARE 2022, Section 2.2)."""
+    """Residual U-Net of four downsampling and four upsampling layers with atrous spatial pyramid pooling at
+    the lowest level (FLARE 2022, Section 2.2)."""
 
     kind: Literal["resunet_aspp"] = "resunet_aspp"
     channels: ChannelsPerLevel
-    """One per level, the bottom's last."""
+    """One per level, the lowest level last."""
     dilations: Annotated[tuple[Dilation, ...], Field(min_length=1, max_length=16)]
-    """Of the parallel convolutions at the bottom."""
+    """Of the parallel convolutions at the lowest level."""
 
 
 NetworkSpec = Annotated[
@@ -452,14 +452,14 @@ NetworkSpec = Annotated[
 
 
 class UniformInRegion(Spec):
-    """Patch centres anywhere in the stage's region."""
+    """Patch centres anywhere in the stage's region, with equal probability."""
 
     kind: Literal["uniform"] = "uniform"
 
 
 class ClassBalanced(Spec):
-    """First a class (each equally likely over the whole data set, ``background_share`` of the draws
-    anywhere in the region), then a case that has it, then one of its voxels."""
+    """First a class (each equally likely over the whole data set, ``background_share`` of the draws anywhere
+    in the region), then a case with it, then one of its voxels."""
 
     kind: Literal["class_balanced"] = "class_balanced"
     background_share: Share = 0.2
@@ -473,8 +473,8 @@ class Foreground(Spec):
 
 class ClassWeighted(Spec):
     """First a class, background included, with a probability proportional to its number of voxels to the
-    power of ``exponent`` (below zero: small classes up), then a case that has it, then one of its voxels
-    (Valindria et al. 2018, Section 2.2; 0 = all classes alike)."""
+    power of ``exponent`` (below zero: small classes more often), then a case with it, then one of its voxels
+    (Valindria et al. 2018, Section 2.2; 0 = all classes equally often)."""
 
     kind: Literal["class_weighted"] = "class_weighted"
     exponent: Annotated[float, Field(ge=-1, le=1)] = -0.25
@@ -491,18 +491,18 @@ class WeightedCrossEntropy(Spec):
 
     kind: Literal["weighted_cross_entropy"] = "weighted_cross_entropy"
     normalisation: Literal["voxels", "weights"] = "voxels"
-    """What the weighted sum over a patch is divided by: its N voxels that count (equation 4), or the sum of
-    their weights (``softmax_loss_layer.cpp`` of the authors' released code, and PyTorch's cross-entropy).
-    Background has a small weight, so that the second gives larger gradients where a patch has little else:
-    learning rates of the one do not suit the other."""
+    """Divisor of the weighted sum over a patch: the number N of its voxels that count (equation 4), or the
+    sum of their weights (``softmax_loss_layer.cpp`` of the authors' released code, and PyTorch's
+    cross-entropy). Background has a small weight, so that the latter gives larger gradients for a patch with
+    little else: learning rates for one do not suit the other."""
 
 
 class DiceCrossEntropy(Spec):
     """Soft Dice over the batch plus cross-entropy, summed over deep-supervision levels.
 
-    In the cross-entropy a class weighs its share of the region's voxels to the power of ``-class_balance``: 0
-    plain, 1 all classes alike. It falls to zero over the training: rare classes must be found first, and
-    boundaries be right in the end."""
+    In the cross-entropy, the weight of a class is its share of the region's voxels to the power of
+    ``-class_balance``: 0 plain, 1 equal weight of all classes. It falls to zero over the training: first rare
+    classes must be found, finally boundaries must be accurate."""
 
     kind: Literal["dice_cross_entropy"] = "dice_cross_entropy"
     dice_weight: Weight = 1.0
@@ -546,7 +546,7 @@ OptimiserSpec = Annotated[SGD | AdamW, Field(discriminator="kind")]
 
 
 class StepDecay(Spec):
-    """Learning rate times ``factor`` every ``every`` iterations, however long the training is."""
+    """Learning rate times ``factor`` every ``every`` iterations, regardless of the training length."""
 
     kind: Literal["step"] = "step"
     every: Iterations
@@ -572,50 +572,51 @@ ScheduleSpec = Annotated[StepDecay | Cosine | Polynomial, Field(discriminator="k
 
 
 class Augmentation(Spec):
-    """What may happen to a training patch. Spatial changes are one fused resample."""
+    """Random changes of a training patch. Spatial changes are applied by one resampling."""
 
     rotation_deg: tuple[AngleDeg, AngleDeg, AngleDeg] = (0.0, 0.0, 0.0)
-    """Largest rotation about the R, A and S axes."""
+    """Maximum rotation about the R, A and S axes."""
     scale: Ratios = (1.0, 1.0)
     translation_vox: LengthVox = 0.0
     crop: Ratios = (1.0, 1.0)
-    """Of each axis of every patch, such a share is cut out at a random place, all from 1 on, and moved to the
-    middle; beyond it, its edge goes on (MONAI's ``RandScaleCrop``, before a transform of fixed size)."""
+    """For each axis of every patch, a random share is cropped at a random position (the whole axis from 1 on)
+    and centred; beyond it, its edge is repeated (MONAI's ``RandScaleCrop``, before a transform of fixed
+    size)."""
     elastic_vox: LengthVox = 0.0
-    """Of a B-spline control point along each axis, in voxels of the stage's grid: the largest, or the
-    standard deviation where ``elastic_distribution`` is ``normal``."""
+    """Displacement of a B-spline control point along each axis, in voxels of the stage's grid: the maximum,
+    or the standard deviation if ``elastic_distribution`` is ``normal``."""
     elastic_distribution: Literal["uniform", "normal"] = "uniform"
-    """``normal`` has no largest displacement (Cicek et al. 2016; Roth et al. 2018, Section 3.1)."""
+    """``normal`` has no maximum displacement (Cicek et al. 2016; Roth et al. 2018, Section 3.1)."""
     elastic_grid_vox: PitchVox = 32.0
     """Distance between control points, in voxels of the stage's grid."""
     flip_axes: Annotated[tuple[Literal["R", "A", "S"], ...], Field(max_length=3)] = ()
     """World axes that may be mirrored; along R, left/right label names are swapped with the image."""
     brightness: Strength = 0.0
-    """Largest additive change, in units of the normalised image's standard deviation."""
+    """Maximum additive change, in units of the normalised image's standard deviation."""
     contrast: Strength = 0.0
-    """Largest relative change of contrast: factor in [1 - contrast, 1 + contrast]."""
+    """Maximum relative change of contrast: factor in [1 - contrast, 1 + contrast]."""
     shift_intensity: Strength = 0.0
-    """Largest number that is added to the normalised image (MONAI's ``RandShiftIntensity``)."""
+    """Maximum value added to the normalised image (MONAI's ``RandShiftIntensity``)."""
     scale_intensity: Strength = 0.0
-    """Largest x of the factor in [1 - x, 1 + x] that the normalised image is multiplied by, counted from zero
+    """Maximum x of the factor in [1 - x, 1 + x] by which the normalised image is multiplied, relative to zero
     (MONAI's ``RandScaleIntensity``)."""
     gamma: Ratios = (1.0, 1.0)
     organ_brightness: Share = 0.0
-    """Largest relative change of each organ's own brightness: factor in [1 - x, 1 + x], counted from the
-    patch's darkest voxel, another for every label."""
+    """Maximum relative change of each organ's own brightness: factor in [1 - x, 1 + x], relative to the
+    patch's darkest voxel, drawn separately for every label."""
     noise: Strength = 0.0
-    """Largest standard deviation of Gaussian noise, in units of the image's standard deviation."""
+    """Maximum standard deviation of Gaussian noise, in units of the image's standard deviation."""
     blur_vox: LengthVox = 0.0
-    """Largest standard deviation of a Gaussian blur."""
+    """Maximum standard deviation of a Gaussian blur."""
     probability: Share = 1.0
-    """Chance of each of the spatial changes as a whole, and of each intensity change."""
+    """Probability of the spatial change as a whole, and of each intensity change."""
     shorter_scan: Share = 0.0
-    """Chance that a patch comes from a scan cut to some of its slices along S, as if the rest had never been
-    in the field of view."""
+    """Probability that a patch comes from a scan truncated to some of its slices along S, as if the rest were
+    outside the field of view."""
 
 
 STEPS_PER_EPOCH = 100
-"""Of a recipe that does not say."""
+"""For recipes that do not state it."""
 
 
 class Training(Spec):
@@ -625,12 +626,12 @@ class Training(Spec):
     iterations: Iterations
     """Length of the published (or planned) schedule, used when neither time nor epochs are given."""
     steps_per_epoch: Iterations = STEPS_PER_EPOCH
-    """What ``--epochs`` counts, whatever the size of the data set."""
+    """The unit of ``--epochs``, independent of the size of the data set."""
     budget_share: PositiveShare = 1.0
     """Share of the time budget relative to the other training units."""
     sampler: SamplerSpec = ClassBalanced()
     distinct_cases: bool = False
-    """Patches of one batch come from different cases, as far as there are enough."""
+    """Patches of one batch come from different cases, if there are enough."""
     loss: LossSpec = DiceCrossEntropy()
     mask_loss: bool = False
     """Count only voxels of the stage's region in the loss."""
@@ -640,7 +641,7 @@ class Training(Spec):
     ema_decay: Share = 0.0
     """Decay per step of the averaged weights that prediction uses; 0 = use the last iterate."""
     gradient_clip: Norm = 0.0
-    """Largest gradient norm; 0 = not clipped."""
+    """Maximum gradient norm; 0 = no clipping."""
 
 
 # --- a stage and a recipe -------------------------------------------------------------------------
@@ -648,15 +649,15 @@ class Training(Spec):
 FusionKind = Literal[
     "none", "replace_in_roi", "replace_times_atlas", "paste", "most_probable", "majority_vote"
 ]
-"""``none``: only later stages read the answer. ``replace_in_roi``: inside the region the label map becomes
-the argmax. ``replace_times_atlas``: the same of the probabilities times the atlas prior. ``paste``: the
-stage's labels are erased and its foreground written over what is there. ``most_probable``: as paste, but
-where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label most
-of these stages give it."""
+"""``none``: only later stages read the prediction. ``replace_in_roi``: inside the region the label map
+becomes the argmax. ``replace_times_atlas``: the same for the probabilities times the atlas prior. ``paste``:
+the stage's labels are erased and its foreground is written over the label map. ``most_probable``: as paste,
+but where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label that
+most of these stages predict."""
 GridAxis = Literal["i", "j", "k"]
 ArgmaxPlace = Literal["scan_grid", "stage_grid"]
 MeanKind = Literal["arithmetic", "geometric"]
-"""``geometric``: the mean of the logarithms, normalised: what comes of averaging or interpolating the
+"""``geometric``: the normalised mean of the logarithms: equivalent to averaging or interpolating the
 network's logits (nnU-Net)."""
 
 
@@ -665,38 +666,37 @@ class Stage(Spec):
     roi: RoiSpec = WholeVolume()
     grid: GridSpec
     intensity: IntensitySpec | None = None
-    """How this stage's network sees intensities; None: as the recipe says."""
+    """Intensity normalisation of this stage; None: the recipe's."""
     inputs: Annotated[tuple[InputSpec, ...], Field(min_length=1, max_length=1000)] = (ImageInput(),)
     network: NetworkSpec
     training: Training
     labels: tuple[LabelName, ...] | Literal["all"] = "all"
     per_label: bool = False
-    """One stage of its own for each of the labels, named ``<name>-<label>``."""
+    """A separate stage for each of the labels, named ``<name>-<label>``."""
     fusion: FusionKind = "replace_in_roi"
     argmax_on: ArgmaxPlace = "scan_grid"
-    """Where labels are decided: probabilities brought to the scan's grid (linear) first, or labels
-    decided on the stage's grid and brought over (nearest)."""
+    """Where labels are decided: after probabilities are resampled to the scan's grid (linear), or on the
+    stage's grid, before labels are resampled (nearest)."""
     mean: MeanKind = "arithmetic"
-    """How probabilities are averaged: of tiles that overlap, of several models, and between voxels where
-    labels are decided."""
+    """Mean of probabilities: of overlapping tiles, of several models, and between voxels where labels are
+    decided."""
     mirror_axes: Annotated[tuple[GridAxis, ...], Field(max_length=3)] = ()
-    """Of the stage's grid, along which ``predict --mirror`` shows the network every scan mirrored, too: those
-    along which its training did (nnU-Net's ``inference_allowed_mirroring_axes``). Labels do not change
-    sides."""
+    """Axes of the stage's grid along which ``predict --mirror`` also predicts every scan mirrored: those
+    mirrored in its training (nnU-Net's ``inference_allowed_mirroring_axes``). Labels do not change sides."""
     labels_overlap: bool = False
-    """Labels are regions that may lie in one another: each is decided against background alone, and of those
-    that a voxel has, the last one stays (nnU-Net's ``regions_class_order``). A network's odds of a label to
-    background are then those of having it or not."""
+    """Labels are regions that may contain each other: each is decided against background alone, and of the
+    labels of a voxel the last one is used (nnU-Net's ``regions_class_order``). A network's odds of a label
+    relative to background are then those of being inside it or not."""
 
     @property
     def reference_margin_mm(self) -> tuple[float, float] | None:
-        """Of the boxes around the reference that the stage is trained in; None: it is trained where it looks
-        in prediction."""
+        """Margins of the boxes around the reference in which the stage is trained; None: it is trained in its
+        region of prediction."""
         return self.roi.reference_margin_mm if isinstance(self.roi, BoxAround) else None
 
     @property
     def includes_reference(self) -> bool:
-        """Whether the region that the stage is trained in holds all voxels of its labels."""
+        """Whether the stage's region in training contains all voxels of its labels."""
         return isinstance(self.roi, BodyMask | DilatedForeground) and self.roi.include_reference
 
     @model_validator(mode="after")
@@ -739,60 +739,60 @@ AtlasFusionSpec = Annotated[PatchFusion | IntensityFusion | MajorityFusion, Fiel
 
 
 class AtlasSpec(Spec):
-    """Labelled training scans, registered to the scan at hand, whose fused labels are a spatial prior."""
+    """Labelled training scans, registered to the given scan, whose fused labels are a spatial prior."""
 
     number: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Atlases used per scan: of more training cases, these many, evenly spread."""
+    """Atlases used per scan: this many training cases, evenly spread, if there are more."""
     spacing_mm: Spacing = (4.0, 4.0, 4.0)
-    """Grid of registration and fusion; an axis whose own spacing is coarser keeps that."""
+    """Grid of registration and fusion; an axis whose own spacing is coarser keeps it."""
     registration: Literal["affine", "deformable"] = "deformable"
     """Affine only, or affine and then deformable."""
     fusion: AtlasFusionSpec = PatchFusion()
 
 
 class Islands(Spec):
-    """Parts of ``labels`` that lie apart and are small are no organ but something that looks like it:
-    connected components of fewer than ``below`` times the voxels of the label's largest become background.
-    """
+    """Small separate parts of ``labels`` are not organs but something similar: connected components of fewer
+    than ``below`` times the voxels of the label's largest become background."""
 
     labels: tuple[LabelName, ...] | Literal["all"] = "all"
     below: PositiveShare = 0.25
 
 
 class Recipe(Spec):
-    """A complete, concrete recipe: every number is here, nothing is planned later."""
+    """A complete recipe: it contains every number, nothing is planned later."""
 
     name: Name
     description: Text = ""
     source: Text = ""
     intensity: IntensitySpec
-    """Of all stages that have none of their own, of the atlas, and of the comparison with training scans."""
+    """Of all stages without their own, of the atlas, and of the comparison with training scans."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=1000)]
     train_together: tuple[tuple[str, ...], ...] = ()
     """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
     prior_from: Literal["live", "out_of_fold", "predictions"] = "live"
-    """Where training takes earlier stages' answers from: computed by the earlier networks on the same
-    augmented case (``live``), or once on the case as it is, by the finished stage (``predictions``) or by a
+    """Source of earlier stages' predictions in training: computed by the earlier networks on the same
+    augmented case (``live``), or once on the unchanged case, by the finished stage (``predictions``) or by a
     copy of it that was trained on the other half of the training cases (``out_of_fold``: networks are
-    over-confident on cases they learned from). Both copies are trained as long as the stage itself, or share
-    its time budget. Regions of stages that are trained with live priors lie around the reference, as their
-    predecessors change while they learn."""
+    over-confident on their training cases). Both copies are trained as long as the stage itself, or share its
+    time budget. Stages trained with live priors have regions around the reference, as their predecessors
+    change during training."""
     orientation: Literal["canonical", "stored"] = "canonical"
-    """How scans lie when networks see them: turned to RAS+, or as their files have them (nnU-Net does not
-    turn them: a model knows its training scans' orientation, and no other)."""
+    """Orientation of scans as networks read them: RAS+, or as stored in the file (nnU-Net does not reorient:
+    a model is valid only for the orientation of its training scans)."""
     crop: Literal["none", "nonzero"] = "none"
-    """``nonzero``: the scan is cut to the box of voxels that are not zero in all channels, before anything
-    else, intensity statistics included (nnU-Net's ``crop_to_nonzero``); what is cut off is background."""
+    """``nonzero``: the scan is cropped to the box of voxels that are not zero in all channels, before
+    anything else, including intensity statistics (nnU-Net's ``crop_to_nonzero``); the part outside is
+    background."""
     on_missing: Literal["whole_volume", "empty"] = "whole_volume"
-    """What a region of an organ that was not found becomes."""
+    """Region of a stage if the organ that defines it was not found."""
     roi_expansion: bool = True
-    """Whether a stage is computed again, once, where the region that earlier stages gave it may have cut an
-    organ: in a region that goes on there. No published method here does that."""
+    """Whether a stage is computed again, once, in a wider region, if the region given by earlier stages may
+    have cut an organ. None of the published methods here has this step."""
     atlas: AtlasSpec | None = None
     largest_component: tuple[LabelName, ...] | Literal["all"] = ()
-    """Labels of which only the largest connected component is kept in the end."""
+    """Labels of which only the largest connected component is finally kept."""
     islands: Islands | None = None
-    """What becomes of small parts that lie apart, in the end; None: they stay."""
+    """Final removal of small separate parts; None: they are kept."""
 
 
 class PlannedRecipe(Spec):
@@ -807,9 +807,9 @@ class PlannedRecipe(Spec):
     coarse_voxels: VoxelCount
     """The coarse grid is chosen so that the median scan has about this many voxels."""
     fine_patch_voxels: VoxelCount
-    """On a CPU, where a larger patch takes time from the number of steps."""
+    """On a CPU, where larger patches mean fewer steps."""
     gpu_patch_factor: Annotated[int, Field(ge=1, le=1000)] = 1
-    """On a GPU, fine patches hold this many times as many voxels, as far as its memory allows."""
+    """On a GPU, fine patches have this many times as many voxels, as far as its memory allows."""
     base_channels: tuple[Channels, Channels]
     """Channels of the first level of the coarse and the fine network."""
     max_channels: Channels

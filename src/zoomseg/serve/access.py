@@ -1,11 +1,12 @@
-"""Who may talk to the server, and what a browser may do with its pages.
+"""Access to the server, and security headers of its pages.
 
-- Without a token the server listens to its own machine alone, and answers only to that machine's names: a web
-  page elsewhere could point a name of its own here (DNS rebinding).
-- What changes something is refused if a page of another origin sends it.
-- Wrong tokens are answered one a second, whoever sends them: nobody tries many. Where a minute's answers wait
-  already, a wrong token is refused at once, so that those who wait do not take up all connections.
-- Pages load nothing from elsewhere, and nothing may show them in a frame.
+- Without a token the server listens on its own machine alone, and answers only to that machine's names: a web
+  page elsewhere could otherwise resolve its own name to this machine (DNS rebinding).
+- Requests that change something are refused if a page of another origin sends them.
+- Wrong tokens are answered at one per second in total, so that they cannot be guessed. If answers for a
+  minute are already waiting, a wrong token is refused at once, so that waiting requests do not occupy all
+  connections.
+- Pages load nothing from elsewhere, and cannot be shown in a frame.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Refusal = tuple[int, str, dict[str, str]]
-"""Status, text and headers of an answer."""
+"""Status, text and headers of a response."""
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE = "zoomseg"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
-"""A host as browsers send it (RFC 3986, 3.2.2): name or address, and a port. Nothing else is handed on, as
-what parses addresses raises on some of the rest."""
+"""A host as browsers send it (RFC 3986, 3.2.2): name or address, and a port. Nothing else is passed on, as
+address parsers raise errors on some other forms."""
 WRONG_TOKEN_SECONDS = 1.0
-"""Between the answers to two wrong tokens."""
+"""Interval between the responses to two wrong tokens."""
 
 MOST_WRONG_TOKENS = 60
-"""That wait for their answers."""
+"""Maximum number waiting for their responses."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -51,24 +52,25 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""Of every answer. ``data:`` and ``blob:`` are what the viewer makes itself: fonts, pictures, workers."""
+"""Headers of every response. ``data:`` and ``blob:`` are created by the viewer itself: fonts, pictures,
+workers."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who is let in. ``token``: None if everybody on this machine is; ``hosts``: the names that the server
-    answers to; None: to any, as the token protects it."""
+    """Access rules. ``token``: None if all users of this machine have access; ``hosts``: the names to which
+    the server answers; None: to any, as the token protects it."""
 
     token: str | None
     hosts: frozenset[str] | None
 
 
 def access(host: str, names: tuple[str, ...], token: str | None) -> Access:
-    """Who is let in by a server that listens at ``host``.
+    """The access rules of a server that listens at ``host``.
 
     Args:
-        names: by which a reverse proxy is reached.
-        token: what must be known; needed if the server can be reached from elsewhere.
+        names: by which a reverse proxy reaches it.
+        token: required of clients; necessary if the server can be reached from elsewhere.
     """
     if host in LOOPBACK or names:
         return Access(token, LOOPBACK | frozenset(name.lower() for name in names))
@@ -76,25 +78,25 @@ def access(host: str, names: tuple[str, ...], token: str | None) -> Access:
 
 
 def needs_token(host: str, names: tuple[str, ...]) -> bool:
-    """Whether others than this machine's users can reach a server that listens at ``host``."""
+    """Whether users of other machines can reach a server that listens at ``host``."""
     return host not in LOOPBACK or bool(names)
 
 
 class Guard:
-    """ASGI middleware: lets through what ``Access`` allows, and adds ``HEADERS`` to every answer."""
+    """ASGI middleware: passes requests allowed by ``Access``, and adds ``HEADERS`` to every response."""
 
     def __init__(self, app: App, access: Access) -> None:
         self._app = app
         self._access = access
         self._next_wrong = 0.0
-        """When the next wrong token is answered at the earliest, by the monotonic clock."""
+        """Earliest time of the response to the next wrong token, by the monotonic clock."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """As every ASGI application."""
+        """The interface of every ASGI application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there are no websockets: the client is told 403
+        if scope["type"] != "http":  # there are no websockets: the client receives 403
             await send({"type": "websocket.close", "code": 1008})
             return
 
@@ -113,7 +115,7 @@ class Guard:
             await self._app(scope, receive, send_with_headers)
 
     async def _delayed(self, refusal: Refusal) -> Refusal:
-        """In its turn; or another one, if too many wait."""
+        """The response in its turn; or a different one, if too many wait."""
         now = time.monotonic()
         turn = max(now, self._next_wrong) + WRONG_TOKEN_SECONDS
         if turn - now > MOST_WRONG_TOKENS * WRONG_TOKEN_SECONDS:
@@ -123,7 +125,7 @@ class Guard:
         return refusal
 
     def _refusal(self, scope: Message) -> Refusal | None:
-        """The answer, if it is not for the application to give."""
+        """The response to a request that must not reach the application; otherwise None."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if host != "" and _HOST.fullmatch(host) is None:
@@ -144,7 +146,7 @@ class Guard:
         return 401, f"a token is needed: {how}", {"www-authenticate": "Bearer"}
 
     def _same_origin(self, headers: Mapping[str, str]) -> bool:
-        """Browsers say where a page is from; what says nothing is no browser."""
+        """Browsers state the origin of a page; clients that state none are not browsers."""
         origin = headers.get("origin")
         if origin is None:
             return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
@@ -155,7 +157,7 @@ class Guard:
         return found == headers.get("host") or _host_name(found) in proxied
 
     def _entered(self, scope: Message, headers: Mapping[str, str]) -> Refusal | None:
-        """``/?token=...`` becomes a cookie, and leaves the address bar."""
+        """Convert ``/?token=...`` to a cookie, and remove it from the address bar."""
         query = parse_qsl(scope["query_string"].decode("latin-1"))
         given = dict(query).get("token")
         if given is None or not _equal(given, self._access.token):
@@ -178,19 +180,19 @@ class Guard:
 
 
 def _tries_a_token(scope: Message) -> bool:
-    """Whether a request brings anything that could be one."""
+    """Whether a request contains anything that could be a token."""
     headers = dict(scope["headers"])
     kept = f"{COOKIE}=".encode() in headers.get(b"cookie", b"")
     return kept or b"authorization" in headers or b"token=" in scope["query_string"]
 
 
 def _cookie(token: str) -> str:
-    """What the browser keeps: it opens this server and does not give the token away."""
+    """The value stored by the browser: it gives access to this server without revealing the token."""
     return hashlib.sha256(b"zoomseg cookie " + token.encode()).hexdigest()
 
 
 def _equal(given: str, known: str | None) -> bool:
-    """In a time that does not tell how much of it was right."""
+    """Compare in a time that does not reveal how much was correct."""
     return known is not None and hmac.compare_digest(given.encode(), known.encode())
 
 

@@ -38,15 +38,15 @@ from zoomseg.serve.upload import TooLargeError, TooSlowError, receive, receive_j
 from zoomseg.serve.worker import READING, WRITING
 
 RETRY_SECONDS = 30
-"""When a client whose upload was refused by a full queue may ask again."""
+"""Seconds after which a client whose upload was refused by a full queue may try again."""
 
 MAX_OPINION_BYTES = 16 * 1024
-"""Of what is said of an organ."""
+"""Maximum size of a comment on an organ."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One kind of result: its name in the address, and what it is."""
+    """One kind of result: its name in the address, and its content."""
 
     name: str
     media_type: str
@@ -66,7 +66,7 @@ RESULTS = (
 
 
 class ModelView(BaseModel):
-    """A model that can be asked for."""
+    """An available model."""
 
     name: str
     recipe: str
@@ -76,10 +76,10 @@ class ModelView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. ``progress`` is the share of the current ``stage`` that is done; ``stages`` are all of them in
-    order; ``remaining`` the seconds that a running job is expected to take yet, None if nothing is known;
-    ``results`` the names of what can be fetched at ``/jobs/{id}/<name>``; ``notes`` what the user
-    should know of how the scan was read, how unlike the training scans it is, what was taken out."""
+    """A job. ``progress`` is the finished share of the current ``stage``; ``stages`` are all of them in
+    order; ``remaining`` are the expected seconds until a running job ends, None if unknown; ``results`` are
+    the names of results available at ``/jobs/{id}/<name>``; ``notes`` are what the user should know: how the
+    scan was read, how unlike the training scans it is, what was removed."""
 
     id: str
     name: str
@@ -98,20 +98,20 @@ class JobView(BaseModel):
 
 
 class Problem(BaseModel):
-    """What was wrong, in one line."""
+    """What is wrong, in one line."""
 
     detail: str
 
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """What the routes work on."""
+    """The state shared by the routes."""
 
     jobs: Jobs
     corrections: Corrections
     runner: Runner[Job]
     models: Mapping[str, ModelView]
-    """By name; the first is meant where none is named."""
+    """By name; the first is the default."""
     max_upload: int
     """Bytes."""
 
@@ -127,7 +127,7 @@ class Service:
         return found
 
     def view(self, job: Job) -> JobView:
-        """A job as it is told."""
+        """A job as sent to clients."""
         model = self.models.get(job.model)
         step = self.jobs.step(job.id)
         return JobView(
@@ -161,7 +161,7 @@ class Service:
         return None if expected is None else round(expected, 1)
 
     def result(self, job: Job, name: str) -> Path:
-        """Where a result is, if there is one."""
+        """The path of a result, if it exists."""
         out = self.jobs.out(job)
         match name:
             case "summary.csv" | "run.json":
@@ -179,12 +179,12 @@ class Service:
 
 
 def create_app(service: Service, access: Access) -> Guard:
-    """The application, with the guard around it."""
+    """The application, with access control."""
     app = FastAPI(
         title="ZoomSeg",
         version=importlib.metadata.version("zoomseg"),
         summary="Coarse-to-fine organ segmentation of CT and MR. Research software, not for diagnosis.",
-        # The pages that FastAPI has for these load scripts from elsewhere.
+        # FastAPI's own pages for these load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
     )
@@ -213,18 +213,18 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
         case OutputError():
             print(f"zoomseg: {error}", file=sys.stderr, flush=True)
             return JSONResponse({"detail": "the server's disk refuses it"}, 507)
-        case _:  # what it says is the server's own business, paths and all
+        case _:  # the error's message, including paths, is internal to the server
             print(f"zoomseg: {error}", file=sys.stderr, flush=True)
             return JSONResponse({"detail": "the server could not do this; see its output"}, 500)
 
 
 def _ran_like(job: Job, other: Job) -> bool:
-    """Whether how long ``other`` took tells something of ``job``."""
+    """Whether the duration of ``other`` is informative for ``job``."""
     return other.state is State.FINISHED and (other.model, other.suffix) == (job.model, job.suffix)
 
 
 def attachment(text: str, media_type: str, filename: str) -> Response:
-    """A text that the browser saves under a name."""
+    """A text that the browser saves under a file name."""
     headers = {
         "cache-control": "private, no-cache",
         "content-disposition": f"attachment; filename*=utf-8''{quote(filename, safe='')}",
@@ -239,12 +239,12 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/models")
     def models() -> list[ModelView]:
-        """The models that can be asked for; the first is meant where none is named."""
+        """The available models; the first is the default."""
         return list(service.models.values())
 
     @app.get("/limits")
     def limits() -> dict[str, Any]:
-        """What may be uploaded."""
+        """The limits of uploads."""
         return {"max_upload_bytes": service.max_upload, "suffixes": SUFFIXES}
 
 
@@ -280,13 +280,13 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.get("/jobs/{job_id}", responses=_problems(404))
     def one_job(job_id: str) -> JobView:
-        """How far a job is."""
+        """The progress of a job."""
         return service.view(service.job(job_id))
 
     @app.delete("/jobs/{job_id}", status_code=204, responses=_problems(404))
     def cancel(job_id: str) -> None:
-        """Cancel a job that waits or runs; delete one that has ended, with its scan and results, and
-        the training case that was made of it."""
+        """Cancel a job that waits or runs; delete one that has ended, with its scan and results, and its
+        training case, if there is one."""
         job = service.job(job_id)
         if not service.runner.cancel(job.id):
             service.corrections.remove(job)
@@ -323,7 +323,7 @@ def _add_review(app: FastAPI, service: Service) -> None:
 
     @app.get("/jobs/{job_id}/review.json", responses=_problems(404, 409))
     def as_json(job_id: str) -> Review:
-        """What people say of a result: every organ accepted, rejected or neither, with a comment."""
+        """The review of a result: every organ accepted, rejected or neither, with a comment."""
         return review(job_id)
 
     @app.get("/jobs/{job_id}/review.csv", response_class=Response, responses=_problems(404, 409))
@@ -339,7 +339,7 @@ def _add_review(app: FastAPI, service: Service) -> None:
         openapi_extra={"requestBody": opinion},
     )
     async def say(request: Request, job_id: str, value: int) -> None:
-        """Say something of an organ, by its value in the label map, in place of what was said before."""
+        """Review an organ, given by its value in the label map; replaces an earlier review."""
         job = _finished(service, job_id)
         body = await receive_json(request, MAX_OPINION_BYTES)
         try:
@@ -368,8 +368,8 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
         openapi_extra={"requestBody": body},
     )
     async def correct(request: Request, job_id: str) -> JobView:
-        """Make a training case of a job. The body is its label map, corrected: NIfTI on the same grid, with
-        the same values."""
+        """Create a training case from a job. The body is its corrected label map: NIfTI on the same grid,
+        with the same values."""
         job = _finished(service, job_id)
         model = service.models.get(job.model)
         if model is None:
@@ -384,20 +384,20 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
                     service.corrections.add(job, place, scan, labels, schema, model.channels)
 
             await to_thread.run_sync(add)
-        if service.jobs.find(job.id) is None:  # deleted meanwhile, and its training case with it
+        if service.jobs.find(job.id) is None:  # deleted meanwhile, with its training case
             service.corrections.remove(job)
             raise HTTPException(404, "no such job")
         return service.view(job)
 
     @app.delete("/jobs/{job_id}/corrected.nii.gz", status_code=204, responses=_problems(404, 409))
     def forget(job_id: str) -> None:
-        """Take back a correction: the job is no training case any more."""
+        """Withdraw a correction: the job is no longer a training case."""
         service.corrections.remove(_finished(service, job_id))
 
 
 @contextmanager
 def _results_of(job: Job) -> Iterator[None]:
-    """Whatever is wrong inside with the files of a job is told without their paths."""
+    """Report errors in a job's files without their paths."""
     try:
         yield
     except DatasetError as error:
@@ -424,7 +424,7 @@ def _add_result(app: FastAPI, service: Service, result: Result) -> None:
 
 
 def _file(path: Path, result: Result, filename: str) -> FileResponse:
-    """A file to be saved, in ranges if the client asks for them."""
+    """A file to be saved, in ranges if requested."""
     try:
         found = path.stat()
     except OSError as error:
@@ -434,7 +434,7 @@ def _file(path: Path, result: Result, filename: str) -> FileResponse:
 
 
 def _named_summary(service: Service, job: Job, filename: str) -> Response:
-    """The table with the scan's name where the file on disk has the job's id."""
+    """The table with the scan's name; the file on disk has the job's id."""
     try:
         text = summary_of_result(service.jobs.out(job), job.id, job.title)
     except DatasetError as error:

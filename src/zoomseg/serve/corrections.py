@@ -29,13 +29,13 @@ from zoomseg.io.scans import read_grid, read_label_values, write_array
 from zoomseg.serve.jobs import Job, QueueFullError
 
 MAX_ARRIVING = 8
-"""Corrected maps that are uploaded at the same time."""
+"""Maximum number of simultaneous uploads of corrected maps."""
 
 _ARRIVING = ".arriving-"
 
 
 class NotCorrectableError(ZoomSegError):
-    """A corrected map cannot become a training case; the message says why."""
+    """A corrected map cannot become a training case; the message states the reason."""
 
 
 class Corrections:
@@ -53,11 +53,11 @@ class Corrections:
         self._folder.chmod(0o700)
         self._guard = threading.Lock()
         self._arriving = threading.BoundedSemaphore(MAX_ARRIVING)
-        for left in self._folder.glob(f"{_ARRIVING}*"):  # by a server that was killed
+        for left in self._folder.glob(f"{_ARRIVING}*"):  # left by a server that was killed
             left.unlink(missing_ok=True)
 
     def data_set(self, model: str) -> Path:
-        """The folder that `zoomseg train` reads."""
+        """The folder for `zoomseg train`."""
         return self._folder / model
 
     def labels(self, job: Job) -> Path:
@@ -66,10 +66,10 @@ class Corrections:
 
     @contextmanager
     def arriving(self, job: Job) -> Iterator[Path]:
-        """A place for an upload, which is deleted at the end.
+        """A path for an upload, which is deleted at the end.
 
         Raises:
-            QueueFullError: too many arrive already.
+            QueueFullError: too many uploads at once.
         """
         if not self._arriving.acquire(blocking=False):
             raise QueueFullError(f"{MAX_ARRIVING} corrections are being uploaded already; try again later")
@@ -90,17 +90,17 @@ class Corrections:
         schema: LabelSchema,
         channels: Sequence[str],
     ) -> None:
-        """Make a training case of a job, or another one of what it was.
+        """Create a job's training case, or replace it.
 
         Args:
-            uploaded: the corrected label map, as somebody sent it.
+            uploaded: the corrected label map, as uploaded.
             scan: as NIfTI.
             predicted: the label map that was corrected; its grid is the scan's.
             schema: of the label map.
             channels: of the model.
 
         Raises:
-            ScanError: what was sent is no label map, lies on another grid, or holds other values.
+            ScanError: the upload is not a label map, is on another grid, or contains other values.
             NotCorrectableError: the model reads several channels, or its labels have changed.
             OutputError: the disk refuses it.
         """
@@ -117,7 +117,7 @@ class Corrections:
             write_array(self.labels(job), values, read_grid(predicted), like=predicted)
 
     def remove(self, job: Job) -> None:
-        """Forget a job's training case, if it has one."""
+        """Delete a job's training case, if it has one."""
         with self._guard:
             for place in (self.labels(job), self._image(job)):
                 with writing(place):
@@ -149,12 +149,12 @@ class Corrections:
 
 
 def _checked(uploaded: Path, predicted: Path, schema: LabelSchema) -> AnyArray:
-    """The values of an uploaded label map. Its grid is looked at before its voxels are read: they can be no
-    more than the scan's."""
+    """The values of an uploaded label map. Its grid is checked before its voxels are read, which limits their
+    number to the scan's."""
     try:
         alike = read_grid(uploaded).same_as(read_grid(predicted))
         values, _ = read_label_values(uploaded) if alike else (None, None)
-    except ScanError as error:  # it names files of the server
+    except ScanError as error:  # the message contains paths of the server
         raise ScanError("what was sent is no label map in NIfTI that can be read") from error
     if values is None:
         raise ScanError("what was sent lies on another grid than labels.nii.gz")
@@ -165,7 +165,8 @@ def _checked(uploaded: Path, predicted: Path, schema: LabelSchema) -> AnyArray:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """As a second name of the same file where the file system can: a scan is large, and does not change."""
+    """A hard link if the file system supports it, as a scan is large and does not change; otherwise a
+    copy."""
     with atomic_path(target) as partial:
         try:
             os.link(source, partial)

@@ -1,7 +1,7 @@
-"""A queue of jobs in an SQLite database: what was asked, how far it is, how it ended.
+"""A queue of jobs in an SQLite database: requests, progress and outcomes.
 
-What has been put into it survives the end of the process and of the machine: every change is a transaction
-that is on the disk before it is answered for. `zoomseg serve` and the DICOM node keep their jobs in it.
+Its content survives the end of the process and of the machine: every change is a transaction that is on the
+disk before it is confirmed. `zoomseg serve` and the DICOM node keep their jobs in it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _TABLE = (
 
 
 class State(StrEnum):
-    """Where a job is; the last four are ends."""
+    """State of a job; the last four are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
     SENDING = "sending"
-    """Segmented; its results are on their way to where they are wanted."""
+    """Segmented; its results are being sent to their destinations."""
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
@@ -45,7 +45,7 @@ class State(StrEnum):
 
     @property
     def is_end(self) -> bool:
-        """Whether nothing will happen to the job any more."""
+        """Whether the state is final."""
         return self not in (State.QUEUED, State.RUNNING, State.SENDING)
 
 
@@ -53,7 +53,7 @@ Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 
 
 class QueuedJob(BaseModel):
-    """What every job has. Times are seconds since 1970."""
+    """The fields of every job. Times are seconds since 1970."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -64,11 +64,11 @@ class QueuedJob(BaseModel):
     ended: Time | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
-    """Of its result, as ``organs.notes_of_result`` has them."""
+    """Notes on its result, as in ``organs.notes_of_result``."""
 
     @property
     def seconds(self) -> float:
-        """For which it has been running."""
+        """Seconds for which it has been running."""
         if self.started is None:
             return 0.0
         return max(0.0, (self.ended or time.time()) - self.started)
@@ -76,7 +76,7 @@ class QueuedJob(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """How far a running job is: ``done`` of ``total`` in a stage."""
+    """Progress of a running job: ``done`` of ``total`` in a stage."""
 
     stage: str
     done: int
@@ -93,27 +93,27 @@ class JobQueue(Generic[J]):
         """
         Args:
             kind: of the jobs.
-            used: what to say if another process uses the folder.
+            used: the error message if another process uses the folder.
 
         Raises:
             OutputError: the folder cannot be written, another process uses it, or its database is damaged.
         """
         self._folder = writable_directory(folder)
-        self._folder.chmod(0o700)  # what lies there is of patients
+        self._folder.chmod(0o700)  # the folder contains patient data
         self._kind = kind
         self._lock_file = locked(self._folder / ".lock", used)
         self._steps: dict[str, Step] = {}
         self._stage_began: dict[str, float] = {}
         """By the monotonic clock."""
         self._unwritten: dict[str, J] = {}
-        """As the disk could not be told; what holds until it can."""
+        """Changes that could not be written to the disk; they apply until they can."""
         self._changed = threading.Condition(threading.RLock())
         self._path = self._folder / DATABASE
         try:
             self._db = sqlite3.connect(self._path, check_same_thread=False)
             with self._refusing():
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")  # on the disk when it is answered for
+                self._db.execute("PRAGMA synchronous = FULL")  # on the disk when a change is confirmed
                 with self._db:
                     for statement in self.tables():
                         self._db.execute(statement)
@@ -123,18 +123,18 @@ class JobQueue(Generic[J]):
             raise OutputError(f"{self._path}: cannot be opened ({error}); move it away") from error
 
     def tables(self) -> tuple[str, ...]:
-        """SQL statements that make what is not there yet."""
+        """SQL statements that create missing tables."""
         return _TABLE
 
     def close(self) -> None:
-        """Let another process use the folder."""
+        """Release the folder for other processes."""
         with self._changed:
             self._db.close()
             self._lock_file.close()
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What the database refuses (full disk, damage) is an OutputError."""
+        """Convert errors of the database (full disk, damage) to an OutputError."""
         try:
             yield
         except sqlite3.Error as error:
@@ -149,14 +149,14 @@ class JobQueue(Generic[J]):
     def in_state(self, *states: State) -> list[J]:
         """The jobs in any of these states, oldest first."""
         marks = ", ".join("?" * len(states))
-        # Where the disk could not be told, its states are those of before.
+        # If the disk could not be written, it contains earlier states.
         also = ", ".join("?" * len(self._unwritten))
         where = f"WHERE state IN ({marks}) OR id IN ({also}) ORDER BY number"
         found = self._select(where, *states, *self._unwritten)
         return [job for job in found if job.state in states]
 
     def find(self, job_id: str) -> J | None:
-        """The job of this id, which may be anything."""
+        """The job with this id, which may be any text."""
         found = self._select("WHERE id = ?", job_id)
         return found[0] if found else None
 
@@ -168,7 +168,8 @@ class JobQueue(Generic[J]):
             return [job for job in found if job is not None]
 
     def _parsed(self, job_id: str, content: str) -> J | None:
-        """None of what is damaged, which is told of and left alone: the others are served."""
+        """A job from its stored form; None if it is damaged, which is reported and left unchanged: the others
+        are served."""
         try:
             job = self._kind.model_validate(parse_json(content))
             if job.id == job_id:
@@ -179,25 +180,25 @@ class JobQueue(Generic[J]):
         return None
 
     def step(self, job_id: str) -> Step | None:
-        """How far a job is that runs."""
+        """The progress of a running job."""
         with self._changed:
             return self._steps.get(job_id)
 
     def stage_seconds(self, job_id: str) -> float:
-        """For how long a running job has been in its stage."""
+        """Seconds for which a running job has been in its stage."""
         with self._changed:
             began = self._stage_began.get(job_id)
             return 0.0 if began is None else time.monotonic() - began
 
     def ahead_of(self, job: J) -> int:
-        """How many jobs come before one that waits."""
+        """The number of jobs before a waiting one."""
         before = [j.id for j in self.in_state(State.QUEUED, State.RUNNING)]
         return before.index(job.id) if job.id in before else 0
 
     # --- changing ---------------------------------------------------------------------------------
 
     def take(self, seconds: float) -> J | None:
-        """The job that waits longest, now running; None if there is none for so many seconds."""
+        """The job that has waited longest, now running; None if there is none within ``seconds``."""
         with self._changed:
             self._changed.wait_for(lambda: self._first_waiting() is not None, seconds)
             job = self._first_waiting()
@@ -208,7 +209,7 @@ class JobQueue(Generic[J]):
         return waiting[0] if waiting else None
 
     def tell(self, job_id: str, step: Step) -> None:
-        """A running job is so far."""
+        """Set the progress of a running job."""
         with self._changed:
             before = self._steps.get(job_id)
             if before is None or before.stage != step.stage:
@@ -216,7 +217,7 @@ class JobQueue(Generic[J]):
             self._steps[job_id] = step
 
     def end(self, job_id: str, state: State, error: str | None = None, notes: tuple[str, ...] = ()) -> bool:
-        """A job that waits or runs ends so; False if it has ended already, which stays as it is."""
+        """End a job that waits or runs; False if it has already ended, which does not change it."""
         with self._changed:
             job = self.find(job_id)
             if job is None or job.state.is_end:
@@ -245,8 +246,8 @@ class JobQueue(Generic[J]):
                 self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def _put(self, job: J, **changes: object) -> J:
-        """A job with changes; where the disk refuses them, they hold as long as the process, and go to the
-        disk with the next ones."""
+        """Update a job; if the disk refuses the change, it applies within this process, and is written with
+        the next one."""
         changed = job.model_copy(update=changes)
         if changed.state.is_end and changed.ended is None:
             changed = changed.model_copy(update={"ended": time.time()})

@@ -1,4 +1,4 @@
-"""Jobs are carried out one after the other, by a worker that is replaced when it dies."""
+"""Process jobs one after the other, with a worker that is replaced when it dies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zoomseg.serve.job_queue import J, State, Step
 from zoomseg.serve.worker import Task, Worker, WorkerDiedError
 
 LOOK_EVERY_SECONDS = 0.5
-"""How often a runner that has nothing to do looks whether it should stop."""
+"""Interval at which an idle runner checks whether it should stop."""
 
 
 class Jobs(Protocol[J]):
-    """What a runner needs of a queue (see ``job_queue.JobQueue``)."""
+    """The part of a queue that a runner needs (see ``job_queue.JobQueue``)."""
 
     def take(self, seconds: float) -> J | None: ...
     def find(self, job_id: str) -> J | None: ...
@@ -29,7 +29,7 @@ class Jobs(Protocol[J]):
 
 
 class Runner(Generic[J]):
-    """A thread that takes jobs from the queue and hands them to a worker."""
+    """A thread that passes jobs from the queue to a worker."""
 
     def __init__(self, jobs: Jobs[J], models: Mapping[str, Path], start_worker: Callable[[], Worker]) -> None:
         """
@@ -47,11 +47,11 @@ class Runner(Generic[J]):
         self._thread = threading.Thread(target=self._run, name="zoomseg-runner", daemon=True)
 
     def start(self) -> None:
-        """Begin with what waits."""
+        """Start with the waiting jobs."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a job that runs is interrupted, those that wait stay for the next server."""
+        """Stop; a running job is interrupted, waiting ones remain for the next server."""
         self._stopping.set()
         with self._guard:
             if self._running is not None:
@@ -60,7 +60,7 @@ class Runner(Generic[J]):
         self._thread.join()
 
     def cancel(self, job_id: str) -> bool:
-        """End a job that waits or runs; False if it has ended already."""
+        """End a job that waits or runs; False if it has already ended."""
         with self._guard:
             ended = self._jobs.end(job_id, State.CANCELLED)
             if ended and job_id == self._running:
@@ -73,7 +73,7 @@ class Runner(Generic[J]):
             self._worker = None
 
     def _run(self) -> None:
-        with self._guard:  # starting takes seconds, which the first scan need not wait for
+        with self._guard:  # starting takes seconds, for which the first scan need not wait
             if not self._stopping.is_set():
                 self._worker = self._start_worker()
         while not self._stopping.is_set():
@@ -81,7 +81,7 @@ class Runner(Generic[J]):
                 job = self._jobs.take(LOOK_EVERY_SECONDS)
                 if job is not None:
                     self._do(job)
-            except OutputError as error:  # a disk that fails now may be mended
+            except OutputError as error:  # a disk error may be temporary
                 print(f"zoomseg: {error}", file=sys.stderr, flush=True)
                 self._stopping.wait(LOOK_EVERY_SECONDS)
 
@@ -89,7 +89,7 @@ class Runner(Generic[J]):
         with self._guard:
             found = self._jobs.find(job.id)
             if found is None or found.state is not State.RUNNING or self._stopping.is_set():
-                return  # cancelled meanwhile; or it is marked interrupted by the next server
+                return  # cancelled meanwhile; or the next server marks it as interrupted
             self._running = job.id
             worker = self._worker = self._worker or self._start_worker()
         error = self._error(worker, job)

@@ -3,14 +3,14 @@
 ```
 FOLDER/.lock                 held by the server that uses the folder
 FOLDER/jobs.sqlite           the queue (see ``serve.job_queue``)
-FOLDER/<id>/scan<suffix>     as it was uploaded
+FOLDER/<id>/scan<suffix>     as uploaded
 FOLDER/<id>/out/             what `zoomseg predict` writes
-FOLDER/<id>/review.json      what people say of it (``review``)
-FOLDER/corrected/            label maps that people corrected (``corrections``)
+FOLDER/<id>/review.json      its review (``review``)
+FOLDER/corrected/            corrected label maps (``corrections``)
 ```
 
-A server that is killed loses nothing that was finished: when the folder is opened again, the job that ran is
-marked interrupted, and those that waited wait again.
+If a server is killed, finished results are kept: when the folder is opened again, the running job is
+marked as interrupted, and waiting jobs continue to wait.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from zoomseg.serve.organs import notes_of_result
 from zoomseg.serve.worker import Task
 
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
-"""What may be uploaded. The voxels of an .mhd are in another file."""
+"""Suffixes of valid uploads. The voxels of an .mhd are in another file."""
 
 MAX_UPLOADS = 64
-"""That arrive at the same time. They hold no place in the queue until they are whole."""
+"""Maximum number of simultaneous uploads. They have no place in the queue until they are complete."""
 
 MAX_NAME = 100
-"""Characters kept of an uploaded file's name."""
+"""Number of characters kept of an uploaded file's name."""
 
 
 class Job(QueuedJob):
     """One scan to be segmented by one model."""
 
     name: Annotated[str, Field(max_length=MAX_NAME)]
-    """For people; never a path."""
+    """For display; never a path."""
     suffix: str
 
     @property
     def title(self) -> str:
-        """The scan's name without what says its format."""
+        """The scan's name without the suffix of its format."""
         return self.name[: -len(self.suffix)] or "scan"
 
 
 class QueueFullError(ZoomSegError):
-    """As many jobs wait, or scans arrive, as may."""
+    """The maximum number of jobs wait, or of scans are being uploaded."""
 
 
 def upload_suffix(name: str) -> str:
@@ -74,7 +74,7 @@ def upload_suffix(name: str) -> str:
 
 
 def shown_name(name: str) -> str:
-    """An uploaded file's name as it may be shown: no folders, no control characters, not too long."""
+    """An uploaded file's name for display: no folders, no control characters, limited length."""
     last = re.split(r"[/\\]", name)[-1]
     return "".join(c if c.isprintable() else " " for c in last).strip()[-MAX_NAME:] or "scan"
 
@@ -85,7 +85,7 @@ class Jobs(JobQueue[Job]):
     def __init__(self, folder: Path, waiting: int) -> None:
         """
         Args:
-            waiting: how many jobs may wait.
+            waiting: maximum number of waiting jobs.
 
         Raises:
             OutputError: the folder cannot be written, or another server uses it.
@@ -98,7 +98,7 @@ class Jobs(JobQueue[Job]):
         _clear(self._folder, {job.id for job in self.all()})
 
     def review(self, job: Job) -> Path:
-        """What people say of its results, as ``serve.review`` keeps it."""
+        """The file with the review of its results, written by ``serve.review``."""
         return self._folder / job.id / "review.json"
 
     def scan(self, job: Job) -> Path:
@@ -113,12 +113,12 @@ class Jobs(JobQueue[Job]):
 
     @contextmanager
     def arriving(self, name: str, model: str) -> Iterator[tuple[Job, Path]]:
-        """A new job and the place to put its scan; at the end it waits in the queue. What is raised inside
-        leaves nothing behind.
+        """A new job and the path for its scan; it is queued at the end. If an exception is raised inside,
+        nothing remains.
 
         Raises:
             ScanError: the name is not that of a scan.
-            QueueFullError: too many wait already.
+            QueueFullError: too many jobs wait.
         """
         job = Job(
             id=secrets.token_hex(8),
@@ -129,7 +129,7 @@ class Jobs(JobQueue[Job]):
             created=time.time(),
         )
         with self._changed:
-            self._require_place()  # not only when gigabytes have come
+            self._require_place()  # not only after gigabytes were uploaded
             if self._uploads >= MAX_UPLOADS:
                 raise QueueFullError(f"{self._uploads} scans are being uploaded already; try again later")
             self._uploads += 1
@@ -153,13 +153,14 @@ class Jobs(JobQueue[Job]):
             raise QueueFullError(f"{waiting} scans wait already; try again when one of them is done")
 
     def task(self, job: Job, model: Path) -> Task:
-        """What a worker is told of a job."""
+        """The task of a job for the worker."""
         return Task(job.id, str(self.scan(job)), str(self.out(job)), str(model))
 
     def settle(self, job: Job, error: str | None) -> None:
-        """A job that ran is done, or failed. Notes of its result are read once: they do not change."""
+        """Mark a finished job as done, or failed. Notes of its result are read once, as they do not
+        change."""
         notes: tuple[str, ...] = ()
-        with suppress(DatasetError):  # what is left of a result is shown all the same
+        with suppress(DatasetError):  # a damaged result is shown as far as possible
             notes = () if error else tuple(notes_of_result(self.out(job), job.id))
         self.end(job.id, State.FAILED if error else State.FINISHED, error, notes)
 
@@ -168,21 +169,21 @@ class Jobs(JobQueue[Job]):
         self.end(job_id, State.INTERRUPTED, why)
 
     def remove(self, job_id: str) -> None:
-        """Forget a job that has ended, and delete its files."""
+        """Delete a job that has ended, with its files."""
         with self._changed:
             job = self.find(job_id)
             if job is None or not job.state.is_end:
                 return
             self._delete(job_id)
-        # Renamed first: what is left of a deletion that is interrupted is no job.
+        # Renamed first: the rest of an interrupted deletion is not a job.
         gone = self._folder / f".{job_id}.gone"
-        with writing(gone), suppress(FileNotFoundError):  # somebody else deleted them
+        with writing(gone), suppress(FileNotFoundError):  # deleted by another process
             self.scan(job).parent.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 
 def _clear(folder: Path, known: set[str]) -> None:
-    """Delete what an upload or a deletion left that was broken off."""
+    """Delete the remains of interrupted uploads and deletions."""
     for place in folder.iterdir():
         broken_off = re.fullmatch(r"[0-9a-f]{16}", place.name) and place.name not in known
         if place.name.endswith(".gone") or (broken_off and not (place / "out").exists()):

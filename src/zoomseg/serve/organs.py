@@ -1,4 +1,4 @@
-"""The organs of a label map as the page lists them: names, colours, and what the summary says of each."""
+"""The organs of a label map as listed on the page: names, colours, and their rows of the summary."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from zoomseg.datasets.layouts import read_json, read_labelling, read_labels_by_c
 from zoomseg.io.scans import read_label_values
 
 NAMED_IN = ("run.json", "labels.json", "dataset.json")
-"""Beside a label map, or in the folder above, these may say what its values mean."""
+"""Files beside a label map, or in the folder above, that may define its values."""
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""With which a cell's text is a formula for spreadsheet programs."""
+"""Text that begins with one of these is a formula for spreadsheet programs."""
 
 MAX_SUMMARY_BYTES = 64 * 1024**2
 
 
 class Organ(BaseModel):
-    """One organ: its value in the label map and what is known of it (None: not known)."""
+    """One organ: its value in the label map and its properties (None: not known)."""
 
     name: str
     value: int
@@ -61,7 +61,7 @@ def schema_of_result(out: Path) -> LabelSchema:
 
 
 def organs_of_corrected(labels: Path, schema: LabelSchema) -> list[Organ]:
-    """The organs of a label map that somebody corrected, with their volumes: of no model's confidence.
+    """The organs of a corrected label map, with their volumes and without confidence.
 
     Raises:
         DatasetError: there is none, or it cannot be read.
@@ -79,8 +79,8 @@ def organs_of_corrected(labels: Path, schema: LabelSchema) -> list[Organ]:
 
 
 def notes_of_result(out: Path, case: str) -> list[str]:
-    """What the user should know of how a case became what it is in a folder that `zoomseg predict` wrote: the
-    folder's notes, and the case's own."""
+    """What the user should know about a case in a folder that `zoomseg predict` wrote: the notes of the
+    folder and of the case."""
     run = read_json(out / "run.json")
     cases = run.get("cases")
     own = cases.get(case) if isinstance(cases, dict) else None
@@ -101,8 +101,8 @@ def summary_of_result(out: Path, case: str, name: str) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """A table as CSV. What users wrote cannot become a formula in a spreadsheet program: text that begins as
-    one gets an apostrophe before it, which these programs take as 'this is text'."""
+    """A table as CSV. Text of users cannot become a formula in a spreadsheet program: if it begins like one,
+    it is prefixed with an apostrophe, which marks it as text in these programs."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -117,11 +117,11 @@ def _no_formula(value: object) -> object:
 
 
 def organs_of_file(labels: Path, case: str) -> list[Organ]:
-    """The organs in a label map, named by the files of ``NAMED_IN`` where there are any; those that are in
-    it, with their volumes.
+    """The organs present in a label map, with their volumes, named by the files of ``NAMED_IN`` if there are
+    any.
 
     Raises:
-        ScanError: it cannot be read, or holds no organ.
+        ScanError: it cannot be read, or contains no organ.
         DatasetError: a file beside it that should name its labels is damaged.
     """
     values, grid = read_label_values(labels)
@@ -182,7 +182,7 @@ def _summary(path: Path, case: str) -> dict[str, dict[str, str]]:
 
 
 def _number(text: str | None) -> float | None:
-    """None for what is empty or no number: the page goes without."""
+    """A number; None if the text is empty or not a number."""
     try:
         number = float(text or "")
     except ValueError:

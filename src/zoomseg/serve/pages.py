@@ -15,11 +15,11 @@ STATIC = Path(__file__).parent / "static"
 
 
 def niivue_file() -> Path:
-    """The front end of ipyniivue: one JavaScript module with NiiVue in it, which the build put beside the
-    package (``hatch_build.py``).
+    """The front end of ipyniivue: one JavaScript module that contains NiiVue, which the build copied beside
+    the package (``hatch_build.py``).
 
     Raises:
-        ZoomSegError: it is not there.
+        ZoomSegError: it is missing.
     """
     found = importlib.util.find_spec("zoomseg_niivue")
     folders = found.submodule_search_locations if found is not None else None
@@ -34,7 +34,7 @@ def niivue_file() -> Path:
 
 
 def add_pages(app: FastAPI, page: str) -> None:
-    """Serve one of our pages at ``/``, and what it loads."""
+    """Serve one of our pages at ``/``, with the files that it loads."""
     niivue = niivue_file()
 
     @app.get("/", include_in_schema=False)

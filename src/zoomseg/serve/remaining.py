@@ -1,5 +1,5 @@
-"""How long a running job will take yet: from its own last stage as soon as that tells something, before that
-from how long others took."""
+"""Remaining time of a running job: from the progress of its last stage as soon as that is informative, before
+that from the duration of other jobs."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import statistics
 from collections.abc import Sequence
 
 RECENT = 5
-"""Jobs that are looked at: the machine may have been busier, or another, before."""
+"""Number of recent jobs considered: before, the machine may have been busier, or another one."""
 
 TELLING = 0.05
-"""Share of a stage that must be done before its pace is that of the rest."""
+"""Minimum share of a stage after which its pace is extrapolated."""
 
 
 def remaining_by_pace(seconds: float, done: float) -> float | None:
-    """Seconds that a stage is expected to take yet; None if nothing is known.
+    """Expected remaining seconds of a stage; None if unknown.
 
     Args:
         seconds: for which it has been running.
-        done: the share of it that is done.
+        done: the finished share.
     """
     return seconds * (1 - done) / done if TELLING <= done < 1 else None
 
 
 def remaining_by_others(running: float, earlier: Sequence[float]) -> float | None:
-    """Seconds that a job is expected to take yet; None if nothing is known, or it takes longer than expected.
+    """Expected remaining seconds of a job; None if unknown, or if it already takes longer than expected.
 
     Args:
         running: seconds for which it has been running.
-        earlier: seconds that jobs of the same model and file format took, oldest first.
+        earlier: duration of jobs of the same model and file format in seconds, oldest first.
     """
     if not earlier:
         return None

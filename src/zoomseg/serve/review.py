@@ -1,4 +1,4 @@
-"""What people say of a result: every organ accepted or rejected, with a comment. Kept with the job, in
+"""The review of a result: every organ accepted or rejected, with a comment. Stored with the job, in
 ``review.json``, which is replaced at every change."""
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from zoomseg.io.files import parse_json, read_file, write_json_atomic
 from zoomseg.serve.organs import Organ, csv_text
 
 MAX_COMMENT = 1000
-"""Characters."""
+"""Maximum number of characters."""
 
 
 class Verdict(StrEnum):
-    """What is said of an organ."""
+    """The verdict on an organ."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
 
 
 class Opinion(BaseModel):
-    """Of one organ; ``verdict``: None if nothing was decided."""
+    """A review of one organ; ``verdict``: None if undecided."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     verdict: Verdict | None = None
@@ -41,13 +41,13 @@ class Opinion(BaseModel):
 
 
 class KeptOpinion(Opinion):
-    """An opinion, and when it was given: seconds since 1970."""
+    """An opinion and its time: seconds since 1970."""
 
     changed: Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 
 
 class ReviewRow(BaseModel):
-    """An organ and what was said of it; None: nothing yet."""
+    """An organ and its review; None: not reviewed."""
 
     organ: str
     value: int
@@ -59,7 +59,7 @@ class ReviewRow(BaseModel):
 
 
 class Review(BaseModel):
-    """Of a job's result."""
+    """The review of a job's result."""
 
     scan: str
     model: str
@@ -73,11 +73,11 @@ class _File(BaseModel):
 
 
 _guard = threading.Lock()
-"""Two people may say something of one result at the same time."""
+"""Two users may review one result at the same time."""
 
 
 def opinions(file: Path) -> dict[int, KeptOpinion]:
-    """What was said, by an organ's value; nothing if there is no file.
+    """The reviews, by an organ's value; empty if there is no file.
 
     Raises:
         DatasetError: it is damaged.
@@ -91,7 +91,7 @@ def opinions(file: Path) -> dict[int, KeptOpinion]:
 
 
 def keep(file: Path, value: int, opinion: Opinion) -> None:
-    """Keep what was said of the organ of a value, in place of what was said before.
+    """Store the review of the organ with this value; replaces an earlier one.
 
     Raises:
         DatasetError: the file is damaged.
@@ -104,7 +104,7 @@ def keep(file: Path, value: int, opinion: Opinion) -> None:
 
 
 def review_of(scan: str, model: str, organs: Sequence[Organ], said: dict[int, KeptOpinion]) -> Review:
-    """Every organ of a result with what was said of it."""
+    """Every organ of a result with its review."""
     rows = [_row(organ, said.get(organ.value)) for organ in organs]
     return Review(scan=scan, model=model, organs=rows)
 

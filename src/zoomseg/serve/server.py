@@ -25,28 +25,28 @@ from zoomseg.serve.worker import ProcessWorker
 
 TOKEN_VARIABLE = "ZOOMSEG_TOKEN"
 MIN_TOKEN = 16
-"""Characters; shorter ones can be guessed."""
+"""Minimum number of characters; shorter tokens can be guessed."""
 
 STOPPING = "stopping; a scan that is being segmented is given up, those that wait stay"
 STOPPED = "stopped; scans that wait are segmented after the next start"
 HEAD_SECONDS = 30.0
-"""For which a connection may be open without a whole head of a request."""
+"""Maximum time that a connection may be open without a complete head of a request."""
 STOP_SECONDS = 3
-"""How long requests that are being answered may take when the server stops."""
+"""Maximum time for completing current requests when the server stops."""
 
 
 def default_folder() -> Path:
-    """Where a server keeps its jobs: in the user's state folder."""
+    """The default folder for a server's jobs: in the user's state folder."""
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(state) / "zoomseg" / "serve"
 
 
 def served_models(names: Sequence[str]) -> tuple[dict[str, Path], dict[str, ModelView]]:
-    """Folders of models, and what is told of them, by the names that clients use: those of their folders.
+    """Folders of models, and their descriptions, by the names that clients use: those of their folders.
 
     Raises:
         ModelError: one cannot be read.
-        ZoomSegError: two have one name.
+        ZoomSegError: two have the same name.
     """
     folders: dict[str, Path] = {}
     views: dict[str, ModelView] = {}
@@ -67,7 +67,8 @@ def served_models(names: Sequence[str]) -> tuple[dict[str, Path], dict[str, Mode
 
 
 def token_for(host: str, names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
-    """The token that clients need: the environment's, a new one where others can reach the server, or None.
+    """The token that clients need: the environment's, a new one if other machines can reach the server, or
+    None.
 
     Raises:
         ZoomSegError: the environment's is too short.
@@ -83,10 +84,10 @@ def token_for(host: str, names: tuple[str, ...], environment: Mapping[str, str])
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0: any free one.
+    """A listening socket; port 0: any free one.
 
     Raises:
-        ZoomSegError: the address is taken, or not this machine's.
+        ZoomSegError: the address is in use, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -97,7 +98,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address(sock: socket.socket, token: str | None) -> str:
-    """What to type into a browser."""
+    """The address to be opened in a browser."""
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
@@ -106,8 +107,8 @@ def address(sock: socket.socket, token: str | None) -> str:
 
 
 class _Connection(H11Protocol):
-    """Ended if no request comes: uvicorn would keep it open as long as the client does, and nobody could
-    connect once it has as many as a process may have files."""
+    """A connection that is closed if no request arrives: uvicorn would keep it open as long as the client
+    does, and new connections would fail at the process's limit of open files."""
 
     _unasked: asyncio.TimerHandle | None = None
 
@@ -125,7 +126,7 @@ class _Connection(H11Protocol):
             self._unasked.cancel()
 
     def _watch(self) -> None:
-        """Until a head is whole: while its request is answered, other limits hold."""
+        """Wait until a head is complete: during the response, other limits apply."""
         asked = self.cycle is not None and not self.cycle.response_complete
         if asked and self._unasked is not None:
             self._unasked.cancel()
@@ -135,7 +136,7 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to ``core.interrupts``; uvicorn would raise them again in the end."""
+    """Leaves signals to ``core.interrupts``; uvicorn would raise them again at the end."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -143,7 +144,7 @@ class _Server(uvicorn.Server):
 
 
 def configured(app: App) -> uvicorn.Config:
-    """How requests are read and answered. Addresses are not logged: one may hold the token."""
+    """The configuration of requests and responses. Addresses are not logged, as one may contain the token."""
     return uvicorn.Config(
         app,
         log_level="warning",
@@ -157,10 +158,10 @@ def configured(app: App) -> uvicorn.Config:
 
 
 def run(app: App, sock: socket.socket, stopping: str, stopped: str) -> None:
-    """Answer until the process is asked to stop, and say so.
+    """Serve until the process is interrupted, and report that.
 
     Raises:
-        InterruptedWorkError: it was.
+        InterruptedWorkError: it was interrupted.
     """
     server = _Server(configured(app))
 
@@ -184,10 +185,10 @@ def serve(
     max_upload: int,
     on_open: Callable[[], None],
 ) -> None:
-    """Serve models until the process is asked to stop.
+    """Serve models until the process is interrupted.
 
     Args:
-        on_open: called once the folder is this server's.
+        on_open: called when this server has locked the folder.
     """
     folders, views = served_models(models)
     jobs = Jobs(folder, waiting)

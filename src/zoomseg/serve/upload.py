@@ -1,4 +1,4 @@
-"""A request's body as a file: counted as it comes, never held in memory."""
+"""A request's body as a file: counted as it arrives, never held in memory."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from zoomseg.core.memory import spoken
 from zoomseg.io.files import parse_json, writing
 
 PIECE_BYTES = 4 * 1024**2
-"""Written at once, by a thread, so that a slow disk does not keep the server from answering."""
+"""Number of bytes written at once, by a thread, so that a slow disk does not block the server."""
 
 
 SILENT_SECONDS = 30.0
-"""How long a client may send nothing."""
+"""Maximum time for which a client may send nothing."""
 
 LEAST_BYTES_PER_SECOND = 1000
-"""Of an upload on the whole, beyond that: who sends a byte now and then is not waited for, either."""
+"""Minimum average rate of an upload, after ``SILENT_SECONDS``: clients that send single bytes from time to
+time are ended, too."""
 
 
 class TooSlowError(ZoomSegError):
-    """The client sends nothing, or next to nothing."""
+    """The client sends nothing, or almost nothing."""
 
 
 class TooLargeError(ZoomSegError):
-    """More is uploaded than may be."""
+    """The upload exceeds the limit."""
 
 
 async def receive(request: Request, path: Path, limit: int) -> None:
     """Write the body to ``path``.
 
     Raises:
-        TooLargeError: it is longer than ``limit`` bytes, or says that it will be.
-        TooSlowError: it does not come.
-        ScanError: it is empty, or the client went away.
+        TooLargeError: it is longer than ``limit`` bytes, or declares to be.
+        TooSlowError: it does not arrive.
+        ScanError: it is empty, or the client disconnected.
         OutputError: the disk refuses it.
     """
     announced = request.headers.get("content-length", "0")
@@ -61,8 +62,8 @@ async def receive_json(request: Request, limit: int) -> Any:
 
     Raises:
         TooLargeError: it is longer than ``limit`` bytes.
-        TooSlowError: it does not come.
-        HTTPException: 400, it is no JSON.
+        TooSlowError: it does not arrive.
+        HTTPException: 400, it is not JSON.
     """
     content = bytearray()
     try:
@@ -92,7 +93,7 @@ async def _copy(request: Request, file: BinaryIO, limit: int) -> int:
 
 
 async def _in_time(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The pieces, as long as they come."""
+    """The pieces of the body, as long as they arrive in time."""
     began, received = time.monotonic(), 0
     while True:
         left = began + SILENT_SECONDS + received / LEAST_BYTES_PER_SECOND - time.monotonic()

@@ -1,4 +1,4 @@
-"""What `zoomseg view` serves: one scan, one label map, and the page that shows them."""
+"""The server of `zoomseg view`: one scan, one label map, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ NIFTI = (".nii", ".nii.gz")
 
 
 class View(BaseModel):
-    """What the page asks for first. ``scan`` and ``labels`` are addresses; their endings say the format."""
+    """The first response to the page. ``scan`` and ``labels`` are addresses; their suffixes state the
+    format."""
 
     title: str
     scan: str
     labels: str
     organs: list[Organ]
     notes: list[str]
-    """What the user must know of where the two lie."""
+    """What the user must know about the positions of the two."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files that are served, both NIfTI, and what the page is told of them."""
+    """The files that are served, both NIfTI, and the data for the page."""
 
     scan: Path
     labels: Path
@@ -47,11 +48,11 @@ class Files:
 
 
 def prepare(scan: Path, labels: Path, room: Path) -> Files:
-    """Check both files, and write to the folder ``room`` those that are not NIfTI, or whose header programs
-    understand in several ways, so that the page lays them where ZoomSeg does.
+    """Check both files, and write to the folder ``room`` those that are not NIfTI, or whose header is
+    ambiguous, so that the page places them as ZoomSeg does.
 
     Raises:
-        ScanError: one cannot be read, the label map holds no label, or none of it lies on the scan.
+        ScanError: one cannot be read, the label map contains no label, or none of it lies on the scan.
         DatasetError: a file beside the label map that should name its labels is damaged.
     """
     organs = organs_of_file(labels, scan_name(labels))
@@ -77,15 +78,15 @@ def prepare(scan: Path, labels: Path, room: Path) -> Files:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether every program lays the file where ZoomSeg does."""
+    """Whether every program places the file as ZoomSeg does."""
     return scan_suffix(path) in NIFTI and not header_notes(path)
 
 
 def _apart(scan: Path, labels: Path) -> list[str]:
-    """A note if the two lie on different grids; the page then lays the labels by their world positions.
+    """A note if the two are on different grids; the page then places the labels by their world positions.
 
     Raises:
-        ScanError: they have no place in common.
+        ScanError: they do not overlap.
     """
     image, other = read_grid(scan), read_grid(labels)
     if image.same_as(other):
@@ -101,7 +102,7 @@ def _apart(scan: Path, labels: Path) -> list[str]:
 
 
 def create_app(files: Files, access: Access) -> Guard:
-    """An application that serves these two files and nothing else."""
+    """An application that serves only these two files."""
     app = FastAPI(title="ZoomSeg view", openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.get("/view.json")

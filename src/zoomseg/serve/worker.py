@@ -1,7 +1,7 @@
-"""The process that segments: it keeps models loaded, and may die without taking the server along.
+"""The worker process: it keeps models loaded, and may die without affecting the server.
 
-Server and worker speak JSON through a pipe. A hostile scan that breaks a reading library breaks this process,
-which the server starts again.
+Server and worker exchange JSON through a pipe. A hostile scan that exploits a reading library affects this
+process only, which the server restarts.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 TELL_EVERY_SECONDS = 0.1
 _PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
-"""An absolute one of several folders."""
+"""An absolute path of several folders."""
 
 READING = "reading"
-"""What a job does before its model's first stage."""
+"""Step of a job before its model's first stage."""
 
 WRITING = "writing"
-"""What it does after the last one: the label map on the scan's grid, volumes, files."""
+"""Step after the last stage: the label map on the scan's grid, volumes, files."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A scan to be segmented. ``case`` names its results in ``out``."""
+    """A scan to be segmented. ``case`` is the name of its results in ``out``."""
 
     case: str
     scan: str
@@ -51,39 +51,39 @@ class Task:
     model: str
     """Folder of the model."""
     wanted: dict[str, Any] = field(default_factory=dict)
-    """What else the function that segments must know; JSON."""
+    """Further settings of the function that segments; JSON."""
 
 
 Segment = Callable[[Task, "Predictor", Callable[[Step], None]], None]
-"""Carries out a task with its model, and tells how far it is."""
+"""Processes a task with its model, and reports progress."""
 
 
 class WorkerDiedError(Exception):
-    """The process ended while it worked; the message says how."""
+    """The process ended during a task; the message states how."""
 
 
 class Worker(Protocol):
-    """What carries out tasks, one after the other."""
+    """Processes tasks, one after the other."""
 
     def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
-        """Carry out a task; None, or why it failed.
+        """Process a task; None, or the reason of its failure.
 
         Raises:
-            WorkerDiedError: the worker is of no use any more.
+            WorkerDiedError: the worker cannot be used any more.
         """
 
     def kill(self) -> None:
-        """End it at once, from any thread; a task that runs ends with WorkerDiedError."""
+        """End the worker at once, from any thread; a running task ends with WorkerDiedError."""
 
 
 class ProcessWorker:
-    """A worker in a process of its own, started afresh (not forked: the server has threads)."""
+    """A worker in a separate process, spawned rather than forked, as the server has threads."""
 
     def __init__(self, device: str, segment: Segment | None = None) -> None:
         """
         Args:
-            segment: carries out a task; a function of a module, as the new process imports it. As
-                ``segment`` of this module, if left out.
+            segment: processes a task; a function of a module, as the new process imports it.
+                ``segment`` of this module by default.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -115,7 +115,7 @@ class ProcessWorker:
 
 def _how_it_ended(code: int | None) -> str:
     if code == -signal.SIGKILL:
-        # By whom, no process is told.
+        # The process is not told by whom.
         return "the process that segments was killed: by the system, if memory ran out, or by somebody"
     how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
     return f"the process that segments ended {how}; see the server's output"
@@ -125,8 +125,8 @@ def _how_it_ended(code: int | None) -> str:
 
 
 def work(pipe: Connection, device: str, carry_out: Segment | None = None) -> None:
-    """Carry out the tasks that come through the pipe, until it is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the server alone, which ends this process
+    """Process the tasks that arrive through the pipe, until it is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # left to the server, which ends this process
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="zoomseg-parent", daemon=True).start()
     predictors: dict[str, Predictor] = {}
@@ -139,7 +139,7 @@ def work(pipe: Connection, device: str, carry_out: Segment | None = None) -> Non
 
 
 def _end_with_parent() -> None:
-    """A server that was killed must not leave one behind that computes for nobody."""
+    """End with the parent: a server that was killed must not leave a worker behind."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -151,7 +151,7 @@ def _send(pipe: Connection, said: dict[str, Any]) -> None:
 
 
 def _teller(pipe: Connection) -> Callable[[Step], None]:
-    """Sends steps on, few enough to be read as they come; the last of a stage always."""
+    """Sends progress, rarely enough to be read in time; the last step of a stage is always sent."""
     last = [0.0]
 
     def tell(step: Step) -> None:
@@ -177,15 +177,15 @@ def _error_of(
         carry_out(task, predictors[task.model], tell)
     except ZoomSegError as error:
         return _without_paths(str(error), task)
-    except Exception as error:  # one scan's failure is not the server's
-        # What the error says may hold a patient's name: only where and what it is is told.
+    except Exception as error:  # one scan's failure does not affect the server
+        # An exception's message may contain a patient's name: only its place and type are reported.
         print("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__, file=sys.stderr)
         return f"unexpected error ({type(error).__name__}); see the server's output"
     return None
 
 
 def _without_paths(error: str, task: Task) -> str:
-    """An error as a user may see it, who knows no path of the server."""
+    """An error for users, without paths of the server."""
     known = ((task.scan, "the scan"), (task.out, "the results"), (task.model, "the model"))
     for path, name in (*known, (str(Path(task.scan).parent), "the job")):
         for shown in (path, quoted(path)):
@@ -194,7 +194,7 @@ def _without_paths(error: str, task: Task) -> str:
 
 
 def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:
-    """A model ready to segment, as `zoomseg predict` would load it."""
+    """A predictor for a model, loaded as by `zoomseg predict`."""
     from zoomseg.inference import load
 
     def register(case: str, done: int, total: int) -> None:
@@ -204,11 +204,11 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
 
 
 def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
-    """Segment a scan as `zoomseg predict` does, and leave the scan itself as NIfTI beside the result.
+    """Segment a scan as `zoomseg predict` does, and write the scan itself as NIfTI beside the result.
 
     Raises:
         ScanError: the scan cannot be used.
-        ZoomSegError: what else hinders.
+        ZoomSegError: any other failure.
     """
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
     from zoomseg.inference.outputs import segment_to_folder
@@ -245,7 +245,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
 
 def one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
-    """The scan in an upload. Series that cannot be used, as localizers, do not count beside one that can."""
+    """The scan in an upload. Unusable series, such as localizers, are ignored if there is a usable one."""
     from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans
 

@@ -1,8 +1,8 @@
-"""The papers' studies as data: which trainings, which ways of predicting, what the paper published.
+"""The papers' studies as data: trainings, ways of predicting, and published results.
 
-A study starts from a shipped recipe. A *training* changes it before it is trained; a *row* of the table
-names a training and changes the trained recipe once more before it predicts, so that one training can answer
-for several rows. Published numbers are typed from the tables cited.
+A study starts from a shipped recipe. A *training* changes it before it is trained; a *row* of the table names
+a training and changes the trained recipe once more before prediction, so that one training can serve several
+rows. Published numbers are copied from the tables cited.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from zoomseg.study.recipe_edits import (
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper's table says of one row, 0 to 1, by the paper's organ names; ``mean`` if it has one.
-    What is spread are cases; of the mean, the papers give means of the organs' spread, which are left out."""
+    """The paper's results for one row, 0 to 1, by the paper's organ names; ``mean`` if it has one. Spread is
+    over cases; for the mean, the papers give means of the organs' spread, which are omitted."""
 
     dice: Mapping[str, float]
     mean: float | None = None
@@ -53,10 +53,11 @@ class Training:
     change: Edit = unchanged
     fine_tuned: bool = False
     unlabelled: bool = False
-    """Whether the scans given with --unlabelled are learned from, too, labelled by models trained first."""
+    """Whether the scans given with --unlabelled are also used for training, labelled by models trained
+    first."""
     drawn: bool = False
-    """Whether these scans are learned from with the labels that the data set has of them. The row is left out
-    unless they are labelled cases of the data set that --split names in none of its lists."""
+    """Whether these scans are used for training with their own labels in the data set. The row is omitted
+    unless they are labelled cases of the data set that are in none of the lists of --split."""
     recipe: str | None = None
 
 
@@ -65,8 +66,8 @@ AT_1_MM = Tolerances.same(1.0)
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. ``training`` None: no network at all, the atlas prior alone answers.
-    ``published`` is of cases held back from the paper's training data, ``published_unseen`` of others."""
+    """One row of the table. ``training`` None: no network, only the atlas prior. ``published`` is of cases
+    held out from the paper's training data, ``published_unseen`` of others."""
 
     name: str
     training: Training | None
@@ -74,12 +75,12 @@ class Row:
     published: Published | None = None
     published_unseen: Published | None = None
     tolerances: Tolerances = AT_1_MM
-    """How the paper's table scores, or, where it has no NSD, 1 mm."""
+    """The tolerances of the paper's table or, if it has no NSD, 1 mm."""
 
 
 @dataclass(frozen=True)
 class OtherMethod:
-    """A method that a paper compares its own with: the mean and SD of the Dice, 0 to 1, by organ."""
+    """A method with which a paper compares its own: mean and SD of the Dice, 0 to 1, by organ."""
 
     name: str
     subjects: int
@@ -87,13 +88,13 @@ class OtherMethod:
     validation: str
     dice: Mapping[str, tuple[float, float]]
     hours: float | None
-    """For a scan."""
+    """Per scan."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A table of a paper. ``recipe`` is a shipped recipe's name or a file; None: that of the model given
-    with --init. p-values compare each row with the one above it, and with ``baseline``."""
+    """A table of a paper. ``recipe`` is a shipped recipe's name or a file; None: that of the model given with
+    --init. p-values compare each row with the one above it, and with ``baseline``."""
 
     name: str
     recipe: str | None
@@ -102,13 +103,13 @@ class Ablation:
     baseline: str
     folds: int = 5
     pooled: bool = False
-    """Whether all folds are trained unless one is asked for, and their cases pooled."""
+    """Whether all folds are trained unless one is requested, and their cases pooled."""
     note: str = ""
-    """What must be known of the paper's numbers to compare with them."""
+    """Information needed to compare with the paper's numbers."""
     source_unseen: str = ""
-    """Of what the rows have as ``published_unseen``."""
+    """Source of the rows' ``published_unseen``."""
     others: tuple[OtherMethod, ...] = ()
-    """Beside the rows' results on an unseen set."""
+    """Shown beside the rows' results on an unseen set."""
     source_others: str = ""
 
     @property
@@ -117,14 +118,14 @@ class Ablation:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether all rows train and answer with the recipe as it is, so that it may have any stages."""
+        """Whether all rows train and predict with the unchanged recipe, so that it may have any stages."""
         trained = (row.training.change for row in self.rows if row.training is not None)
         return all(edit is unchanged for edit in (*trained, *(row.predict for row in self.rows)))
 
 
 @dataclass(frozen=True)
 class RegionCurve:
-    """How a candidate region grows: sensitivity and false-positive rate over the dilation radius."""
+    """Growth of a candidate region: sensitivity and false-positive rate over the dilation radius."""
 
     name: str
     recipe: str
@@ -142,9 +143,9 @@ PROXIES: Mapping[str, tuple[str, ...]] = {
     "artery": ("aorta",),
     "vein": ("portal vein", "portal vein and splenic vein"),
 }
-"""A paper's organ -> what of a data set comes nearest to it, though it is not the same. The gastric surgery
-data of Roth et al. label the arteries around the stomach, of which the aorta is the largest, and the portal
-vein with its branches."""
+"""A paper's organ -> the most similar organs of a data set, although not the same. The gastric surgery data
+of Roth et al. label the arteries around the stomach, of which the aorta is the largest, and the portal vein
+with its branches."""
 
 
 def find_organ(paper: str, schema: LabelSchema) -> str | None:
@@ -153,7 +154,7 @@ def find_organ(paper: str, schema: LabelSchema) -> str | None:
     return next((own for own in (label_of(name, schema) for name in names) if own is not None), None)
 
 
-# --- what the papers published --------------------------------------------------------------------
+# --- published results ----------------------------------------------------------------------------
 
 
 def _row(organs: tuple[str, ...], *dice: float, mean: float | None = None, unit: float = 1.0) -> Published:
@@ -169,7 +170,7 @@ def _spread(
     least: tuple[float, ...] = (),
     most: tuple[float, ...] = (),
 ) -> Published:
-    """With the spread over cases, in percent, in the order of its organs."""
+    """The published results with the spread over cases, in percent, in the order of its organs."""
 
     def shares(values: tuple[float, ...]) -> dict[str, float]:
         pairs = zip(published.dice, values, strict=True) if values else ()
@@ -268,7 +269,7 @@ _TABLE_4 = (
     "bladder",
 )
 
-# Section 3.4 does not say how tiles lie; Section 4.1 has them side by side "as in previous sections".
+# Section 3.4 does not describe the tiles; in Section 4.1 they are non-overlapping "as in previous sections".
 VOTE_ROWS = (
     Row(
         "2D, majority vote",

@@ -1,5 +1,5 @@
-"""How much a candidate region catches, and how much too much, as a function of the dilation radius
-(Roth et al. 2018, Comput Med Imaging Graph 66:90-99, Section 2.2 and Fig. 6)."""
+"""Sensitivity and false-positive rate of a candidate region as a function of the dilation radius (Roth et al.
+2018, Comput Med Imaging Graph 66:90-99, Section 2.2 and Fig. 6)."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def coverage(
     radii_vox: Sequence[int],
     organs: Sequence[str],
 ) -> Coverage:
-    """For each organ that the reference has: the share of its voxels that the dilated foreground holds, and
-    the share of all other voxels of the stage's grid that it holds, too.
+    """For each organ of the reference: the share of its voxels inside the dilated foreground, and the share
+    of all other voxels of the stage's grid inside it.
 
     Args:
-        prediction: the stage's answer; its region lies on the grid on which everything is counted.
+        prediction: of the stage; its region is on the grid on which everything is counted.
         reference: on the same scan, canonical axes.
     """
     grid = prediction.region.grid
@@ -84,13 +84,13 @@ def coverage(
 
 
 def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ...], tuple[str, ...]]:
-    """Train the stage, look at all training and held-out cases, write table, plot and report.
+    """Train the stage, evaluate all training and held-out cases, write table, plot and report.
 
     Returns the points and the cases that failed, one line each.
 
     Raises:
-        InterruptedTrainingError: stopped; called again, it goes on from there.
-        ScanError: not one case could be looked at.
+        InterruptedTrainingError: stopped; the next call continues.
+        ScanError: no case could be evaluated.
     """
     found: dict[str, list[Coverage]] = {"training": [], "validation": []}
     failed: list[str] = []
@@ -114,7 +114,7 @@ def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ..
 
 
 def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Callable[[str], Coverage]:
-    """One case's coverage by its id, from disk where it is known."""
+    """One case's coverage by its id, from disk if it is known."""
     folder = writable_directory(trainings.out / "coverage" / f"fold-{fold}")
     files = {case.id: case for case in trainings.dataset.cases}
     model = trainings.model(study.training, fold)
@@ -148,7 +148,7 @@ def _read(file: Path, radii: int) -> Coverage | None:
 
 
 def summarise(split: str, cases: Sequence[Coverage], radii_vox: Sequence[int]) -> list[Point]:
-    """Per organ the mean over cases that have it, then the mean of the organs, at each radius."""
+    """Per organ the mean over cases with it, then the mean of the organs, at each radius."""
     points: list[Point] = []
     organs = list(dict.fromkeys(organ for case in cases for organ in case))
     for n, radius in enumerate(radii_vox):

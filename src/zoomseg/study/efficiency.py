@@ -1,4 +1,4 @@
-"""What the predictions of a study's rows took: kept beside them, and shown as a table."""
+"""Resource usage of the predictions of a study's rows: stored beside them, and shown as a table."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLUMNS = {
     "cpu_area_percent_s": "CPU area of the process, % s",
     "machine_cpu_area_percent_s": "CPU area of the machine (FLARE's), % s",
 }
-"""Measures that are shown, and what they are called."""
+"""Measures shown, and their names."""
 
 
 def record(folder: Path, done: Segmented) -> None:
-    """Add a scan to the measures of a row's fold, which survive an interruption.
+    """Add a scan to the measures of a row's fold, which are kept after an interruption.
 
     Raises:
         OutputError: no permission, full disk.
@@ -36,7 +36,7 @@ def record(folder: Path, done: Segmented) -> None:
 
 
 def read(folder: Path) -> dict[str, Measures]:
-    """By case; empty where none were kept, or the file is damaged."""
+    """By case; empty if there are none, or the file is damaged."""
     try:
         found = parse_json(read_file(folder / FILE))
         return {str(case): {name: float(own[name]) for name in MEASURES} for case, own in found.items()}
@@ -45,7 +45,7 @@ def read(folder: Path) -> dict[str, Measures]:
 
 
 def sheet(rows: Mapping[str, Sequence[Path]]) -> Sheet | None:
-    """Of each row by its folds' folders; None where nothing was measured."""
+    """For each row, given by its folds' folders; None if nothing was measured."""
     found = {
         name: [own for folder in folders for own in read(folder).values()] for name, folders in rows.items()
     }

@@ -16,7 +16,7 @@ from zoomseg.study.trainings import Trainings
 
 
 def segment_by_atlas(trainings: Trainings, fold: int, scans: Dataset, out: Path) -> list[str]:
-    """Label maps ``out/<case>.nii.gz`` of all ``scans``: what the atlas prior alone finds most probable.
+    """Label maps ``out/<case>.nii.gz`` of all ``scans``: the most probable labels of the atlas prior alone.
     Returns the cases that failed, one line each.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a paper lists of other methods, with a study's own result on top: Table 3 of Roth et al. 2018."""
+"""Other methods in a paper's table, with a study's own result on top: Table 3 of Roth et al. 2018."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoomseg.study.report_page import Sheet
 from zoomseg.study.table import RowResult, organ_spread
 
 DIGITS = 1
-"""Of a Dice in percent, as in the paper."""
+"""Digits of a Dice in percent, as in the paper."""
 
 HEAD = ("method", "subjects", "approach", "validation", "organ", "Dice, %", "time, h")
 
@@ -23,11 +23,11 @@ HEAD = ("method", "subjects", "approach", "validation", "organ", "Dice, %", "tim
 def sheet(
     study: Ablation, results: Sequence[RowResult], folders: Mapping[str, Sequence[Path]], schema: LabelSchema
 ) -> Sheet | None:
-    """A line for every organ of every method, those of the data set alone; first the study's last row that is
-    done. None of cases that are not an unseen set, or of a study whose paper lists no methods.
+    """A line for every organ of every method, restricted to the data set's organs; first the study's last
+    finished row. None for cases that are not an unseen set, or a study whose paper lists no methods.
 
     Args:
-        folders: of each row, where its measures are kept (see ``efficiency``).
+        folders: of each row's measures (see ``efficiency``).
     """
     if not results or not results[-1].unseen or not study.others:
         return None
@@ -40,7 +40,7 @@ def sheet(
 
 
 def _of_row(result: RowResult, organs: Mapping[str, str], folders: Sequence[Path]) -> list[tuple[str, ...]]:
-    """The last of a table's rows, the whole recipe's."""
+    """The last row of a table, with the whole recipe."""
     seconds = mean(case["seconds"] for folder in folders for case in efficiency.read(folder).values())
     hours = "" if math.isnan(seconds) else f"{seconds / 3600:.4f}"
     cases = str(len(result.evaluation.cases))

@@ -1,4 +1,4 @@
-"""Changes of a recipe: functions from a recipe to another one, which can be chained."""
+"""Edits of a recipe: functions from a recipe to another one, which can be chained."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def on_stages(change: Callable[[Stage], Stage], *names: str) -> Edit:
 
 
 def only(name: str) -> Edit:
-    """Stage ``name`` and those that it needs; its answer becomes the label map."""
+    """Stage ``name`` and those that it needs; its prediction becomes the label map."""
 
     def apply(recipe: Recipe) -> Recipe:
         last = graph.stage_of(recipe, name)
@@ -66,7 +66,7 @@ def only(name: str) -> Edit:
 
 
 def overlap(name: str, share: float) -> Edit:
-    """Tiles of stage ``name`` share this part of their size."""
+    """Set the overlap of the tiles of stage ``name``."""
 
     def change(stage: Stage) -> Stage:
         return stage.model_copy(update={"grid": stage.grid.model_copy(update={"overlap": share})})
@@ -80,19 +80,19 @@ def trained_apart(recipe: Recipe) -> Recipe:
 
 
 def without_auto_context(stage: Stage) -> Stage:
-    """The network no longer sees what earlier stages said."""
+    """The network no longer reads earlier stages' predictions."""
     inputs = tuple(source for source in stage.inputs if not isinstance(source, PriorInput))
     return stage.model_copy(update={"inputs": inputs})
 
 
 def unweighted(stage: Stage) -> Stage:
-    """Training patches anywhere in the region, each place as likely as any other."""
+    """Training patches anywhere in the region, with equal probability."""
     training = stage.training.model_copy(update={"sampler": UniformInRegion()})
     return stage.model_copy(update={"training": training})
 
 
 def box_of_coarse(stage: Stage) -> Stage:
-    """The box of what the coarse stage found, without the atlas's word."""
+    """The box around the coarse prediction, without the atlas."""
     roi = stage.roi
     if isinstance(roi, ProbabilityTimesAtlas):
         roi = BoxAround(of=roi.of, labels=roi.labels, margin_mm=roi.margin_mm)
@@ -100,12 +100,12 @@ def box_of_coarse(stage: Stage) -> Stage:
 
 
 def without_atlas(recipe: Recipe) -> Recipe:
-    """No atlas at all: no region and no answer depends on it."""
+    """No atlas: neither regions nor predictions depend on it."""
     return on_stages(box_of_coarse)(recipe).model_copy(update={"atlas": None})
 
 
 def times_atlas(name: str, published: str) -> Edit:
-    """Stage ``name`` answers with its probabilities times the atlas prior of a shipped recipe."""
+    """Multiply the probabilities of stage ``name`` by the atlas prior of a shipped recipe."""
 
     def apply(recipe: Recipe) -> Recipe:
         change = {"fusion": "replace_times_atlas"}
@@ -116,7 +116,7 @@ def times_atlas(name: str, published: str) -> Edit:
 
 
 def shipped(name_or_path: str) -> Recipe:
-    """A recipe with all its numbers.
+    """A complete recipe.
 
     Raises:
         RecipeError: there is none, or it has to be planned first.
@@ -128,7 +128,7 @@ def shipped(name_or_path: str) -> Recipe:
 
 
 def with_small_organs(organs: tuple[str, ...]) -> Edit:
-    """Stages that are one per label are there for these organs only.
+    """Restrict stages that exist per label to these organs.
 
     Raises:
         RecipeError: the recipe has no such stage.
@@ -144,7 +144,7 @@ def with_small_organs(organs: tuple[str, ...]) -> Edit:
 
 
 def with_atlases(number: int) -> Edit:
-    """The atlas prior is made of so many atlases.
+    """Set the number of atlases for the atlas prior.
 
     Raises:
         RecipeError: the recipe has no atlas prior.
@@ -163,10 +163,10 @@ def with_atlases(number: int) -> Edit:
 
 
 def coarser(factor: float) -> Edit:
-    """All stages on grids whose voxels are ``factor`` times as large along each axis.
+    """All stages on grids with voxels ``factor`` times as large along each axis.
 
-    A fixed shape becomes as many times smaller, in steps that the network can take, and with it the one
-    tile and patch that hold it; all other tiles and patches keep their size in voxels.
+    A fixed shape becomes smaller by this factor, in steps that the network accepts, and with it the single
+    tile and patch that contain it; all other tiles and patches keep their size in voxels.
     """
 
     def change(stage: Stage) -> Stage:

@@ -1,4 +1,4 @@
-"""A study's account as one page: findings, notes, tables and plots, in Markdown and in HTML."""
+"""The report of a study as one page: findings, notes, tables and plots, in Markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture (PNG) with what it shows."""
+    """A picture (PNG) with its caption."""
 
     title: str
     png: bytes
@@ -48,7 +48,7 @@ def markdown(page: Page) -> str:
 
 
 def html(page: Page) -> str:
-    """One file with everything in it. Whatever comes from names and paths is escaped."""
+    """One self-contained file. All names and paths are escaped."""
     return environment("zoomseg.study").get_template("study.html").render(page=page)
 
 
@@ -57,5 +57,5 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names come from data sets: keep them from breaking out of their line or cell."""
+    """Names come from data sets: they must not break out of their line or cell."""
     return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", " ".join(text.split()))

@@ -1,14 +1,14 @@
 """A paper's ablation on a data set: train what its rows need, predict and score the held-out cases, tabulate.
 
 ```
-OUT/study.json                               what was asked for
+OUT/study.json                               the request
 OUT/runs/<training>/fold-<n>/                a model with its training, as `zoomseg train` writes it
 OUT/rows/<row>/fold-<n>/predictions/, metrics.csv, summary.json, report.html
 OUT/table.csv, table.md, report.html         rewritten as rows are finished
-OUT/rows/<row>/test/, OUT/test/table.csv ... the same of the test cases, if there are any
+OUT/rows/<row>/test/, OUT/test/table.csv ... the same for the test cases, if there are any
 ```
 
-Whatever is finished on disk is not done again, so that a study may be stopped at any moment.
+Finished parts on disk are not repeated, so that a study may be stopped at any moment.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Outcome:
 
 
 def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
-    """Carry out every row. A case that fails is named, and the row is scored on the others; a row that
-    cannot be carried out is named and left out.
+    """Process every row. A case that fails is reported, and the row is scored on the others; a row that fails
+    is reported and omitted.
 
     Raises:
-        InterruptedTrainingError: stopped; called again, it goes on from there.
+        InterruptedTrainingError: stopped; the next call continues.
         OutputError: ``trainings.out`` cannot be written.
-        ZoomSegError: not one row could be carried out; why the first could not.
+        ZoomSegError: all rows failed; the reason of the first failure.
     """
     done: list[RowResult] = []
     tested: list[RowResult] = []
@@ -99,7 +99,7 @@ def _report(
     done: Sequence[RowResult],
     left_out: Sequence[tuple[Row, ZoomSegError]],
 ) -> list[RowResult]:
-    """The table of either kind of cases once more, with its plots."""
+    """Write the table of either kind of cases again, with its plots."""
     if not done:
         return []
     page, rows = _tabulate(study, trainings, done, left_out)
@@ -214,7 +214,7 @@ def _held_back(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> 
 
 
 def _on_unseen(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation | None:
-    """By the models of the first fold that is trained."""
+    """Score test cases with the models of the first trained fold."""
     if trainings.unseen is None:
         return None
     return _scored(row, trainings.folds[0], trainings, trainings.unseen, "test", failed)
@@ -247,7 +247,7 @@ def _scored(
 
 
 def answering(model: Bundle, change: Edit) -> Bundle:
-    """A trained model that answers in another way: with fewer stages, other tiles, another fusion."""
+    """A trained model with changed prediction: fewer stages, other tiles, another fusion."""
     recipe = change(model.recipe)
     kept = {stage.name for stage in recipe.stages}
     weights = {name: tensors for name, tensors in model.weights.items() if name in kept}
@@ -255,7 +255,7 @@ def answering(model: Bundle, change: Edit) -> Bundle:
 
 
 def predicted_organs(recipe: Recipe, schema: LabelSchema) -> tuple[str, ...]:
-    """The labels that some stage of a recipe enters into the label map."""
+    """The labels that at least one stage of a recipe writes to the label map."""
     found = {
         label
         for stage in recipe.stages
@@ -266,7 +266,7 @@ def predicted_organs(recipe: Recipe, schema: LabelSchema) -> tuple[str, ...]:
 
 
 def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Path) -> list[str]:
-    """Predict the cases that have no prediction yet; returns those that failed, one line each."""
+    """Predict the cases without a prediction; returns those that failed, one line each."""
     missing = cases.subset(i for i in cases.ids if not (out / f"{i}.nii.gz").is_file())
     if not missing.cases:
         return []
@@ -293,18 +293,18 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
 
 
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
-    """Rows share the study's atlases, also those whose training used none."""
+    """Rows share the study's atlases, including those whose training used none."""
     prior_of = trainings.atlas_of(fold) if atlas_priors.uses_atlas(model.recipe) else None
     return Predictor(model, trainings.device, prior_of, any_scan=True)
 
 
 def _name_labels(out: Path, organs: Sequence[str], schema: LabelSchema) -> None:
-    """What the label values of the predictions mean; only what is predicted is scored."""
+    """Write the meaning of the predictions' label values; only predicted organs are scored."""
     values = schema.value_of
     writable_directory(out)
     write_json_atomic(out / "labels.json", {"labels": {BACKGROUND: 0} | {o: values[o] for o in organs}})
 
 
 def slug(name: str) -> str:
-    """A row's name as a folder's."""
+    """A row's name as a folder name."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")

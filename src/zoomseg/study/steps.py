@@ -1,4 +1,4 @@
-"""How far a study's budget went: the optimiser steps of each training."""
+"""The optimiser steps of each training, given a study's budget."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from zoomseg.study.recipe_edits import shipped
 from zoomseg.study.trainings import Trainings
 
 Steps = Mapping[str, int]
-"""Stage, or ``coarse + fine`` for stages trained together -> steps; empty if they are not known."""
+"""Stage, or ``coarse + fine`` for stages trained together -> steps; empty if unknown."""
 
 
 def read_steps(log: Path) -> dict[str, int]:
-    """The last steps in a training's ``metrics.csv``. The log has a group's very last step where held-out
-    cases are validated, as in a study; where none of them shows the stage anything, up to 9 fewer."""
+    """The last steps in a training's ``metrics.csv``. The log contains a group's very last step if held-out
+    cases are validated, as in a study; if the stage's region is empty in all of them, up to 9 fewer."""
     stages: dict[int, list[str]] = {}
     last: dict[int, int] = {}
     try:
@@ -41,7 +41,7 @@ def mean_steps(folds: Sequence[Steps]) -> dict[str, int]:
 
 
 def training_steps(trainings: Trainings, training: Training | None) -> dict[str, int]:
-    """Of a finished training, the mean over the study's folds; of no training, none."""
+    """For a finished training, the mean over the study's folds; empty without a training."""
     if training is None:
         return {}
     return mean_steps([read_steps(trainings.steps_log(training, fold)) for fold in trainings.folds])
@@ -49,7 +49,7 @@ def training_steps(trainings: Trainings, training: Training | None) -> dict[str,
 
 def paper_steps(trainings: Trainings, training: Training | None) -> int | None:
     """Of the shipped recipe on these labels, all stages together; None if there is no training, or the recipe
-    is that of a model to fine-tune."""
+    is that of a model to be fine-tuned."""
     if training is None or trainings.study.recipe is None:
         return None
     schema = trainings.dataset.schema

@@ -1,4 +1,4 @@
-"""A study's table: Dice and NSD by organ beside the paper's, paired tests, what the order of rows says."""
+"""A study's table: Dice and NSD by organ beside the paper's, paired tests, and the order of rows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.steps import Steps
 
 LEAST_CASES = 5
-"""For a verdict on the paper's order."""
+"""Minimum number of cases for a verdict on the paper's order."""
 LEAST_SHARE_OF_STEPS = 0.1
-"""Of the paper's steps, for a verdict."""
+"""Minimum share of the paper's steps for a verdict."""
 SHOWN_DIGITS = 3
-"""Of Dice and NSD, as in the papers."""
+"""Decimals of Dice and NSD, as in the papers."""
 
 COLUMNS = (
     "row",
@@ -55,19 +55,19 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class RowResult:
-    """The scores of one row, the cases of all its folds together, and the steps of its training. ``unseen``
-    cases are of another set than those trained and held back."""
+    """The scores of one row, with the cases of all its folds, and the steps of its training. ``unseen`` cases
+    are of another set than the training and held-out ones."""
 
     row: Row
     evaluation: Evaluation
     steps: Steps = field(default_factory=dict)
     unseen: bool = False
     paper_steps: int | None = None
-    """Of the recipe as it is shipped, all stages together; None if there is no training, or no recipe."""
+    """Of the shipped recipe, all stages together; None if there is no training, or no recipe."""
 
     @property
     def published(self) -> Published | None:
-        """What the paper has of such cases."""
+        """The paper's results for such cases."""
         return self.row.published_unseen if self.unseen else self.row.published
 
     @property
@@ -77,9 +77,9 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Line:
-    """One organ of one row, or the mean over organs; NaN or None where something does not exist. ``steps``
-    are all of the row's training, also those of stages that the row does not ask. What is spread are cases:
-    their Dice of the organ, or their means."""
+    """One organ of one row, or the mean over organs; NaN or None for undefined values. ``steps`` are all of
+    the row's training, including stages that the row does not use. Spread is over cases: their Dice of the
+    organ, or their means."""
 
     row: str
     organ: str
@@ -105,8 +105,8 @@ class Line:
 
 
 def on_common_organs(results: Sequence[RowResult], only: Sequence[str] = ()) -> list[RowResult]:
-    """Rows compare over the organs that all of them predict, in the data set's order; of these over those of
-    ``only``, if it has any."""
+    """Rows are compared over the organs that all of them predict, in the data set's order; of these over
+    those of ``only``, if there are any."""
     common = set.intersection(*(set(r.evaluation.organs) for r in results)) if results else set()
     if only:
         common &= set(only)
@@ -121,8 +121,8 @@ def _restricted(evaluation: Evaluation, organs: set[str]) -> Evaluation:
 
 
 def paired_p(a: Evaluation, b: Evaluation, organ: str) -> float:
-    """Two-sided Wilcoxon signed-rank p of the Dice of one organ, or of each case's mean, over the cases that
-    both have; NaN for fewer than 6 of them. Equal in every case gives 1."""
+    """Two-sided Wilcoxon signed-rank p of the Dice of one organ, or of each case's mean, over the common
+    cases; NaN for fewer than 6 of them. 1 if all are equal."""
     return signed_rank(differences(paired(a, b)[organ]))
 
 
@@ -135,7 +135,7 @@ def _by_case(evaluation: Evaluation, organ: str) -> dict[str, float]:
 
 
 def _nsd_by_case(evaluation: Evaluation, organ: str) -> list[float]:
-    """Of one organ, or each case's mean; NaN where neither map has it."""
+    """Of one organ, or each case's mean; NaN if neither map has it."""
     return [mean(s.nsd for s in case.scores if organ in (MEAN, s.organ)) for case in evaluation.cases]
 
 
@@ -149,7 +149,7 @@ def spread(values: Iterable[float]) -> tuple[float, float, float, float]:
 
 
 def organ_spread(result: RowResult, organ: str) -> float:
-    """Standard deviation of an organ's Dice over a row's cases; NaN of fewer than two."""
+    """Standard deviation of an organ's Dice over a row's cases; NaN for fewer than two."""
     return spread(_by_case(result.evaluation, organ).values())[0]
 
 
@@ -189,7 +189,7 @@ def _paper_names(published: Published | None, schema: LabelSchema) -> dict[str, 
 
 
 def _published(published: Published | None, organ: str, paper: str) -> tuple[float, float]:
-    """The paper's Dice and NSD, NaN where it has none."""
+    """The paper's Dice and NSD, NaN if it has none."""
     if published is None:
         return math.nan, math.nan
     if organ == MEAN:
@@ -199,8 +199,8 @@ def _published(published: Published | None, organ: str, paper: str) -> tuple[flo
 
 
 def _published_spread(published: Published | None, paper: str) -> tuple[float, float, float, float, float]:
-    """Of the paper's Dice over cases: SD, median, minimum, maximum; and SD of its NSD. NaN where it has none,
-    as of the mean over organs."""
+    """Spread of the paper's Dice over cases: SD, median, minimum, maximum; and SD of its NSD. NaN if it has
+    none, as for the mean over organs."""
     p = published or Published({})
     sd, median, least, most, nsd_sd = (
         values.get(paper, math.nan) for values in (p.dice_sd, p.dice_median, p.dice_min, p.dice_max, p.nsd_sd)
@@ -229,7 +229,7 @@ def _finding(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
 
 
 def verdict(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
-    """Whether the paper's order of two rows is found again, or why nothing can be said."""
+    """Whether the paper's order of two rows is reproduced, or the reason why this is not judged."""
     reason = _no_verdict(a, b, schema)
     if reason is not None:
         return f"no verdict, {reason}"
@@ -256,13 +256,13 @@ def _no_verdict(a: RowResult, b: RowResult, schema: LabelSchema) -> str | None:
 
 
 def _shared(result: RowResult, schema: LabelSchema) -> dict[str, str]:
-    """The row's organs that the paper has, too -> how it calls them."""
+    """The row's organs that the paper has, too -> their names in the paper."""
     names = _paper_names(result.published, schema)
     return {own: paper for own, paper in names.items() if own in result.evaluation.organs}
 
 
 def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str], list[float]]:
-    """The organs of the data set that the paper has, too, with the paper's means over these; where there is
+    """The organs of the data set that the paper has, too, with the paper's means over these; if there are
     none, all organs and the paper's own means."""
     shared = _shared(a, schema)
     tables = [r.published for r in (a, b) if r.published is not None]
@@ -274,7 +274,7 @@ def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str]
 
 
 def _sign(values: Sequence[float]) -> int:
-    """Of the change, in the digits that are shown: a verdict must not rest on what a reader cannot see."""
+    """Sign of the change, in the displayed digits: a verdict must not depend on invisible ones."""
     first, second = (round(value, SHOWN_DIGITS) for value in values)
     return (second > first) - (second < first)
 
@@ -295,7 +295,7 @@ def write_table(
     notes: Iterable[str],
     sheets: Sequence[Sheet] = (),
 ) -> Page:
-    """Write ``table.csv`` and ``table.md``; the page lacks the plots, which take seconds to draw."""
+    """Write ``table.csv`` and ``table.md``; the page has no plots, which take seconds to draw."""
     table = lines(study, results, schema)
     write_text_atomic(out / "table.csv", csv_text(table))
     page = Page(
@@ -330,7 +330,7 @@ def _boxes(results: Sequence[RowResult], organ: str) -> dict[str, list[float]]:
 
 
 def csv_text(table: Iterable[Line]) -> str:
-    """One line per row and organ; what does not exist is empty."""
+    """One line per row and organ; undefined values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -355,14 +355,15 @@ def _sheet(
 
 
 def _order(sheet: Sheet, results: Sequence[RowResult], schema: LabelSchema) -> Sheet:
-    """With a last column that says of each row whether it stands to the one above as in the paper."""
+    """The sheet with an additional last column: whether each row compares to the one above as in the
+    paper."""
     verdicts = ["", *(verdict(a, b, schema) for a, b in itertools.pairwise(results))]
     rows = tuple((*row, text) for row, text in zip(sheet.rows, verdicts, strict=True))
     return replace(sheet, head=(*sheet.head, "paper's order, row above"), rows=rows)
 
 
 def _spread_sheet(results: Sequence[RowResult], table: Sequence[Line]) -> Sheet:
-    """As the papers lay it out: a line each for mean, SD, median, minimum and maximum."""
+    """The layout of the papers: a line each for mean, SD, median, minimum and maximum."""
     rows = []
     for result in results:
         own = [line for line in table if line.row == result.name]

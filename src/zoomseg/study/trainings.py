@@ -1,4 +1,4 @@
-"""The trainings of a study: each once per fold, all with the same budget, resumed where they stopped."""
+"""The trainings of a study: each once per fold, all with the same budget, resumed after interruptions."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from zoomseg.training.validation import Validation
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose. ``seconds`` is for each training; None: the recipe's own number of iterations.
+    """The user's settings. ``seconds`` is for each training; None: the recipe's own number of iterations.
 
     ``folds`` None: the study's own scheme. With ``fold`` only that one is trained. ``recipe`` None: the
-    study's own; a training's own recipe stays. ``atlases`` None: as many as it says. ``small`` are the organs
-    that have a stage each, and that are tabulated; none: all. ``split`` is a file as ``split_file`` reads it,
-    in place of folds; ``test`` a data set of which nothing is trained; ``unlabelled`` a folder of scans that
-    nobody has labelled.
+    study's own; a training's own recipe is kept. ``atlases`` None: the recipe's number. ``small`` are the
+    organs with a stage each, which are tabulated; empty: all. ``split`` is a file for ``split_file``, in
+    place of folds; ``test`` is a data set that is not used for training; ``unlabelled`` is a folder of
+    unlabelled scans.
     """
 
     seconds: float | None = None
@@ -75,7 +75,7 @@ def _silent() -> AbstractContextManager[Observer]:
 
 @dataclass(frozen=True)
 class Watch:
-    """Whoever follows a study: what is done now, and a display for each training."""
+    """Observer of a study: the current activity, and a display for each training."""
 
     say: Callable[[str], None] = lambda text: None
     training: Callable[[], AbstractContextManager[Observer]] = _silent
@@ -84,10 +84,10 @@ class Watch:
 def chosen_folds(
     study: Ablation | RegionCurve, settings: Settings, splits: int = 0
 ) -> tuple[int, tuple[int, ...]]:
-    """How many folds there are, and which of them are trained: all ``splits`` of a file, if there is one.
+    """The number of folds, and those that are trained: all ``splits`` of a file, if there is one.
 
     Raises:
-        DatasetError: a fold that does not exist; a number of folds beside a file of them.
+        DatasetError: a fold that does not exist; a number of folds together with a file of them.
     """
     if splits and settings.folds is not None:
         raise DatasetError(f"the split file has {splits} fold(s); omit --folds")
@@ -103,8 +103,8 @@ def chosen_folds(
 
 @dataclass(frozen=True)
 class Trainings:
-    """A study's folder: ``runs/<training>/fold-<n>`` is a model with its training, as ``zoomseg train``
-    writes it; ``study.json`` keeps two different studies from being mixed."""
+    """A study's folder: ``runs/<training>/fold-<n>`` is a model with its training, as written by ``zoomseg
+    train``; ``study.json`` prevents two different studies from being mixed."""
 
     study: Ablation | RegionCurve
     dataset: Dataset
@@ -113,19 +113,19 @@ class Trainings:
     device: Device
     watch: Watch
     recipe: Recipe
-    """What all trainings start from that have no recipe of their own."""
+    """The initial recipe of all trainings without their own."""
     count: int
     folds: tuple[int, ...]
     splits: tuple[CaseSplit, ...] = ()
-    """Of a file, one per fold; none: folds are drawn."""
+    """From a file, one per fold; empty: folds are drawn."""
     unseen: Dataset | None = None
-    """Labelled cases on which rows are scored, too; none of them is trained, and their labels have the names
-    of those of ``dataset``."""
+    """Labelled cases on which rows are also scored; none of them is used for training, and their labels have
+    the names of those of ``dataset``."""
     small: tuple[str, ...] = ()
-    """The only labels that are tabulated, if there are any."""
+    """The only tabulated labels, if there are any."""
 
     def split(self, fold: int) -> Split:
-        """A fold's training cases, and those held back."""
+        """A fold's training cases, and the held-out ones."""
         if self.splits:
             return self._listed(fold)
         return training_run.choose_split(
@@ -136,7 +136,7 @@ class Trainings:
         return Split(self.splits[fold].train, self.splits[fold].validation)
 
     def start(self, training: Training) -> Recipe:
-        """The recipe that a training changes: the study's, or its own, made smaller alike."""
+        """The recipe that a training changes: the study's, or its own, reduced in the same way."""
         return _start(training, self.recipe, self.settings)
 
     def folder(self, run: str, fold: int) -> Path:
@@ -144,14 +144,14 @@ class Trainings:
 
     @property
     def registered(self) -> Path:
-        """Where registered atlases are kept, for all trainings and rows."""
+        """Folder of registered atlases, for all trainings and rows."""
         return self.out / "atlases" / "registered"
 
     def model(self, training: Training, fold: int) -> Bundle:
-        """The trained model: from disk where it is finished, else trained or resumed now.
+        """The trained model: from disk if it is finished, otherwise trained or resumed now.
 
         Raises:
-            InterruptedTrainingError: the user stopped it; the next call goes on.
+            InterruptedTrainingError: the user stopped it; the next call continues.
         """
         folder = self.folder(training.id, fold)
         if (folder / "model.json").is_file():
@@ -165,12 +165,12 @@ class Trainings:
             raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
     def steps_log(self, training: Training, fold: int) -> Path:
-        """Where a training writes its steps."""
+        """The file with a training's steps."""
         return self.folder(training.id, fold) / "training" / "metrics.csv"
 
     def atlas_of(self, fold: int) -> AtlasPriorOf:
-        """What gives the atlas prior of any scan; a case of the fold's training cases is not its own atlas.
-        What was registered is kept for all trainings and rows.
+        """Computes the atlas prior of any scan; a case of the fold's training cases is not its own atlas.
+        Registered atlases are kept for all trainings and rows.
 
         Raises:
             RecipeError: the study's recipe has no atlas.
@@ -180,8 +180,8 @@ class Trainings:
         return atlases.of_library(self._atlases(fold), self.registered, self.watch.say)
 
     def _atlases(self, fold: int) -> AtlasLibrary:
-        """The fold's training cases as atlases, read once. No training changes how: its rows could not be
-        compared with the others."""
+        """The fold's training cases as atlases, read once. No training changes them, as its rows could then
+        not be compared with the others."""
         folder = self.out / "atlases" / f"fold-{fold}"
         if (folder / MANIFEST).is_file():
             return AtlasLibrary.load(folder)
@@ -208,7 +208,7 @@ class Trainings:
             return training_run.start(self.dataset, folder, wish, self.device, observer)
 
     def _wish(self, training: Training, recipe: Recipe, fold: int) -> training_run.TrainingRequest:
-        """How a fold is trained, by the recipe as it is then written down."""
+        """The training request of a fold, for the recipe written to disk."""
         file = self.out / "runs" / training.id / "recipe.yaml"
         writable_directory(file.parent)
         write_text_atomic(file, dump(recipe.model_copy(update={"name": f"{recipe.name}-{training.id}"})))
@@ -228,8 +228,8 @@ class Trainings:
         )
 
     def _train_with_unlabelled(self, training: Training, fold: int, folder: Path) -> Bundle:
-        """As ``zoomseg train --unlabelled``; cases that a split file leaves out are not there."""
-        assert self.settings.unlabelled is not None  # ``open_trainings`` refuses the study without
+        """As ``zoomseg train --unlabelled``; without cases that a split file omits."""
+        assert self.settings.unlabelled is not None  # ``open_trainings`` refuses a study without them
         data = self._of_fold(fold)
         if self_training.is_begun(folder):
             run = self_training.reopen(data, folder)
@@ -251,7 +251,7 @@ class Trainings:
         return self.dataset.subset((*split.train, *split.validation)) if self.splits else self.dataset
 
     def _drawn(self, training: Training, fold: int) -> tuple[str, ...]:
-        """The scans given as unlabelled that a training learns from with the labels they have."""
+        """The scans given as unlabelled that a training uses with their own labels."""
         if not (training.drawn and self.splits and self.settings.unlabelled is not None):
             return ()
         scans = self_training.scans_in(self.settings.unlabelled, self._of_fold(fold))
@@ -263,9 +263,9 @@ class Trainings:
         )
 
     def _make_priors(self, recipe: Recipe, fold: int, dataset: Dataset, drawn: tuple[str, ...] = ()) -> None:
-        """Atlas priors are made before the training's clock starts, as rows with and without them are to have
-        the same time to learn: of the fold's cases, of those in ``dataset`` that models labelled, and of
-        those ``drawn``, which are atlases as well."""
+        """Atlas priors are computed before the training's clock starts, so that rows with and without them
+        have the same training time: for the fold's cases, for those in ``dataset`` that models labelled, and
+        for those ``drawn``, which are atlases, too."""
         split, stop = self.split(fold), threading.Event()
         pseudo = (case.id for case in dataset.cases if case.pseudo)
         with self.watch.training() as observer:
@@ -286,15 +286,15 @@ def open_trainings(
     device: Device,
     watch: Watch | None = None,
 ) -> Trainings:
-    """Begin a study in ``out``, or go on with the one that is there.
+    """Start a study in ``out``, or resume the existing one.
 
     Raises:
-        TrainingError: ``out`` holds another study; --init or --unlabelled is missing, or given where it means
-            nothing.
-        DatasetError: a fold that does not exist; the data set lacks the organs that the study is about; a
-            split file, a test set or unlabelled scans that do not suit it.
+        TrainingError: ``out`` contains another study; --init or --unlabelled is missing, or given where it
+            has no meaning.
+        DatasetError: a fold that does not exist; the data set lacks the organs of the study; an unsuitable
+            split file, test set or unlabelled scans.
         ScanError: no unlabelled scans.
-        RecipeError: the recipe has no numbers of its own, or lacks what ``settings`` change of it.
+        RecipeError: the recipe is not complete, or lacks a part that ``settings`` change.
         OutputError: ``out`` cannot be written.
     """
     splits = () if settings.split is None else read_splits(settings.split, dataset)
@@ -349,7 +349,7 @@ def _with_unlabelled(
     splits: tuple[CaseSplit, ...],
     unseen: Dataset | None,
 ) -> Ablation | RegionCurve:
-    """The study with the rows that the unlabelled scans allow, once they are known to suit it."""
+    """The study with the rows that the unlabelled scans allow, after checking that they are suitable."""
     if isinstance(study, RegionCurve) or not study.needs_unlabelled:
         if settings.unlabelled is not None:
             raise TrainingError(f"study '{study.name}' uses labelled scans only; omit --unlabelled")
@@ -360,7 +360,7 @@ def _with_unlabelled(
         )
     listed = {case for split in splits for case in (*split.train, *split.validation, *split.test)}
     scans = self_training.scans_in(settings.unlabelled, dataset.subset(listed) if splits else dataset)
-    if unseen is not None:  # what is scored is not learned from
+    if unseen is not None:  # scored cases are not used for training
         self_training.scans_in(settings.unlabelled, unseen)
     if splits and {scan.id for scan in scans} <= set(_labelled(dataset)):
         return study
@@ -370,7 +370,7 @@ def _with_unlabelled(
 def _unseen(
     study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, split: CaseSplit | None
 ) -> Dataset | None:
-    """The test list of the split file, or the test data set with the names that ``dataset`` has."""
+    """The test list of the split file, or the test data set with the names of ``dataset``."""
     listed = split.test if split else ()
     if settings.test is None:
         return dataset.subset(listed) if listed and isinstance(study, Ablation) else None
@@ -384,7 +384,7 @@ def _unseen(
 
 
 def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
-    """The labelled cases of ``test``, its labels called as those of ``dataset`` that mean the same.
+    """The labelled cases of ``test``, with labels named like those of ``dataset`` with the same meaning.
 
     Raises:
         DatasetError: no case is labelled, no label is in both, or other channels.
@@ -415,7 +415,7 @@ def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
 
 
 def _small(settings: Settings, dataset: Dataset) -> tuple[str, ...]:
-    """The labels that are meant by the organs that the user named."""
+    """The labels of the organs that the user named."""
     found = {organ: label_of(organ, dataset.schema) for organ in settings.small}
     lacking = [organ for organ, own in found.items() if own is None]
     if lacking:
@@ -430,7 +430,7 @@ def _smaller(settings: Settings) -> Edit:
 
 
 def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset) -> Recipe | PlannedRecipe:
-    """What all trainings start from; still to be planned where stages may have any names."""
+    """The initial recipe of all trainings; still to be planned if stages may have any names."""
     if study.recipe is not None:
         if settings.init is not None:
             raise TrainingError(f"study '{study.name}' does not start from a model; omit --init")
@@ -462,8 +462,8 @@ def _start(training: Training, recipe: Recipe, settings: Settings) -> Recipe:
 
 
 def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Dataset) -> None:
-    """Where rows differ only in stages for organs that the data set lacks, hours would be spent on comparing
-    a training with itself."""
+    """Refuse studies whose rows differ only in stages for organs that the data set lacks, which would compare
+    a training with itself for hours."""
     seen: dict[tuple[str, str], str] = {}
     for row in study.rows:
         if row.training is None:
@@ -472,7 +472,7 @@ def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Da
             start = _start(row.training, recipe, settings)
             fitted = graph.fit(row.training.change(start), dataset.schema)[0]
             answering = row.predict(graph.expand(fitted, dataset.schema))
-        except RecipeError:  # the row is left out, and named, when its turn comes
+        except RecipeError:  # the row is omitted, with a message, later
             continue
         same = seen.setdefault((row.training.id, answering.model_dump_json()), row.name)
         if same != row.name:
@@ -502,7 +502,7 @@ def _record(
 
 
 def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset | None) -> dict[str, object]:
-    """Choices that a study need not make; None is what it is without."""
+    """Optional settings of a study; None is the default."""
     return {
         "recipe": settings.recipe,
         "small organs": list(settings.small) or None,

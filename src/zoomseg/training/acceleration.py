@@ -1,15 +1,15 @@
-"""A slow model made a faster one by scans that nobody labelled: the model labels them, and what learns from
-that is a coarse stage that tells the model where to look, or a whole small cascade in its place.
+"""Accelerate a slow model with unlabelled scans: the model labels them, and a coarse stage that restricts the
+model's region, or a small cascade that replaces it, is trained on these labels.
 
 ```
-OUT/accelerate.json                 what was asked for; who resumes reads it and decides nothing anew
-OUT/distillation/labels/            <case>.nii.gz, and in labels.json the organs that the model found there
+OUT/accelerate.json                 the request; a resumed acceleration reads it
+OUT/distillation/labels/            <case>.nii.gz, and labels.json with the organs that the model found
 OUT/distillation/region/            the coarse stage's training
-OUT/region.json                     the regions that were chosen, and what they do in the scans kept back
+OUT/region.json                     the chosen regions, and their effect in the held-out scans
 OUT/                                the accelerated model (of several models, fold-0, fold-1, ...)
 ```
 
-A fifth of the scans is kept back: regions are chosen by them, and a small cascade is scored on them.
+A fifth of the scans is held out: regions are chosen on them, and a small cascade is scored on them.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ from zoomseg.training.training_run import TrainingRequest
 
 DISTILLATION = "distillation"
 REGION = "region"
-"""The coarse stage's name."""
+"""Name of the coarse stage."""
 REGIONS = "region.json"
 PARTS = 5
-"""One in so many scans is kept back; of fewer scans, one."""
+"""One in this many scans is held out; of fewer scans, one."""
 
 
 class _Found(BaseModel):
-    """``labels.json``: by case, the organs that the model found; of scans that could not be used, None."""
+    """``labels.json``: by case, the organs that the model found; None for scans that could not be used."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -70,7 +70,8 @@ class _Found(BaseModel):
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Of ``models``, which answer together, by the scans in a folder. ``wish`` says how long is trained."""
+    """Acceleration of an ensemble ``models`` with the scans in a folder. ``wish`` gives the training
+    length."""
 
     models: tuple[str, ...]
     scans: Path
@@ -78,7 +79,7 @@ class Acceleration:
     small: bool
     wish: TrainingRequest
     longer: bool = False
-    """Whether the training goes on though it was finished, as a new length was given."""
+    """Whether the training continues although it was finished, as a new length was given."""
 
     @cached_property
     def bundles(self) -> tuple[Bundle, ...]:
@@ -92,10 +93,10 @@ class Acceleration:
     def _labels(self) -> Path:
         return self.out / DISTILLATION / "labels"
 
-    # --- what the model says of the scans ----------------------------------------------------------
+    # --- the labels of the model --------------------------------------------------------------------
 
     def label(self, device: Device, observer: Observer) -> None:
-        """Label the scans that are not yet done. One that cannot be used is named and left out.
+        """Label the scans that are not yet labelled. A scan that cannot be used is named and left out.
 
         Raises:
             TrainingError: fewer than two could be used, or the model found nothing.
@@ -142,7 +143,7 @@ class Acceleration:
 
     @cached_property
     def split(self) -> loop.Split:
-        """The scans that are learned from, and those kept back.
+        """The training scans, and the held-out ones.
 
         Raises:
             TrainingError: there are fewer than two.
@@ -158,7 +159,7 @@ class Acceleration:
 
     @cached_property
     def organs(self) -> tuple[str, ...]:
-        """Those that the model found in scans that are learned from."""
+        """Organs that the model found in training scans."""
         found = self._found()
         known = {name for case in self.split.train for name in found[case] or ()}
         return tuple(name for name in self.schema.names if name in known)
@@ -177,7 +178,7 @@ class Acceleration:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The scans with the model's labels; labels that no scan learned from has are left out."""
+        """The scans with the model's labels; labels that no training scan has are left out."""
         schema = self.schema
         names = self.organs
         known = LabelSchema(names, tuple(schema.values[schema.names.index(name)] for name in names))
@@ -190,7 +191,7 @@ class Acceleration:
         return Dataset(self.scans, name, self.bundles[0].channel_names, known, tuple(cases))
 
     def _known_labels(self, case: str, known: LabelSchema) -> Path:
-        """The file of a scan's labels; of one kept back, without those that nothing was learned of."""
+        """The file of a scan's labels; for a held-out one, without labels that were not learned."""
         file = self._labels / f"{case}.nii.gz"
         if set(self._found()[case] or ()) <= set(known.names):
             return file
@@ -204,10 +205,10 @@ class Acceleration:
     # --- a coarse stage ----------------------------------------------------------------------------
 
     def region_stage(self, device: Device, observer: Observer) -> Bundle:
-        """The coarse stage as a model of its own: trained, or gone on with.
+        """The coarse stage as a separate model: trained, or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             TrainingError: scans are so small that a coarse stage saves nothing.
             ZoomSegError: as ``training_run.start``.
         """
@@ -235,7 +236,7 @@ class Acceleration:
                 "model as it is"
             )
         stage = recipe.stages[0].model_copy(update={"name": REGION})
-        if model.orientation == "stored":  # axes of files are of no known direction
+        if model.orientation == "stored":  # axes of files have no known direction
             unmirrored = stage.training.augmentation.model_copy(update={"flip_axes": ()})
             training = stage.training.model_copy(update={"augmentation": unmirrored})
             stage = stage.model_copy(update={"training": training})
@@ -254,10 +255,10 @@ class Acceleration:
     # --- regions -----------------------------------------------------------------------------------
 
     def choose(self, coarse: Bundle, device: Device, observer: Observer) -> Mapping[str, ChosenRegion]:
-        """The region of every stage that has looked at all of a scan.
+        """The regions of all stages whose region was the whole scan.
 
         Raises:
-            TrainingError: no region holds enough of what the model finds.
+            TrainingError: no region contains enough of the model's predictions.
         """
         model = self.bundles[0]
         stages = _everywhere(model.recipe)
@@ -291,8 +292,8 @@ class Acceleration:
     def compare(
         self, regions: Mapping[str, ChosenRegion], device: Device, observer: Observer
     ) -> Mapping[str, float]:
-        """By organ, the Dice between the accelerated model and the model in the scans kept back, all of their
-        voxels taken together; written to ``region.json`` with the regions."""
+        """By organ, the Dice between the accelerated model and the model over all voxels of the held-out
+        scans; written to ``region.json`` with the regions."""
         predictor = load_predictor((self.out,), device, on_warning=observer.message)
         overlaps = np.zeros((3, 1 + len(self.organs)), dtype=np.int64)
         for files in self.dataset.subset(self.split.validation).cases:
@@ -316,10 +317,10 @@ class Acceleration:
     # --- a small cascade ---------------------------------------------------------------------------
 
     def small_cascade(self, device: Device, observer: Observer) -> Bundle:
-        """A cascade of the default recipe that learns the model's labels: trained, or gone on with.
+        """A cascade of the default recipe that learns the model's labels: trained, or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``training_run.start``.
         """
         wish = replace(self.wish, split=self.split, part_of=record.ACCELERATION)
@@ -329,10 +330,10 @@ class Acceleration:
 def begin(
     models: tuple[str, ...], scans: Path, out: Path, small: bool, wish: TrainingRequest
 ) -> Acceleration:
-    """Write down what was asked for, once it can be done.
+    """Check a request and write it down.
 
     Raises:
-        ModelError: ``out`` already holds a model, ``models`` are none, or look at parts of scans already.
+        ModelError: ``out`` already contains a model, ``models`` are not models, or have regions already.
         DatasetError: DICOM, or too few scans.
         ScanError: there are no scans.
         OutputError: ``out`` cannot be written, or another process works there.
@@ -371,7 +372,7 @@ def reopen(out: Path, seconds: float | None = None, epochs: int | None = None) -
     """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training.
 
     Raises:
-        TrainingError: there is none, it is damaged, or scans came or went since.
+        TrainingError: there is none, it is damaged, or scans were added or removed since.
     """
     known = record.read_acceleration(out)
     scans = Path(known.scans)
@@ -385,7 +386,7 @@ def reopen(out: Path, seconds: float | None = None, epochs: int | None = None) -
 
 
 def scans_in(folder: Path) -> list[ScanInput]:
-    """The scans to learn from.
+    """The scans to be labelled.
 
     Raises:
         ScanError: there are none.
@@ -398,7 +399,7 @@ def scans_in(folder: Path) -> list[ScanInput]:
 
 
 def _as(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.uint8]:
-    """As classes of a schema that has some of the labels; others become background."""
+    """As classes of a schema with some of the labels; others become background."""
     table = np.zeros(labels.schema.classes, dtype=np.uint8)
     for name in schema.names:
         table[labels.schema.class_of(name)] = schema.class_of(name)
@@ -409,13 +410,13 @@ def _as(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.uint8]:
 def _overlaps(
     one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], classes: int
 ) -> npt.NDArray[np.int64]:
-    """By class, the voxels of the one, of the other and of both."""
+    """By class, the voxels of each map and of their intersection."""
     counted = (one.ravel(), other.ravel(), one[one == other].ravel())
     return np.stack([np.bincount(part, minlength=classes) for part in counted])
 
 
 def _everywhere(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages that look at all of a scan and are computed in tiles."""
+    """The stages whose region is the whole scan and that are computed in tiles."""
     return tuple(
         stage
         for stage in recipe.stages
@@ -424,7 +425,7 @@ def _everywhere(recipe: Recipe) -> tuple[Stage, ...]:
 
 
 def _accelerated(model: Bundle, coarse: Bundle, regions: Mapping[str, ChosenRegion]) -> Bundle:
-    """The model behind the coarse stage, its stages in their regions."""
+    """The model after the coarse stage, with its stages in their regions."""
     (stage,) = coarse.recipe.stages
     first = stage.model_copy(
         update={

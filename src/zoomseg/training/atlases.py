@@ -1,4 +1,4 @@
-"""Atlas priors in training: the atlases are the training cases, and no case is its own."""
+"""Atlas priors in training: the atlases are the training cases, and no case is its own atlas."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from zoomseg.training.log import Observer
 def collect(
     dataset: Dataset, ids: Sequence[str], recipe: Recipe, observer: Observer, stop: threading.Event
 ) -> AtlasLibrary:
-    """The cases ``ids`` as atlases, but for those in which not every label was drawn: there, what is not
-    drawn would be a vote for background. Nor is what a model labelled an atlas.
+    """The cases ``ids`` as atlases, without partially annotated ones, in which missing labels would vote for
+    background. Pseudo-labelled cases are not atlases either.
 
     Raises:
         MissingPackageError: the registration library is not installed.
         DatasetError: no case is annotated completely.
         InterruptedTrainingError: ``stop`` was set.
     """
-    assert recipe.atlas is not None  # graph.validate: no stage uses the prior without it
-    registration_library()  # before minutes are spent on reading
+    assert recipe.atlas is not None  # graph.validate: without the prior, no stage uses it
+    registration_library()  # before minutes are spent reading
     every = set(dataset.schema.names)
     files = {case.id: case for case in dataset.cases}
     drawn = [files[i] for i in ids if not files[i].pseudo]
@@ -45,7 +45,7 @@ def collect(
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """Cases gone through one by one: told under ``name``, and stopped between two."""
+    """Iteration over cases, reported under ``name``, which can be stopped between two."""
 
     name: str
     doing: str
@@ -65,7 +65,7 @@ class _Step:
 
 def _labelled(scans: Iterator[stage_input.PreparedScan]) -> Iterator[tuple[str, Volume, LabelMap]]:
     for scan in scans:
-        assert scan.labels is not None  # cases to train on are labelled
+        assert scan.labels is not None  # training cases are labelled
         yield scan.id, scan.image, scan.labels
 
 
@@ -77,7 +77,7 @@ def prepare_all(
     observer: Observer,
     stop: threading.Event,
 ) -> None:
-    """Have the priors of the cases ``ids`` computed, and kept, before they are needed.
+    """Compute and store the priors of the cases ``ids`` before they are needed.
 
     Raises:
         InterruptedTrainingError: ``stop`` was set.
@@ -89,7 +89,7 @@ def prepare_all(
 
 
 def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasPriorOf:
-    """Priors of scans by the atlases of a library; no scan is its own atlas. What was registered is kept in
+    """Priors of scans from the atlases of a library; no scan is its own atlas. Registered atlases are kept in
     ``cache``."""
 
     def prior(scan: stage_input.PreparedScan) -> StagePrediction:

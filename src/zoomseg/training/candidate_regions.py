@@ -1,9 +1,9 @@
-"""Where an accelerated model looks: the smallest region around what its coarse stage finds, or thinks
-possible, that holds what the model finds without one.
+"""The region of an accelerated model: the smallest one around the coarse stage's prediction, or around what
+it considers possible, that contains the prediction of the model without a region.
 
-Regions of several radii and thresholds are laid around the coarse answers of scans that the stage has not
-learned from. Of those that hold ``RECALL`` of the model's foreground in every scan, that with the fewest
-tiles is taken.
+Regions of several radii and thresholds are placed around the coarse predictions of scans on which the stage
+was not trained. Of those that contain ``RECALL`` of the model's foreground in every scan, the one with the
+fewest tiles is used.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from zoomseg.recipe import graph, network_shapes
 from zoomseg.recipe.spec import DilatedForeground, Stage
 
 RECALL = 0.999
-"""Of the model's foreground that a region holds in every scan kept back, at least."""
+"""Minimum share of the model's foreground that a region contains in every held-out scan."""
 
 RADII_VOX = (2.0, 4.0, 8.0)
-"""Of the accelerated stage's own grid."""
+"""In voxels of the accelerated stage's own grid."""
 THRESHOLDS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 """Of the probability that a voxel is one of the stage's organs."""
 
 Candidate = tuple[float, float]
 """Radius and threshold."""
 CANDIDATES: tuple[Candidate, ...] = tuple(itertools.product(RADII_VOX, THRESHOLDS))
-"""Every stage tries all."""
+"""Tried for every stage."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ class RegionCost:
     """Of one region in one scan."""
 
     held: Mapping[str, int]
-    """By organ, voxels of the model's answer that the region holds."""
+    """By organ, voxels of the model's prediction inside the region."""
     voxels: Mapping[str, int]
-    """By organ, all voxels of the model's answer."""
+    """By organ, all voxels of the model's prediction."""
     tiles: int
     all_tiles: int
     """Without a region."""
 
     @property
     def recall(self) -> float:
-        """Of all organs' voxels together; 1 where the model found none."""
+        """Of the voxels of all organs together; 1 if the model found none."""
         total = sum(self.voxels.values())
         return sum(self.held.values()) / total if total else 1.0
 
 
 @dataclass(frozen=True)
 class ChosenRegion:
-    """A stage's region, and what it did in the scans kept back."""
+    """A stage's region, and its effect in the held-out scans."""
 
     roi: DilatedForeground
     lowest_recall: float
@@ -69,28 +69,29 @@ class ChosenRegion:
     organ_recall: Mapping[str, float]
     """Of each organ, over all scans."""
     tile_share: float
-    """Of the tiles without a region."""
+    """Relative to the tiles without a region."""
 
 
 @dataclass(eq=False)
 class RegionSearch:
-    """Gathers, scan by scan, what every candidate would do for one stage, and chooses."""
+    """Accumulates the effect of every candidate for one stage over scans, and chooses one."""
 
     stage: Stage
     schema: LabelSchema
     of: str
     labels: tuple[str, ...]
-    """Those of the stage's labels that the stage ``of`` knows."""
+    """The stage's labels that the stage ``of`` also predicts."""
     found: dict[Candidate, list[RegionCost]] = field(default_factory=dict)
 
     def add(self, prediction: StagePrediction, answer: LabelMap) -> None:
-        """A scan: what stage ``of`` predicts, and the model's own label map, turned alike."""
+        """Add a scan: the prediction of stage ``of``, and the model's own label map, in the same
+        orientation."""
         grid = grids.stage_grid(self.stage.grid, answer.grid)
         everything = self._tiles(Region.whole(grid))
         whole = _counts(answer, self.labels)
         for candidate in CANDIDATES:
             region = dilated_foreground(prediction, grid, *candidate, self.labels)
-            if region is None:  # the stage then looks at all of the scan
+            if region is None:  # the stage's region is then the whole scan
                 cost = RegionCost(whole, whole, everything, everything)
             else:
                 cost = RegionCost(
@@ -104,10 +105,10 @@ class RegionSearch:
         return len(cover(region, spec.tile, halo, spec.overlap, spec.placement).tiles)
 
     def chosen(self) -> ChosenRegion:
-        """The candidate with the fewest tiles; of several, the safest.
+        """The candidate with the fewest tiles; among equals, the safest.
 
         Raises:
-            TrainingError: none holds enough in every scan.
+            TrainingError: none contains enough in every scan.
         """
         lowest = {own: min(cost.recall for cost in costs) for own, costs in self.found.items()}
         enough = [own for own in self.found if lowest[own] >= RECALL]
@@ -134,7 +135,7 @@ class RegionSearch:
 def searches(
     stages: Iterable[Stage], schema: LabelSchema, of: str, known: Sequence[str]
 ) -> list[RegionSearch]:
-    """One for each stage that predicts something of what stage ``of`` knows."""
+    """One search for each stage that shares labels with stage ``of``."""
     found = []
     for stage in stages:
         labels = tuple(name for name in graph.resolve_labels(stage, schema) if name in known)
@@ -144,7 +145,7 @@ def searches(
 
 
 def _counts(answer: LabelMap, labels: tuple[str, ...], region: Region | None = None) -> dict[str, int]:
-    """Voxels by label, of all or of those in a region."""
+    """Voxels by label, of the whole map or of a region."""
     data: npt.NDArray[np.uint8] = answer.data
     if region is not None:
         here = region.on(answer.grid)

@@ -1,5 +1,5 @@
-"""A training run's state on disk: safetensors and JSON, written beside and renamed, so that a kill at
-any moment leaves the last complete state."""
+"""A training run's state on disk: safetensors and JSON, written under another name and renamed, so that the
+last complete state survives a kill at any moment."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _STATE: Mapping[type, set[str]] = {
     torch.optim.AdamW: {_STEP, "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
 }
-"""What each optimiser keeps of a parameter."""
+"""State of each optimiser per parameter."""
 
 _NEVER_NEGATIVE = (_STEP, "exp_avg_sq")
-"""Of these: counts, and means of squares."""
+"""Those that cannot be negative: counts, and means of squares."""
 
 
 MOST_SECONDS = 1e10
@@ -39,7 +39,7 @@ Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands: the group in training, steps and seconds spent in it."""
+    """Progress of a run: the current group, and the steps and seconds spent in it."""
 
     group: Annotated[int, Field(ge=0, le=2**20)]
     step: Annotated[int, Field(ge=0, le=2**40)]
@@ -48,7 +48,7 @@ class TrainingProgress:
     spent: Seconds
     """Seconds of the whole run before this group's first step."""
     fingerprint: str
-    """Hash of recipe, cases and seed: a run is only resumed as itself."""
+    """Hash of recipe, cases and seed: only the same run can be resumed."""
 
 
 _PROGRESS = TypeAdapter(TrainingProgress)
@@ -61,10 +61,10 @@ def save(
     averaged: Mapping[str, Mapping[str, Tensor]],
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Write everything that a resumed run needs to go on as if nothing had happened.
+    """Write everything that a resumed run needs to continue exactly as without interruption.
 
     Raises:
-        OutputError: cannot be written.
+        OutputError: the checkpoint cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     for stage, module in modules.items():
@@ -77,13 +77,13 @@ def save(
         for key, value in state.items():
             tensors[f"optimiser/{index}/{key}"] = torch.as_tensor(value)
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    # As bytes: what safetensors says of a full disk is no OSError, and its files are private.
+    # As bytes: on a full disk, safetensors does not raise an OSError, and its files are private.
     content = safetensors.save(tensors, metadata={_META: json.dumps(asdict(progress))})
     write_bytes_atomic(path, content)
 
 
 def read_progress(path: Path) -> TrainingProgress:
-    """Only the progress, without the tensors.
+    """Read only the progress, without the tensors.
 
     Raises:
         TrainingError: missing or damaged.
@@ -103,7 +103,7 @@ def restore(
     averaged: Mapping[str, dict[str, Tensor]],
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Load a state into live objects, in place.
+    """Load a state into existing objects, in place.
 
     Raises:
         TrainingError: damaged, or of other networks.
@@ -130,11 +130,11 @@ def restore(
 
 
 def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:
-    """Refuse state of which the optimiser would only fail in its next step: of parameters that it has not, by
-    other names than its own, of other shapes, or negative where that cannot be.
+    """Refuse a state with which only the optimiser's next step would fail: for parameters that it does not
+    have, with other names, of other shapes, or with negative values where these are impossible.
 
     Raises:
-        ValueError: which.
+        ValueError: names the problem.
     """
     names = _STATE[type(optimiser)]
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]

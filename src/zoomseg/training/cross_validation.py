@@ -1,14 +1,14 @@
 """Cross-validation: a model per fold, one after the other.
 
 ```
-OUT/folds.json       what was asked for; a resumed cross-validation reads it and decides nothing anew
-OUT/recipe.yaml      the recipe of all folds, planned once, so that their models can answer together
-OUT/plan.md          why it has its numbers, if it was planned
+OUT/folds.json       the request; a resumed cross-validation reads it
+OUT/recipe.yaml      the recipe of all folds, planned once, so that their models form an ensemble
+OUT/plan.md          reasons for its numbers, if it was planned
 OUT/fold-<n>/        a model with its training, as ``training.training_run`` writes it
 ```
 
-A plan is made from all labelled cases, as their spacings and sizes say little about any one of them. (nnU-Net
-takes its fingerprint of all of them, too: Isensee et al. 2021.)
+A plan uses all labelled cases, as their spacings and sizes reveal little about any one of them. (nnU-Net also
+takes its fingerprint from all of them: Isensee et al. 2021.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zoomseg.training.training_run import TrainingRequest
 from zoomseg.training.validation import Validation
 
 OnValidated = Callable[[Path, Validation], None]
-"""Told of a model's folder, and of how it did on the cases that it was not trained on."""
+"""Called with a model's folder and its validation on the cases on which it was not trained."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class CrossValidation:
         return tuple(self.folder(fold) for fold in range(self.count))
 
     def held_back(self, fold: int) -> tuple[str, ...]:
-        """The cases that a fold's model is scored on."""
+        """The cases on which a fold's model is scored."""
         return training_run.choose_split(self.dataset, self._wish_of(fold)).validation
 
     def model(self, fold: int, device: Device, observer: Observer) -> Bundle:
-        """A fold's model: from disk where it is finished, else trained or gone on with now.
+        """A fold's model: from disk if it is finished, otherwise trained or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
         observer.message(f"fold {fold} (of 0 to {self.count - 1})")
@@ -73,7 +73,7 @@ class CrossValidation:
         watch: Callable[[], AbstractContextManager[Observer]],
         on_validated: OnValidated,
     ) -> Evaluation:
-        """Train and then validate one fold after the other; what is finished is not done again.
+        """Train and then validate one fold after the other; finished ones are not repeated.
 
         Args:
             watch: an observer for each training.
@@ -82,7 +82,7 @@ class CrossValidation:
             The scores of all cases, as in ``OUT/validation``.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``model`` and ``training.validation.validate``.
         """
         for fold, folder in enumerate(self.folders):
@@ -105,10 +105,10 @@ def begin(
     """Plan a cross-validation and write it down.
 
     Args:
-        wish: how each fold is trained; its length is each one's.
+        wish: how each fold is trained; its length applies to each fold.
 
     Raises:
-        ModelError: ``out`` already holds a model or a cross-validation, or ``wish.init`` is no model.
+        ModelError: ``out`` already contains a model or a cross-validation, or ``wish.init`` is not a model.
         DatasetError: too few labelled cases for the folds.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
@@ -137,11 +137,10 @@ def begin(
 def reopen(
     dataset: Dataset, out: Path, seconds: float | None = None, epochs: int | None = None
 ) -> CrossValidation:
-    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of folds that are not
-    finished.
+    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds.
 
     Raises:
-        TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
+        TrainingError: there is none, it is damaged, or it had other cases, labels or channels.
     """
     known = record.read_cross_validation(out)
     known.require_same_data(dataset, out)
@@ -154,5 +153,5 @@ def reopen(
 
 
 def is_begun(out: Path) -> bool:
-    """Whether a folder holds a cross-validation."""
+    """Whether a folder contains a cross-validation."""
     return (out / bundle.FOLDS).is_file()

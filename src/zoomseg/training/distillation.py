@@ -1,10 +1,10 @@
 """Distillation: trained models teach a new one (Hinton, Vinyals & Dean 2015, arXiv:1503.02531).
 
-Stage by stage, the teachers' networks see the patch that the student's sees, prior channels included, and the
-mean of their probabilities is a second target beside the reference (``training.loss.distilled``). So an
-ensemble (the folds of a cross-validation, say) can be had at the cost of one small network.
+Stage by stage, the teachers' networks read the same patch as the student's, including prior channels, and the
+mean of their probabilities is a second target beside the reference (``training.loss.distilled``). An ensemble
+(for example the folds of a cross-validation) is thus available at the cost of one small network.
 
-In cases in which not every organ was annotated, the teachers' answer stands for all of them.
+In partially annotated cases, the teachers' predictions cover all organs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from zoomseg.training import fine_tuning
 
 @dataclass(frozen=True, eq=False)
 class Teachers:
-    """Models that teach together. ``names`` are what they are called in a model's provenance."""
+    """An ensemble of teachers. ``names`` are their names in a model's provenance."""
 
     names: tuple[str, ...]
     models: tuple[Bundle, ...]
 
     def networks(self, stages: Sequence[str], device: Device) -> dict[str, StageNetwork]:
-        """By stage name, what the teachers say together: the mean of their probabilities, frozen networks in
-        evaluation mode, on the training's device and in its precision."""
+        """By stage name, the mean of the teachers' probabilities: frozen networks in evaluation mode, on the
+        training's device and in its precision."""
         return {
             name: mean([as_network(ready_network(model, name, device), device) for model in self.models])
             for name in stages
@@ -46,7 +46,7 @@ class Teachers:
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
-        """SHA-256 of every model's weights: a training goes on with the teachers that it began with."""
+        """SHA-256 of every model's weights: a resumed training must have the same teachers."""
         return tuple(_digest(model) for model in self.models)
 
     @property
@@ -57,7 +57,7 @@ class Teachers:
         ]
 
     def seen(self, cases: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
-        """Those of the cases that a teacher was trained on: scores of the student on them say too much."""
+        """The cases on which a teacher was trained: the student's scores on them are too optimistic."""
         known: set[str] = set()
         for model in self.models:
             trained = model.provenance.get("training_cases")
@@ -66,7 +66,7 @@ class Teachers:
         return tuple(case for case in cases if case in known)
 
     def told(self, kept_back: Sequence[str], dataset: Dataset) -> str:
-        """What a user should know of them: also that they may have seen the cases kept back."""
+        """What a user should know about them, including that they may have seen the held-out cases."""
         text = f"half of the loss is from what {', '.join(self.names)} say"
         seen = self.seen(kept_back, dataset)
         if not seen:
@@ -81,8 +81,8 @@ def load(models: Sequence[str | Path], dataset: Dataset, recipe: Recipe) -> Teac
     """The teachers of an expanded recipe on a data set.
 
     Raises:
-        ModelError: not a model, or one whose networks cannot answer for the recipe's patches: naming the
-            stage and what differs.
+        ModelError: not a model, or one whose networks cannot process the recipe's patches; names the stage
+            and the difference.
     """
     loaded = tuple(bundle.load(model) for model in models)
     for model, teacher in zip(models, loaded, strict=True):
@@ -91,7 +91,7 @@ def load(models: Sequence[str | Path], dataset: Dataset, recipe: Recipe) -> Teac
 
 
 def _name(model: Bundle) -> str:
-    """The last two parts of its folder: folds of several cross-validations have one name."""
+    """The last two parts of its folder, as folds of several cross-validations have the same name."""
     return "" if model.folder is None else "/".join(model.folder.resolve().parts[-2:])
 
 
@@ -105,7 +105,7 @@ def _digest(model: Bundle) -> str:
 
 
 def _check(name: str, teacher: Bundle, dataset: Dataset, recipe: Recipe) -> None:
-    """Networks and training may differ, what a network sees and answers for may not."""
+    """Networks and training may differ, their inputs and outputs may not."""
     theirs = {stage.name: stage for stage in teacher.recipe.stages}
     ours = _whole(recipe, dataset.channel_names)
     _compare(name, "", ours, _whole(teacher.recipe, teacher.channel_names))
@@ -146,7 +146,8 @@ def _whole(recipe: Recipe, channels: tuple[str, ...]) -> dict[str, object]:
 
 
 def _seen(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> dict[str, object]:
-    """Of a stage what its network's inputs and outputs mean. Tiles are of no concern, as patches are cut."""
+    """The properties of a stage that define its network's inputs and outputs. Tiles are irrelevant, as
+    patches are cut."""
     grid = stage.grid.model_dump(mode="json", exclude={"tile", "overlap", "padding"})
     return {
         "labels": ", ".join(graph.resolve_labels(stage, schema)),

@@ -1,8 +1,8 @@
 """Training shared by several processes that ``torchrun`` started, on one machine or on several.
 
-A step's batch is drawn alike by all of them; each makes its share of the patches, and what the loss sums over
-the batch, and the weights' gradients, are added up over the processes. So the steps are those of one process
-with the whole batch. The first process alone writes, tells and validates.
+All processes draw the same batch for a step; each computes its share of the patches, and the loss's sums over
+the batch and the weights' gradients are added over the processes. The steps are therefore those of one
+process with the whole batch. Only the first process writes, reports and validates.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from zoomseg.core.errors import TrainingError, ZoomSegError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.io.files import reason_of
 
-# Training by one process does without.
+# Not needed for training with one process.
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 STEP_TIMEOUT = timedelta(minutes=30)
-"""Longest that processes wait for each other within a step: validation and checkpoints are part of it."""
+"""Maximum time that processes wait for each other within a step, including validation and checkpoints."""
 PREPARATION_TIMEOUT = timedelta(hours=24)
-"""Longest that they wait for the first one to have read and sampled all cases."""
+"""Maximum time that they wait for the first one to read and sample all cases."""
 
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, number ``rank`` of ``world``; ``local_rank`` is its number on its machine. Methods are
-    called by all processes in the same order, and do nothing where there is one alone."""
+    """This process, number ``rank`` of ``world``; ``local_rank`` is its number on its machine. All processes
+    call the methods in the same order; with a single process, they do nothing."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     _patient: ProcessGroup | None = field(default=None, compare=False, repr=False)
-    """All processes, with time for hours of preparation."""
+    """All processes, with a timeout for hours of preparation."""
 
     @property
     def first(self) -> bool:
@@ -52,11 +52,11 @@ class Processes:
 
     @property
     def share(self) -> slice:
-        """Of a batch's patches."""
+        """Share of a batch's patches."""
         return slice(self.rank, None, self.world)
 
     def device(self, name: str) -> str:
-        """``name`` of a device as ``backends.device`` has it: each process of a machine has a GPU of its own.
+        """The device for a ``name`` of ``backends.device``: each process of a machine has its own GPU.
 
         Raises:
             TrainingError: one GPU for all of them.
@@ -70,8 +70,9 @@ class Processes:
         return f"cuda:{self.local_rank}"
 
     def total(self, part: Tensor) -> Tensor:
-        """The sum over the processes; its gradient is that of ``part``. With the same total everywhere, every
-        process computes the same loss, and adding up the weights' gradients makes that loss's own."""
+        """The sum over the processes; its gradient is that of ``part``. As the total is the same everywhere,
+        every process computes the same loss, and the sum of the weights' gradients is the gradient of that
+        loss."""
         if self.world == 1:
             return part
         out: Tensor = _Total.apply(part)  # type: ignore[no-untyped-call]
@@ -101,7 +102,7 @@ class Processes:
         return float(agreed)
 
     def anywhere(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Whether the flag is true in any process."""
         if self.world == 1:
             return flag
         count = torch.tensor(int(flag))
@@ -109,8 +110,8 @@ class Processes:
         return bool(count)
 
     def wait_for_first(self, stop: threading.Event) -> None:
-        """Return when all processes are here: called by the first one when it has done what the others wait
-        for, which may take hours.
+        """Return when all processes are here: the first one calls this after the work for which the others
+        wait, which may take hours.
 
         Raises:
             InterruptedTrainingError: ``stop`` was set.
@@ -129,7 +130,7 @@ class Processes:
             barrier.wait()
 
     def _at_once(self, tensors: Sequence[Tensor], together: Callable[[Tensor], None]) -> None:
-        """One message for all tensors of a type."""
+        """One message for all tensors of the same type."""
         if self.world == 1 or not tensors:
             return
         for dtype in sorted({t.dtype for t in tensors}, key=str):
@@ -146,16 +147,17 @@ ALONE = Processes()
 
 
 def by_torchrun() -> bool:
-    """Whether it started this process; it starts the same command again when one of its processes dies."""
+    """Whether torchrun started this process; it starts the same command again when one of its processes
+    dies."""
     return "LOCAL_RANK" in os.environ
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that this one was started with; ``ALONE`` where ``torchrun`` did not start it.
+    """The group of processes to which this one belongs; ``ALONE`` if ``torchrun`` did not start it.
 
     Raises:
-        ZoomSegError: they do not find each other.
+        ZoomSegError: they cannot connect to each other.
     """
     world = int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun() else 1
     if world == 1:
@@ -176,7 +178,7 @@ def joined() -> Iterator[Processes]:
             "start them with torchrun, and let the machines reach each other"
         ) from error
     yield Processes(rank, world, local_rank, patient)
-    # Only where all went well: a process that failed must not wait here for the others.
+    # Only if all went well: a process that failed must not wait here for the others.
     dist.destroy_process_group()
 
 
@@ -196,11 +198,11 @@ def _broadcast(tensor: Tensor) -> None:
 
 @contextmanager
 def _loss_told() -> Iterator[None]:
-    """What torch says where another process has gone, as one line."""
+    """Torch's message about a lost process, as one line."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise  # this one's own
+        raise  # this process's own
     except RuntimeError as error:
         raise TrainingError(
             f"another process of this training ended or does not respond ({reason_of(error)}); "

@@ -1,9 +1,9 @@
 """Fine-tuning: a new model starts from a trained one (Roth et al. 2018, CMIG 66:90-99, Section 4).
 
-Layers keep their weights. Where an axis of a tensor stands for labels (classes of the last layers, priors
-among the input channels), its entries are matched by label name: those that both models know are copied,
-the others stay new. Which axes these are is read off the networks themselves: they grow with a class, or
-with an input channel, more.
+Layers keep their weights. If an axis of a tensor corresponds to labels (classes of the last layers, priors
+among the input channels), its entries are matched by label name: those that both models have are copied, the
+others stay new. These axes are determined from the networks themselves: they grow with an additional class or
+input channel.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _IMAGE = "image"
 _CLASS = "class"
 
 Name = tuple[str, str]
-"""What an entry of an axis stands for: where it comes from (a stage, the image), which label or channel."""
+"""Meaning of an entry of an axis: its source (a stage, the image) and its label or channel."""
 
 
 @dataclass(frozen=True, eq=False)
 class TransferredTensor:
-    """Part of a tensor, or all of it: ``values`` belong at the entries ``places`` of each axis."""
+    """A tensor, or a part of it: ``values`` belong at the entries ``places`` of each axis."""
 
     values: Tensor
     places: tuple[Tensor, ...]
     whole: bool
 
     def write(self, tensor: Tensor) -> None:
-        """In place."""
+        """Write the values into a tensor, in place."""
         n = len(self.places)
         index = tuple(
             place.to(tensor.device).view(*(-1 if a == b else 1 for b in range(n)))
@@ -55,17 +55,17 @@ class TransferredTensor:
 
 @dataclass(frozen=True, eq=False)
 class StageTransfer:
-    """What one stage's network takes over, by tensor name. ``known`` and ``new`` are its classes."""
+    """The tensors that one stage's network adopts, by name. ``known`` and ``new`` are its classes."""
 
     pieces: Mapping[str, TransferredTensor]
     tensors: int
-    """That the network has, counters left out."""
+    """Number of tensors of the network, without counters."""
     known: tuple[str, ...]
     new: tuple[str, ...]
 
     @property
     def taken(self) -> int:
-        """Tensors that are taken over whole."""
+        """Number of tensors that are adopted completely."""
         return sum(p.whole and p.values.is_floating_point() for p in self.pieces.values())
 
     def told(self, stage: str) -> str:
@@ -82,7 +82,7 @@ class StageTransfer:
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """What every stage of a recipe takes over from the model ``name``."""
+    """The weights that every stage of a recipe adopts from the model ``name``."""
 
     name: str
     recipe: str
@@ -90,7 +90,7 @@ class Transfer:
 
     @torch.no_grad()
     def apply(self, stage: str, module: nn.Module) -> None:
-        """Write what is taken over into a fresh network, in place."""
+        """Write the adopted weights into a new network, in place."""
         state = module.state_dict()
         for key, piece in self.stages[stage].pieces.items():
             piece.write(state[key])
@@ -102,7 +102,7 @@ class Transfer:
 
 
 def load(path: Path, dataset: Dataset) -> bundle.Bundle:
-    """The model to start from.
+    """The initial model.
 
     Raises:
         ModelError: not a model, or one for scans with another number of channels.
@@ -119,8 +119,8 @@ def load(path: Path, dataset: Dataset) -> bundle.Bundle:
 
 
 def recipe_of(model: bundle.Bundle) -> Recipe:
-    """A model's recipe, free to be fitted to another data set: stages that predict all of the model's labels
-    predict ``all``, and what they read of others for their own labels is ``own`` again."""
+    """A model's recipe, generalised for another data set: stages that predict all of the model's labels
+    predict ``all``, and inputs restricted to a stage's own labels become ``own`` again."""
     return model.recipe.model_copy(
         update={"stages": tuple(_freed(stage, model.schema) for stage in model.recipe.stages)}
     )
@@ -129,7 +129,7 @@ def recipe_of(model: bundle.Bundle) -> Recipe:
 def _freed(stage: Stage, schema: LabelSchema) -> Stage:
     own = graph.resolve_labels(stage, schema)
     if set(own) != set(schema.names):
-        return stage.model_copy(update={"labels": own})  # groups taken apart: the data set may not know them
+        return stage.model_copy(update={"labels": own})  # split into groups: the data set may not have them
     roi, sources = stage.roi, list(stage.inputs)
     if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas) and roi.labels == own:
         roi = roi.model_copy(update={"labels": "own"})
@@ -153,13 +153,14 @@ def with_lower_rates(recipe: Recipe) -> Recipe:
 
 
 def match(name: str, model: bundle.Bundle, recipe: Recipe, schema: LabelSchema, channels: int) -> Transfer:
-    """What the networks of an expanded recipe, on scans of so many channels, have in common with a model's.
+    """The weights that the networks of an expanded recipe, on scans with this number of channels, share with
+    a model's.
 
     Args:
-        name: what the model is called in messages and in the new model's provenance.
+        name: name of the model in messages and in the new model's provenance.
 
     Raises:
-        ModelError: nothing.
+        ModelError: there are none.
     """
     stages = {stage.name: _match_stage(stage, model, recipe, schema, channels) for stage in recipe.stages}
     if not any(stage.pieces for stage in stages.values()):
@@ -194,7 +195,7 @@ def _match_stage(
         if piece is not None:
             pieces[key] = piece
     if not any(_is_shared(key, shapes[key], growing) for key in pieces):
-        # Labels of the same name mean nothing to a last layer without what leads to it.
+        # Labels of the same name are useless to a last layer without the layers before it.
         return StageTransfer({}, total, (), tuple(label for _, label in outputs))
     known = set(classes[0])
     return StageTransfer(
@@ -206,13 +207,13 @@ def _match_stage(
 
 
 Pairs = tuple[Sequence[int], Sequence[int]]
-"""Entries of an axis of the new tensor, and of the old one, that mean the same."""
+"""Entries of an axis of the new tensor, and of the old one, with the same meaning."""
 _Growing = tuple[Mapping[str, Tensor], Pairs, int]
-"""The network's tensors with one entry more, the entries in common, and how many the old one has."""
+"""The network's tensors with one additional entry, the common entries, and the number of old ones."""
 
 
 def _piece(key: str, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -> TransferredTensor | None:
-    """What a tensor takes over from the old one; None if nothing."""
+    """The part of a tensor that is adopted from the old one; None if there is none."""
     if old.ndim != tensor.ndim:
         return None
     pairs = [_axis(key, axis, tensor, old, growing) for axis in range(tensor.ndim)]
@@ -227,10 +228,10 @@ def _piece(key: str, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -
 
 
 def _axis(key: str, axis: int, tensor: Tensor, old: Tensor, growing: Sequence[_Growing]) -> Pairs:
-    """What an axis of a tensor has in common with the old one's."""
+    """The common entries of an axis of a tensor and the old one's."""
     for larger, pairs, size in growing:
         if key not in larger:
-            return (), ()  # a layer that stands only for some numbers of classes
+            return (), ()  # a layer that exists only for some numbers of classes
         step = larger[key].shape[axis] - tensor.shape[axis]
         if step:
             return pairs if step == 1 and old.shape[axis] == size else ((), ())
@@ -240,8 +241,8 @@ def _axis(key: str, axis: int, tensor: Tensor, old: Tensor, growing: Sequence[_G
 
 
 def _is_shared(key: str, tensor: Tensor, growing: Sequence[_Growing]) -> bool:
-    """Whether a tensor is the kernel of a layer that knows no labels. (Offsets and norms of unlike networks
-    may well be of one length.)"""
+    """Whether a tensor is the kernel of a layer that is independent of labels. (Offsets and norms of
+    different networks may have the same length by chance.)"""
     return tensor.ndim > 1 and all(larger[key].shape == tensor.shape for larger, _, _ in growing)
 
 
@@ -256,7 +257,7 @@ def _output_names(stage: Stage, schema: LabelSchema) -> tuple[Name, ...]:
 
 
 def input_names(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> tuple[Name, ...]:
-    """The channels that ``pipeline.inputs.assemble`` gives the network, in their order."""
+    """The channels that ``pipeline.stage_input`` passes to the network, in their order."""
     names = [(_IMAGE, str(channel)) for channel in inputs.image_channels(stage.inputs, channels)]
     for spec in inputs.prior_specs(stage.inputs):
         known = graph.prior_labels(recipe, spec.of, schema)
@@ -265,7 +266,7 @@ def input_names(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int
 
 
 def _common(ours: Sequence[Name], theirs: Sequence[Name]) -> Pairs:
-    """Where the names that both have stand, other spellings of a label included."""
+    """Positions of the common names, including other spellings of a label."""
     pairs: list[tuple[int, int]] = []
     for n, (source, label) in enumerate(ours):
         labels = dict.fromkeys(other for known, other in theirs if known == source and other != BACKGROUND)

@@ -1,4 +1,4 @@
-"""What a training run tells: rows for CSV and TensorBoard, and an observer for live displays."""
+"""Output of a training run: rows for CSV and TensorBoard, and an observer for live displays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Row:
     stage: str
     loss: float
     label_dice: Mapping[str, float]
-    """Only labels that were in the patches."""
+    """Only labels present in the patches."""
 
     @property
     def dice(self) -> float:
@@ -42,7 +42,7 @@ class Row:
 
 
 class Observer(Protocol):
-    """Whoever watches a run: a terminal, a notebook, a test."""
+    """Observer of a run: a terminal, a notebook, a test."""
 
     def preparing(self, stage: str, done: int, total: int) -> None: ...
 
@@ -52,7 +52,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """An observer that says nothing."""
+    """An observer that does nothing."""
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         return
@@ -65,14 +65,14 @@ class Silent:
 
 
 class Log:
-    """``metrics.csv`` and TensorBoard events in a folder. A resumed run drops the rows that came after
-    its checkpoint, as those steps are done again."""
+    """``metrics.csv`` and TensorBoard events in a folder. A resumed run drops the rows after its checkpoint,
+    as those steps are repeated."""
 
     def __init__(self, folder: Path, labels: Sequence[str], resume_at: tuple[int, int] | None) -> None:
         self.path = folder / "metrics.csv"
         self._labels = tuple(labels)
         kept = self._kept_rows(resume_at) if resume_at is not None else []
-        # Replaced whole, then appended to: a kill in between loses no earlier row.
+        # Replaced as a whole, then appended to: a kill in between loses no earlier row.
         with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
@@ -80,7 +80,7 @@ class Log:
         board = folder / "tensorboard"
         with writing(board):
             board.mkdir(exist_ok=True)
-            # Not SummaryWriter: its thread dies of a full disk, and then blocks whoever writes to it.
+            # Not SummaryWriter: its thread dies if the disk is full, and then blocks all further writes.
             self._board = EventsWriter(str(board / "events"))
         self._file = self.path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
@@ -138,7 +138,8 @@ def _scalars(row: Row) -> dict[str, float]:
 
 
 class RunningDice:
-    """Hard Dice per class from overlaps and sizes summed over patches, older ones fading."""
+    """Hard Dice per class from overlaps and sizes summed over patches, with decreasing weight of older
+    ones."""
 
     def __init__(self, classes: int, memory: float) -> None:
         self._overlap = [0.0] * classes

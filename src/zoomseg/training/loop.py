@@ -1,7 +1,7 @@
-"""The visible training loop: groups of stages in order, each a plain loop over steps.
+"""The training loop: groups of stages in order, each a plain loop over steps.
 
-Every step's randomness comes from (seed, group, step) alone, so a resumed run repeats exactly what an
-uninterrupted one would have done.
+Every step's randomness comes from (seed, group, step) alone, so that a resumed run repeats exactly the steps
+of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ VALIDATIONS = 10
 """Validations per group, evenly spread over its progress."""
 VALIDATION_PATCHES = 8
 LEAST_SHARE = 0.02
-"""Part of the time budget that every group gets, however long its preparation took."""
+"""Minimum share of the time budget for every group, however long its preparation took."""
 BAD_STEPS_ALLOWED = 10
-"""Consecutive steps without a finite loss before training gives up."""
+"""Consecutive steps without a finite loss before training stops with an error."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long, on what, and from where: ``init`` says what networks take over from a trained model before
-    their first step. Neither ``seconds`` nor ``epochs``: the recipe's iterations."""
+    """Length, device and start of a training: ``init`` are the weights that networks adopt from a trained
+    model before their first step. With neither ``seconds`` nor ``epochs``, the recipe's iterations apply."""
 
     device: Device
     seconds: float | None = None
@@ -78,14 +78,15 @@ class Settings:
     resume: bool = False
     init: Transfer | None = None
     registered: Path | None = None
-    """Where registered atlases are kept for other trainings; None: with this one, while it runs."""
+    """Folder in which registered atlases are kept for other trainings; None: within this one, while it
+    runs."""
     processes: Processes = ALONE
-    """Those that share every batch. All see ``out``; the first one alone writes there, tells the observer and
-    validates."""
+    """The processes that share every batch. All can read ``out``; only the first one writes there, reports to
+    the observer and validates."""
     teachers: Teachers | None = None
-    """Whose answers are a second target."""
+    """Models whose predictions are a second target."""
     domain: TrainingDomain | None = None
-    """What the training cases show, for the model to know scans that are unlike them."""
+    """Properties of the training cases, by which the model recognises scans unlike them."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def train(
     """Train every stage of ``recipe`` and write the model to ``out``.
 
     ``out`` is a usable model after every checkpoint, and has its ONNX graphs at the end; ``out/training``
-    holds the checkpoint, ``metrics.csv`` and TensorBoard events.
+    contains the checkpoint, ``metrics.csv`` and TensorBoard events.
 
     Raises:
-        TrainingError: nothing to train on, losses that stay NaN, a checkpoint of another run, a GPU without
+        TrainingError: no training data, losses that stay NaN, a checkpoint of another run, a GPU without
             enough memory.
-        InterruptedTrainingError: SIGINT or SIGTERM came; ``resume`` goes on from here.
+        InterruptedTrainingError: SIGINT or SIGTERM was received; ``resume`` continues from here.
     """
     run = _Run(dataset, split, recipe, out, settings, observer)
     try:
@@ -120,14 +121,14 @@ def train(
 
 
 def convert(out: Path, observer: Observer) -> None:
-    """Write the networks of the model in ``out`` as ONNX graphs. A model without them is complete, and slower
-    on CPUs: the observer is told why it has none.
+    """Write the networks of the model in ``out`` as ONNX graphs. A model without them is complete, but slower
+    on CPUs; the observer receives the reason if there are none.
 
     Raises:
         OutputError: they cannot be written.
     """
     try:
-        from zoomseg.backends import onnx_graph  # takes seconds, and training needs it at the end alone
+        from zoomseg.backends import onnx_graph  # slow, and needed only at a training's end
 
         onnx_graph.write_graphs(out)
     except (ModelError, ModuleNotFoundError) as error:
@@ -180,8 +181,8 @@ class _Run:
                 augmentation.check_flips(lead.training.augmentation, self.schemas[name], dataset.schema)
 
     def _shown(self, trained: tuple[str, ...]) -> tuple[str, ...]:
-        """Stages whose labels a patch of this group carries, as targets or as priors; its augmentation
-        must suit them all."""
+        """Stages whose labels a patch of this group contains, as targets or as priors; its augmentation must
+        be valid for all of them."""
         names = set(trained)
         for name in trained:
             stage = graph.stage_of(self.recipe, name)
@@ -192,7 +193,7 @@ class _Run:
 
     @property
     def spent(self) -> float:
-        """Seconds of the whole run, those of interrupted earlier parts included."""
+        """Seconds of the whole run, including interrupted earlier parts."""
         return self.already_spent + time.monotonic() - self.started
 
     @property
@@ -226,13 +227,13 @@ class _Run:
         if self.processes.first:
             shutil.rmtree(self.cache, ignore_errors=True)
             convert(self.out, self.observer)
-        self.processes.agree(0.0)  # none returns before the first one has written the model
+        self.processes.agree(0.0)  # no process returns before the first one has written the model
         return model
 
     # --- groups ------------------------------------------------------------------------------------
 
     def _group(self, index: int, trained: tuple[str, ...]) -> StageGroup:
-        """Fresh networks and optimiser of one group; initial weights depend on the seed and group alone."""
+        """New networks and optimiser of one group; initial weights depend on the seed and group alone."""
         torch.manual_seed(self.settings.seed * 1000 + index)
         needed = set(trained)
         if self.recipe.prior_from == "live":
@@ -263,13 +264,13 @@ class _Run:
         return training.iterations if epochs is None else epochs * training.steps_per_epoch
 
     def _atlas(self) -> AtlasPriorOf:
-        """Atlases are the training cases. The model keeps those that are used for a scan which is none.
-        Every case's prior is made at once, and kept while the training runs."""
+        """The atlases: the training cases. The model stores them for scans other than these. Every case's
+        prior is computed at once, and kept during the training."""
         library = atlases.collect(self.dataset, self.split.train, self.recipe, self.observer, self.stop)
         library.reduced().save(writable_directory(self.out / atlas_priors.FOLDER))
         registered = self.settings.registered or self.cache / "registered"
         prior_of = atlases.of_library(library, registered, self.observer.message)
-        # First, so that the time it takes is known when groups share what is left.
+        # First, so that its time is known when groups share the rest.
         ids = (*self.split.train, *self.split.validation)
         atlases.prepare_all(prior_of, self.dataset, ids, self.recipe, self.observer, self.stop)
         return prior_of
@@ -302,7 +303,7 @@ class _Run:
         return progress
 
     def _restore(self, group: StageGroup, progress: checkpoint.TrainingProgress) -> None:
-        """Bring a group back to where the checkpoint left it; earlier groups come from their own file."""
+        """Restore a group from the checkpoint; earlier groups come from their own file."""
         path = self.checkpoint if group.index == progress.group else self._group_file(group.index)
         own = {name: group.modules[name] for name in group.trained}
         checkpoint.restore(path, own, group.moving, group.optimiser)
@@ -340,7 +341,7 @@ class _Run:
             write_bytes_atomic(self._group_file(group.index), self.checkpoint.read_bytes())
 
     def _source(self, group: StageGroup, packs: PackedCases) -> PatchSource:
-        """Of training patches, on the device, where the data lies as far as there is room."""
+        """The source of training patches, on the device, with as much of the data there as fits."""
         device, cases = self.settings.device, itertools.chain(*packs.train.values())
         held = load_to_device(cases, device.place, device.room_for_data)
         return PatchSource(
@@ -348,7 +349,7 @@ class _Run:
         )
 
     def _group_seconds(self, group: StageGroup) -> float:
-        """This group's part of what the budget still holds at its first step."""
+        """This group's part of the remaining budget at its first step."""
         assert self.settings.seconds is not None
         shares = [part.share for part in self.parts[group.index :]]
         part = (self.settings.seconds - group.spent) * shares[0] / sum(shares)
@@ -360,7 +361,7 @@ class _Run:
                 f"the time budget was used up by preparing the data, which took {group.spent:.1f} s of the "
                 f"{self.settings.seconds:.1f} s that start-up and planning had left; increase it"
             )
-        # What earlier groups learned must not be lost because their predictions took long.
+        # The results of earlier groups must not be lost because their predictions took long.
         self.observer.message(
             f"preparing stage '{group.lead.name}' took what the time budget had left; "
             f"it is still trained for {least:.0f} s"
@@ -390,7 +391,7 @@ class _Run:
                 group.elapsed = self.processes.agree(time.monotonic() - began)
             if self.processes.anywhere(self.stop.is_set()):
                 self._save(group)
-                self.processes.agree(group.step)  # none ends before the first one has saved
+                self.processes.agree(group.step)  # no process ends before the first one has saved
                 raise InterruptedTrainingError(f"stopped at step {group.step}; continue with --resume")
             if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
                 self._save(group)
@@ -415,12 +416,11 @@ class _Run:
         )
 
     def _taught_by(self, part: GroupRun) -> tuple[str, ...]:
-        """The cases that a part learns from."""
+        """The cases on which a part is trained."""
         return self.split.train if part.half is None else self.halves[part.half]
 
     def _answering(self, case: str) -> Mapping[str, nn.Module]:
-        """The finished networks that answer for a case: of stages that have copies, the one that did not
-        see it."""
+        """The finished networks for predicting a case: for stages with copies, the one not trained on it."""
         for half, ids in enumerate(self.halves):
             if case in ids:
                 return self.finished | self.copies[1 - half]
@@ -437,7 +437,7 @@ class _Run:
     # --- telling and saving -----------------------------------------------------------------------
 
     def _validate(self, group: StageGroup, batches: tuple[Batch, ...], log: Log | None) -> None:
-        """Loss and Dice of the averaged weights on the fixed patches, where there are any."""
+        """Loss and Dice of the averaged weights on the fixed patches, if there are any."""
         if not batches:
             return
         dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in group.trained}
@@ -479,7 +479,7 @@ class _Run:
             )
 
     def _save(self, group: StageGroup) -> None:
-        """Checkpoint first, then the model: a kill between the two loses neither."""
+        """Save the checkpoint first, then the model: a kill between the two loses neither."""
         if not self.processes.first:
             return
         progress = checkpoint.TrainingProgress(
@@ -490,7 +490,7 @@ class _Run:
         self._save_model(group)
 
     def _save_model(self, group: StageGroup | None = None) -> bundle.Bundle:
-        """Write the stages that have learned something so far as a model of their own."""
+        """Write the stages trained so far as a model."""
         weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
         if group is not None and self.parts[group.index].half is None:
             weights |= group.averaged
@@ -531,10 +531,10 @@ class _Run:
 
 
 def _check_shapes(stage: Stage, processes: int) -> None:
-    """Patch and tile must be shapes that the network can take, and each process must get a patch.
+    """Check that the network accepts patch and tile, and that each process gets a patch.
 
     Raises:
-        RecipeError: naming the stage, the field and the nearest shapes allowed.
+        RecipeError: names the stage, the field and the nearest valid shapes.
     """
     if stage.training.batch < processes:
         raise RecipeError(

@@ -1,9 +1,9 @@
-"""``loss``: how far logits are from the reference, over the voxels that count.
+"""``loss``: the difference between logits and reference, over the voxels that count.
 
-Shapes: B batch, C classes, I J K voxels. Targets hold class indices, IGNORE where nothing counts.
+Shapes: B batch, C classes, I J K voxels. Targets are class indices, IGNORE for voxels that do not count.
 
-Where not every organ of a case was annotated, what looks like background is background or one of the organs
-left out, and the network is asked for no more than that: see ``merge_unannotated``.
+In partially annotated cases, background is background or one of the organs that were not annotated, and the
+loss requires no more than that: see ``merge_unannotated``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from zoomseg.core.labels import IGNORE
 from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCrossEntropy
 
 _NEVER = -1e6
-"""Logit of a class that is out of the question: its probability is zero to the last bit, and yet sums of such
-logits are finite, so that zero times one is zero."""
+"""Logit of an impossible class: its probability is exactly zero, but sums of such logits are finite, so that
+zero times one is zero."""
 
 TAUGHT_SHARE = 0.5
-"""Of the loss, where teachers take part in it. Hinton et al. gave the reference less; but its Dice is what
-keeps small organs from being lost among the voxels of large ones."""
+"""Weight of the teachers' part of the loss. Hinton et al. gave the reference less weight; but its Dice keeps
+small organs from being lost among the voxels of large ones."""
 
 Total = Callable[[Tensor], Tensor]
-"""From a sum over the patches that are here to that over the whole batch, where a batch is shared among
-processes. Losses are formulas of such sums, so that they are the same however a batch is shared."""
+"""From a sum over the local patches to that over the whole batch, if processes share a batch. Losses are
+functions of such sums, so that they are independent of the distribution of a batch."""
 
 
 def all_here(part: Tensor) -> Tensor:
-    """The total where the whole batch is here."""
+    """The total if the whole batch is local."""
     return part
 
 
@@ -45,15 +45,16 @@ def compute(
     annotated_BC: Tensor | None = None,
     progress: float = 1.0,
 ) -> Tensor:
-    """Loss over all supervision levels, each half as heavy as the finer one, weights summing to one.
+    """Loss over all supervision levels, each with half the weight of the next finer one, weights summing to
+    one.
 
     Args:
         logits: ``[B, C, I, J, K]`` at the target's resolution first, then coarser ones.
         target_BIJK: class indices (uint8); IGNORE where a voxel does not count.
-        counts_BC: voxels of each class in the candidate regions that the patches were drawn from; those of
-            organs that are not annotated are the background's.
+        counts_BC: voxels of each class in the candidate regions of the patches; those of organs that are not
+            annotated count as background.
         total: called equally often, in the same order, by all processes that share a batch.
-        annotated_BC: which classes are annotated in the patches' cases (bool, background always); None: all.
+        annotated_BC: classes annotated in the patches' cases (bool, background always); None: all.
         progress: of the training, 0 to 1.
     """
     weights = [0.5**n for n in range(len(logits))]
@@ -68,13 +69,13 @@ def compute(
 
 
 def merge_unannotated(logits_BCIJK: Tensor, annotated_BC: Tensor) -> Tensor:
-    """Logits whose softmax has, case by case, the probabilities of the classes that are not annotated added
-    to the background's, and zero in their place: the merged background of Fang & Yan 2020 and the marginal
-    loss of Shi et al. 2021.
+    """Logits whose softmax has, case by case, the probabilities of unannotated classes added to the
+    background's, and zero in their place: the merged background of Fang & Yan 2020 and the marginal loss of
+    Shi et al. 2021.
 
     Every loss of them is then a marginal one. A background voxel costs -log(p_0 + the sum of the unannotated
-    p_u); an unannotated organ has neither overlap nor size in a Dice, which is left to the cases in which it
-    is annotated. Cases that are annotated completely keep their logits to the last bit.
+    p_u); an unannotated organ has neither overlap nor size in a Dice, which only includes the cases in which
+    it is annotated. Logits of completely annotated cases are unchanged, bit for bit.
     """
     annotated = annotated_BC.to(logits_BCIJK.device)[:, :, None, None, None]
     others = annotated.clone()
@@ -91,13 +92,13 @@ def distilled(
     target_BIJK: Tensor,
     total: Total = all_here,
 ) -> Tensor:
-    """Half the loss from the reference (``hard``), half that from what teachers say (Hinton et al. 2015,
-    arXiv:1503.02531, Section 2, at temperature 1: voxels are so many that nothing must be gained from the
-    ratios of tiny probabilities, and the factor of temperature squared is one).
+    """Half the loss from the reference (``hard``), half that from the teachers' predictions (Hinton et al.
+    2015, arXiv:1503.02531, Section 2, at temperature 1: with so many voxels, nothing has to be gained from
+    the ratios of tiny probabilities, and the factor of temperature squared is one).
 
     Args:
-        logits_BCIJK: the student's at full resolution, of all classes: teachers also know those that were not
-            annotated in the cases.
+        logits_BCIJK: the student's at full resolution, of all classes: teachers also predict those that are
+            not annotated in the cases.
         taught_BCIJK: the teachers' probabilities.
     """
     soft = soft_cross_entropy(logits_BCIJK.float(), taught_BCIJK, target_BIJK, total)
@@ -108,7 +109,7 @@ def soft_cross_entropy(
     logits_BCIJK: Tensor, taught_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here
 ) -> Tensor:
     """-1/N sum_x sum_c q_c(x) log p_c(x) over the N voxels x that count; p are the logits' probabilities, q
-    those taught. Its minimum is the mean entropy of q, where p is q."""
+    the teachers'. Its minimum, at p = q, is the mean entropy of q."""
     counts = target_BIJK != IGNORE
     counted = total(counts.sum())
     if not bool(counted):
@@ -138,7 +139,7 @@ def _level(
 ) -> Tensor:
     counted = total((target_BIJK != IGNORE).sum())
     if not bool(counted):
-        return logits_BCIJK.sum() * 0.0  # nothing counts: zero, with a gradient of zero
+        return logits_BCIJK.sum() * 0.0  # no voxel counts: zero, with a gradient of zero
     match spec:
         case WeightedCrossEntropy():
             return weighted_cross_entropy(
@@ -176,7 +177,7 @@ def weighted_cross_entropy(
     cost = F.cross_entropy(logits_BCIJK, target_BIJK, weights, ignore_index=IGNORE, reduction="sum")
     voxels_C = voxels_by_class(target_BIJK, len(weights))
     weighed = total((weights * voxels_C).sum() if by_weights else voxels_C.sum())
-    # A patch of nothing but a class that fills its region has no weight, and no cost.
+    # A patch of a single class that fills its region has no weight, and no loss.
     return total(cost) / weighed.clamp_min(1e-12)
 
 
@@ -190,13 +191,13 @@ def balanced_cross_entropy(
 ) -> Tensor:
     """The mean of -log p_k(x) over the voxels x that count, each weighted by (N_C / N_k) ** balance: N_k
     voxels of its class k among the N_C of the candidate regions. A balance of 0 is plain cross-entropy; with
-    1 all classes weigh alike, however large.
+    1 all classes have equal weight, regardless of their size.
 
     Where organs fill a few thousandths of a region, plain cross-entropy drives their probabilities to zero in
-    the first steps, from where the gradient of a soft Dice does not lead back.
+    the first steps, from which the gradient of a soft Dice does not recover.
 
     Args:
-        counted: the voxels that count, in all.
+        counted: total number of voxels that count.
     """
     weights, weighed = None, counted
     if balance:
@@ -208,7 +209,7 @@ def balanced_cross_entropy(
 
 
 def voxels_by_class(target_BIJK: Tensor, classes: int) -> Tensor:
-    """``[classes]``, without those that do not count. To choose these by a mask first takes ten times as
+    """``[classes]``, without those that do not count. Selecting these by a mask first takes ten times as
     long."""
     return torch.bincount(target_BIJK.flatten(), minlength=IGNORE + 1)[:classes]
 

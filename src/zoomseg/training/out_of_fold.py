@@ -1,4 +1,4 @@
-"""What is trained, one after the other: a recipe's groups, and the copies that out-of-fold priors need."""
+"""The sequence of trainings: a recipe's groups, and the copies needed for out-of-fold priors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from zoomseg.recipe.spec import Recipe
 
 @dataclass(frozen=True)
 class GroupRun:
-    """One training of a group's stages: on all training cases, or, so that training cases can be answered for
-    by networks that did not see them, on one half of these. ``share`` is its part of the time budget
-    relative to the other parts."""
+    """One training of a group's stages: on all training cases or, so that training cases can be predicted by
+    networks not trained on them, on one half of these. ``share`` is its part of the time budget relative to
+    the other parts."""
 
     trained: tuple[str, ...]
     half: int | None
@@ -25,8 +25,8 @@ class GroupRun:
 
 
 def group_runs(recipe: Recipe) -> tuple[GroupRun, ...]:
-    """Every group, and with ``prior_from: out_of_fold`` two copies of those that later ones read, which share
-    the group's time."""
+    """Every group and, with ``prior_from: out_of_fold``, two copies of those that later ones read, which
+    share the group's time."""
     groups = graph.training_groups(recipe)
     out: list[GroupRun] = []
     for n, group in enumerate(groups):

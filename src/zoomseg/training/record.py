@@ -1,5 +1,5 @@
-"""What was decided when a training, or a cross-validation, began: who resumes it reads this, and decides
-nothing anew."""
+"""Records of the decisions at the start of a training or a cross-validation: a resumed one reads them and
+makes no new decisions."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
 
 FILE = Path("training", "job.json")
-"""Of a training, in the model's folder."""
+"""Record of a training, in the model's folder."""
 
 UNLABELLED = "unlabelled.json"
-"""Of a training with unlabelled scans, in the model's folder."""
+"""Record of a training with unlabelled scans, in the model's folder."""
 
 
 ACCELERATION = "accelerate.json"
-"""Of the acceleration of a model, in the new model's folder."""
+"""Record of the acceleration of a model, in the new model's folder."""
 
 _BEGUN = (ACCELERATION, UNLABELLED, FOLDS, "model.json", FILE)
-"""Each of these files tells that something was begun in a folder."""
+"""Each of these files shows that something was started in a folder."""
 
 
 class _Record(BaseModel):
@@ -47,7 +47,7 @@ class _Record(BaseModel):
     teachers: tuple[str, ...] = ()
 
     def require_same_data(self, dataset: Dataset, out: Path) -> None:
-        """Refuse another data set than the one that the training in ``out`` began with.
+        """Refuse a data set other than that of the training in ``out``.
 
         Raises:
             TrainingError: other channels, labels or cases.
@@ -65,16 +65,16 @@ class _Record(BaseModel):
             )
 
     def length(self, seconds: float | None, epochs: int | None) -> tuple[float | None, int | None]:
-        """Seconds and epochs of what is not finished: those given, else those that it began with."""
+        """Seconds and epochs of the unfinished parts: those given, otherwise the original ones."""
         return (self.seconds, self.epochs) if seconds is None and epochs is None else (seconds, epochs)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        """Cases that the training cannot go on without, or with."""
+        """Cases whose absence, or presence, prevents the training from being resumed."""
         raise NotImplementedError
 
 
 class _OfAllLabelled(_Record):
-    """``cases`` are the ids of all that are labelled."""
+    """``cases`` are the ids of all labelled cases."""
 
     cases: tuple[str, ...]
 
@@ -83,14 +83,14 @@ class _OfAllLabelled(_Record):
 
 
 class CrossValidationRecord(_OfAllLabelled):
-    """``folds.json``: the cases are shared out among the folds."""
+    """``folds.json``: the cases are distributed over the folds."""
 
     folds: Annotated[int, Field(ge=2)]
 
 
 class SelfTrainingRecord(_OfAllLabelled):
-    """``unlabelled.json``; ``unlabelled`` is the folder of scans that are not labelled, ``split`` the cases
-    trained on and those held back, where they were named."""
+    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``split`` the training and
+    held-out cases, if they were given."""
 
     unlabelled: str
     recipe: str | None
@@ -100,8 +100,8 @@ class SelfTrainingRecord(_OfAllLabelled):
 
 
 class AccelerationRecord(_OfAllLabelled):
-    """``accelerate.json``: ``cases`` are the ids of all scans, ``models`` and ``scans`` paths; ``small`` if a
-    model of its own is trained."""
+    """``accelerate.json``: ``cases`` are the ids of all scans, ``models`` and ``scans`` are paths; ``small``
+    if a separate model is trained."""
 
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     scans: str
@@ -109,7 +109,7 @@ class AccelerationRecord(_OfAllLabelled):
 
 
 class TrainingRecord(_Record):
-    """``recipe`` has all its numbers; ``train`` and ``validation`` are case ids."""
+    """``recipe`` is complete; ``train`` and ``validation`` are case ids."""
 
     recipe: dict[str, Any]
     train: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -124,8 +124,8 @@ class TrainingRecord(_Record):
         """The recipe, checked.
 
         Raises:
-            TrainingError: it has no numbers.
-            RecipeError: it makes no sense.
+            TrainingError: it is not complete.
+            RecipeError: it is not valid.
         """
         recipe = from_dict(self.recipe, str(out / FILE))
         if isinstance(recipe, PlannedRecipe):
@@ -137,14 +137,14 @@ _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
 def fixed_by(dataset: Dataset) -> dict[str, Any]:
-    """What a network's inputs and outputs mean: a resumed training must find it unchanged."""
+    """The meaning of a network's inputs and outputs, which must not change before a training is resumed."""
     return {"channels": list(dataset.channel_names), "labels": dataset.schema.value_of}
 
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Around all that writes to a training's folder, which is made where there is none: two trainings there
-    would mix their files.
+    """Lock a training's folder, which is created if necessary, while writing to it: two trainings there would
+    mix their files.
 
     Raises:
         OutputError: another process trains there; or the folder cannot be written.
@@ -158,10 +158,10 @@ def alone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
-    """As ``alone``, in a folder in which nothing was begun.
+    """As ``alone``, in a folder in which nothing was started.
 
     Args:
-        part_of: the record, in the folder, of what this training is a part of.
+        part_of: the record, in the folder, of a task that this training is part of.
 
     Raises:
         ModelError: something was.
@@ -173,8 +173,8 @@ def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
 
 
 def require_free(out: Path, part_of: str | None = None) -> None:
-    """What ``alone_in_free`` refuses, before anything is read or computed for it. Where another process
-    trains, that process is named: ``--resume`` would not help."""
+    """The refusals of ``alone_in_free``, before anything is read or computed. If another process trains
+    there, it is named, as ``--resume`` would not help."""
     if out.is_dir() and _begun(out, part_of) is not None:
         with alone(out):
             _refuse_begun(out, part_of)
@@ -190,7 +190,7 @@ def _refuse_begun(out: Path, part_of: str | None) -> None:
 
 
 def _begun(out: Path, part_of: str | None) -> Path | None:
-    """What tells that something was begun in a folder."""
+    """The file that shows that something was started in a folder, if any."""
     return next((out / file for file in _BEGUN if file != part_of and (out / file).exists()), None)
 
 
@@ -203,7 +203,7 @@ def write(record: _Record, file: Path) -> None:
 
 
 def read_training(out: Path) -> TrainingRecord:
-    """Of the training in ``out``.
+    """The record of the training in ``out``.
 
     Raises:
         TrainingError: there is none, or it is damaged.
@@ -212,7 +212,7 @@ def read_training(out: Path) -> TrainingRecord:
 
 
 def read_cross_validation(out: Path) -> CrossValidationRecord:
-    """Of the cross-validation in ``out``.
+    """The record of the cross-validation in ``out``.
 
     Raises:
         TrainingError: there is none, or it is damaged.
@@ -221,7 +221,7 @@ def read_cross_validation(out: Path) -> CrossValidationRecord:
 
 
 def read_self_training(out: Path) -> SelfTrainingRecord:
-    """Of the training with unlabelled scans in ``out``.
+    """The record of the training with unlabelled scans in ``out``.
 
     Raises:
         TrainingError: there is none, or it is damaged.
@@ -231,7 +231,7 @@ def read_self_training(out: Path) -> SelfTrainingRecord:
 
 
 def read_acceleration(out: Path) -> AccelerationRecord:
-    """Of the acceleration in ``out``.
+    """The record of the acceleration in ``out``.
 
     Raises:
         TrainingError: there is none, or it is damaged.

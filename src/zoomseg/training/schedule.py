@@ -1,4 +1,4 @@
-"""What learning rate the progress of a training means."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from zoomseg.recipe.spec import Cosine, Polynomial, ScheduleSpec, StepDecay
 def learning_rate_factor(spec: ScheduleSpec, progress: float, step: int) -> float:
     """Factor on the optimiser's learning rate after ``step`` steps, at ``progress`` (0 to 1) of the training.
 
-    A shorter training than the recipe's runs through all of a cosine or polynomial, faster. Of a step decay
-    it is the first part: run through in a fortieth of the steps, six decays by ten leave the learning rate
-    too low to learn anything after the first few hundred.
+    A training shorter than the recipe's runs through the whole cosine or polynomial, faster. Of a step decay,
+    it runs the first part: compressed to a fortieth of the steps, six decays by ten would make the learning
+    rate too low to learn anything after the first few hundred.
     """
     match spec:
         case StepDecay():

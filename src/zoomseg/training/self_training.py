@@ -1,16 +1,16 @@
-"""Self-training: trained models label scans that nobody has labelled, and a new model learns from both (Lee
+"""Self-training: trained models label unlabelled scans, and a new model learns from both (Lee
 2013, "Pseudo-Label", ICML workshop; a teacher and its student as in Xie et al. 2020, arXiv:1911.04252).
 
 ```
-OUT/unlabelled.json     what was asked for; a resumed training reads it and decides nothing anew
+OUT/unlabelled.json     the request; a resumed training reads it
 OUT/teachers/           the first round, unless teachers were given: a cross-validation of the labelled cases
-OUT/pseudo-labels/      <case>.nii.gz, and in pseudo-labels.json which organs of which case were kept
-OUT/                    the model that learned from both, as ``training.training_run`` writes it
+OUT/pseudo-labels/      <case>.nii.gz, and pseudo-labels.json with the kept organs of each case
+OUT/                    the model trained on both, as written by ``training.training_run``
 ```
 
-An organ of a case is kept where its confidence, an estimate of its Dice that a cross-validation calibrates
+An organ of a case is kept if its confidence, an estimate of its Dice calibrated by cross-validation
 (``inference.confidence``), is high enough. The other organs of that case count as not annotated, so that
-nothing is learned of them there, neither that they are present nor that they are not.
+neither their presence nor their absence is learned there.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ LABELS = "pseudo-labels"
 KEPT = "pseudo-labels.json"
 
 FOLDS = 5
-"""Of the first round; with fewer labelled cases, as many as there are."""
+"""Of the first round; with fewer labelled cases, their number."""
 
 LEAST_CONFIDENCE = 0.8
-"""Of an organ that is learned from."""
+"""Minimum confidence of an organ used for training."""
 
 
 class _Kept(BaseModel):
@@ -68,7 +68,7 @@ class _Kept(BaseModel):
 
 
 class _KeptCases(BaseModel):
-    """``pseudo-labels.json``: by case, those that are done, also where nothing was kept."""
+    """``pseudo-labels.json``: by case, the processed scans, including those without kept organs."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -87,27 +87,27 @@ class SelfTraining:
 
     @property
     def folder(self) -> Path:
-        """Of the first round's models."""
+        """Folder of the first round's models."""
         return self.out / TEACHERS
 
     @property
     def held_back(self) -> tuple[str, ...]:
-        """The cases that the student is scored on."""
+        """The cases on which the student is scored."""
         return training_run.choose_split(self.dataset, self.wish).validation
 
     @cached_property
     def labelled(self) -> Dataset:
-        """What the first round learns from: not what the student is scored on."""
+        """Training cases of the first round: without those on which the student is scored."""
         return self.dataset.subset(training_run.choose_split(self.dataset, self.wish).train)
 
     @property
     def folds(self) -> int:
-        """How many models the first round trains."""
+        """Number of models of the first round."""
         return min(FOLDS, len(self.labelled.cases))
 
     @property
     def teachers_wish(self) -> TrainingRequest:
-        """How the first round is trained."""
+        """Settings of the first round."""
         return replace(self.wish, folds=None, fold=0, split=None)
 
     def teach(
@@ -116,7 +116,7 @@ class SelfTraining:
         watch: Callable[[], AbstractContextManager[Observer]],
         on_validated: OnValidated,
     ) -> Evaluation | None:
-        """The first round, begun or gone on with (``CrossValidation.run``); None where teachers are given."""
+        """The first round, started or resumed (``CrossValidation.run``); None if teachers are given."""
         if self.wish.teachers:
             return None
         if cross_validation.is_begun(self.folder):
@@ -129,11 +129,11 @@ class SelfTraining:
         return first.run(device, watch, on_validated)
 
     def label(self, device: Device, observer: Observer) -> None:
-        """Label the scans that are not yet done, unless the student has begun to learn. A scan that cannot be
-        used is named and left out.
+        """Label the scans that are not yet labelled, unless the student's training has begun. A scan that
+        cannot be used is named and left out.
 
         Raises:
-            ModelError: a teacher is no model, or predicts none of the data set's labels.
+            ModelError: a teacher is not a model, or predicts none of the data set's labels.
             TrainingError: no organ of any scan was kept.
             OutputError: labels cannot be written, or another process trains there.
         """
@@ -160,10 +160,10 @@ class SelfTraining:
         _tell_kept(done, self.dataset.schema, observer)
 
     def model(self, device: Device, observer: Observer) -> Bundle:
-        """The student: trained, or gone on with.
+        """The student: trained, or resumed.
 
         Raises:
-            InterruptedTrainingError: stopped; the next call goes on.
+            InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
         data = extended(self.dataset, self.out)
@@ -174,7 +174,7 @@ class SelfTraining:
         )
 
     def _tell_seen(self, observer: Observer) -> None:
-        """That teachers may know the cases that the student is scored on."""
+        """Report that teachers may have been trained on the cases on which the student is scored."""
         held_back = self.held_back
         models = tuple(bundle.load(model) for model in self.wish.teachers)
         seen = Teachers(self.wish.teachers, models).seen(held_back, self.dataset)
@@ -186,11 +186,11 @@ class SelfTraining:
 
 
 def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) -> SelfTraining:
-    """Write down what was asked for, once it can be done.
+    """Check a request and write it down.
 
     Raises:
-        ModelError: ``out`` already holds a training; a teacher is no model.
-        DatasetError: too few labelled cases; unlabelled scans that have a labelled case's name.
+        ModelError: ``out`` already contains a training; a teacher is not a model.
+        DatasetError: too few labelled cases; unlabelled scans with a labelled case's name.
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
@@ -223,10 +223,10 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
 def reopen(
     dataset: Dataset, out: Path, seconds: float | None = None, epochs: int | None = None
 ) -> SelfTraining:
-    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of what is not finished.
+    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of the unfinished parts.
 
     Raises:
-        TrainingError: there is none, it is damaged, or it was of other cases, labels or channels.
+        TrainingError: there is none, it is damaged, or it had other cases, labels or channels.
     """
     known = record.read_self_training(out)
     known.require_same_data(dataset, out)
@@ -247,7 +247,7 @@ def reopen(
 
 
 def is_begun(out: Path) -> bool:
-    """Whether a folder holds a training with unlabelled scans."""
+    """Whether a folder contains a training with unlabelled scans."""
     return (out / record.UNLABELLED).is_file()
 
 
@@ -256,7 +256,7 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
 
     Raises:
         ScanError: there are none.
-        DatasetError: DICOM, or a case of the data set: by its name, or by a file that is its, too.
+        DatasetError: DICOM, or a case of the data set: by its name, or by a common file.
     """
     scans = find_scans(folder)
     cases = {path.resolve(): case.id for case in dataset.cases for path in case.images}
@@ -278,7 +278,7 @@ def scans_in(folder: Path, dataset: Dataset) -> list[ScanInput]:
 
 
 def extended(dataset: Dataset, out: Path) -> Dataset:
-    """The data set, and the scans of which some organ was kept.
+    """The data set, and the scans with at least one kept organ.
 
     Raises:
         TrainingError: ``pseudo-labels.json`` is damaged.
@@ -312,7 +312,7 @@ def _require_known(teacher: Bundle, schema: LabelSchema) -> None:
 def _labelled(
     scan: ScanInput, predictor: Predictor, schema: LabelSchema, out: Path, observer: Observer
 ) -> tuple[str, ...]:
-    """Label one scan; the organs that were kept."""
+    """Label one scan; returns the organs that were kept."""
     path = out / f"{scan.id}.nii.gz"
     try:
         check_name(path)
@@ -330,7 +330,7 @@ def _labelled(
 def _confident(
     case: Case, result: Prediction, teacher: Bundle, schema: LabelSchema
 ) -> tuple[LabelMap, tuple[str, ...]]:
-    """The label map with the confident organs alone, as classes of the data set, and their names."""
+    """The label map with the confident organs only, as classes of the data set, and their names."""
     rows = organ_rows_of(case.id, result, case.image, teacher.calibration, domain=teacher.domain)
     table = np.zeros(result.schema.classes, dtype=np.uint8)
     kept = set()

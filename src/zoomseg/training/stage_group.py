@@ -1,4 +1,4 @@
-"""Stages that are trained at once: one step of theirs, and the averaged weights that remain of it.
+"""Stages that are trained together: their common step, and the averaged weights.
 
 Shapes: B batch, C channels or classes, I J K voxels.
 """
@@ -34,9 +34,9 @@ from zoomseg.training.schedule import learning_rate_factor
 class StageGroup:
     """Stages that run in one step; those in ``trained`` learn, the others are finished.
 
-    ``index`` is the group's place in the run; ``labels`` are those that every stage of the recipe
+    ``index`` is the group's position in the run; ``labels`` are those that every stage of the recipe
     predicts; ``moving`` are moving averages of the trained stages' state dicts, none with an ``ema_decay`` of
-    0; ``teachers``, where there are any, say by stage what they find in a patch.
+    0; ``teachers``, if there are any, are the teachers' networks by stage.
     """
 
     index: int
@@ -88,12 +88,12 @@ class StageGroup:
 
     @property
     def lead(self) -> Stage:
-        """The last stage: its training section holds for the whole group."""
+        """The last stage: its training section applies to the whole group."""
         return self.stages[-1]
 
     @property
     def averaged(self) -> dict[str, dict[str, Tensor]]:
-        """The state dicts that remain of the trained stages: their moving averages, or the last weights."""
+        """The final state dicts of the trained stages: their moving averages, or the last weights."""
         return self.moving or {name: self.modules[name].state_dict() for name in self.trained}
 
     @property
@@ -106,10 +106,10 @@ class StageGroup:
         return training.optimiser.lr * learning_rate_factor(training.schedule, self.progress, self.step)
 
     def learn(self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool) -> dict[str, float] | None:
-        """One update; None, and no update, where the loss or its gradient is not finite.
+        """One update; returns None, without an update, if the loss or its gradient is not finite.
 
         Args:
-            dice: of every trained stage, told about this batch if ``measure``.
+            dice: of every trained stage, updated with this batch if ``measure``.
         """
         for name in self.trained:
             self.modules[name].train()
@@ -144,7 +144,7 @@ class StageGroup:
         """Losses of the trained stages at this progress of the training, and logits ``[B, C, I, J, K]`` of
         all, low to high.
 
-        A stage's probabilities reach the stages after it with their gradient, where both are trained.
+        A stage's probabilities reach the stages after it with their gradient, if both are trained.
         """
         losses: dict[str, Tensor] = {}
         answers: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ class StageGroup:
                     stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
                 )
                 if stage.name in self.teachers:
-                    # Cloned, as autograd keeps nothing that was made in inference mode.
+                    # Cloned, as autograd cannot keep tensors created in inference mode.
                     taught_BCIJK = self.teachers[stage.name](x_BCIJK, ()).clone()
                     losses[stage.name] = loss.distilled(
                         losses[stage.name], logits[0], taught_BCIJK, target, total
@@ -169,8 +169,8 @@ class StageGroup:
         return losses, answers
 
     def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
-        """Mean losses of the averaged weights, in evaluation mode and as at the training's end, so that they
-        can be compared; ``dice`` is told of every batch."""
+        """Mean losses of the averaged weights, in evaluation mode and as at the end of the training, so that
+        they can be compared; ``dice`` is updated with every batch."""
         averaged: dict[str, nn.Module] = {
             name: _AveragedWeights(self.modules[name], weights) for name, weights in self.averaged.items()
         }
@@ -187,7 +187,8 @@ class StageGroup:
         return sums
 
     def take_over(self) -> None:
-        """Go on from the first process's weights: other hardware may have drawn other last bits."""
+        """Continue from the first process's weights: initial weights of other hardware may differ in the last
+        bits."""
         states = [self.modules[name].state_dict() for name in self.trained]
         states += self.moving.values()
         self.processes.take_over([value for state in states for value in state.values()])
@@ -201,8 +202,8 @@ class StageGroup:
         return {name: self.modules[name] for name in self.trained}
 
     def _autocast(self, stage: Stage) -> torch.autocast:
-        """Float32 where feature maps come down to two voxels along their first axis: there, torch's bfloat16
-        gradient of a 3x3x3 convolution on a CPU reads memory that nobody wrote (seen with torch 2.13)."""
+        """Float32 if feature maps shrink to two voxels along their first axis: there, torch's bfloat16
+        gradient of a 3x3x3 convolution on a CPU reads uninitialised memory (observed with torch 2.13)."""
         size, factor = stage.training.patch[0], network_shapes.divisor(stage.network)[0]
         if self.device.place.type == "cpu" and 2 <= size <= 2 * factor:
             return torch.autocast("cpu", enabled=False)
@@ -211,7 +212,7 @@ class StageGroup:
     def _measure(
         self, answers: Mapping[str, Tensor], batch: Batch, dice: Mapping[str, RunningDice], total: loss.Total
     ) -> None:
-        """Tell ``dice`` of every trained stage about a batch."""
+        """Update ``dice`` of every trained stage with a batch."""
         for name in self.trained:
             data = batch.stages[name]
             here = overlaps(answers[name], data.target_BIJK, data.annotated_BC)
@@ -238,7 +239,7 @@ class StageGroup:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Exponential moving average of the weights; early steps are forgotten faster."""
+        """Exponential moving average of the weights; early steps lose their weight faster."""
         decay = min(self.lead.training.ema_decay, (1 + self.step) / (10 + self.step))
         for name, weights in self.moving.items():
             for key, value in self.modules[name].state_dict().items():
@@ -250,7 +251,7 @@ class StageGroup:
 
 
 class _AveragedWeights(nn.Module):
-    """A module run with its averaged weights, in evaluation mode."""
+    """A module that runs with its averaged weights, in evaluation mode."""
 
     def __init__(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -270,7 +271,7 @@ def overlaps(
     where it is not annotated counts as background, as its voxels do in the target.
 
     Args:
-        annotated_BC: which classes are annotated in the patches' cases; None: all.
+        annotated_BC: classes annotated in the patches' cases; None: all.
     """
     classes = logits_BCIJK.shape[1]
     target = _answered(target_BIJK, tuple(logits_BCIJK.shape[2:])).to(logits_BCIJK.device)
@@ -306,16 +307,16 @@ def _optimiser(spec: OptimiserSpec, parameters: list[nn.Parameter]) -> torch.opt
                 betas=spec.betas,
                 eps=spec.eps,
                 weight_decay=spec.weight_decay,
-                fused=True,  # one kernel in place of many small ones
+                fused=True,  # one kernel instead of many small ones
             )
 
 
 def _middle(patch: tuple[int, ...], answer: tuple[int, ...]) -> Box:
-    """The box of a patch that a valid network answers for."""
+    """The box of a patch that a valid network predicts."""
     i, j, k = ((n - m) // 2 for n, m in zip(patch, answer, strict=True))
     return Box((i, j, k), (i + answer[0], j + answer[1], k + answer[2]))
 
 
 def _answered(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The part of the target that the network answers for."""
+    """The part of the target that the network predicts."""
     return target_BIJK[(slice(None), *_middle(tuple(target_BIJK.shape[1:]), shape).slices)]

@@ -1,6 +1,6 @@
 """A training from the data set to the model: split, plan, train, resume.
 
-What was decided at the start is written down before the first step (``training.record``).
+Decisions are written down before the first step (``training.record``).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from zoomseg.training.log import Observer
 MOST_SECONDS = checkpoint.MOST_SECONDS
 MOST_EPOCHS = 10**6
 MOST_SEED = 2**50
-"""A generator of torch is seeded with a thousand times as much."""
+"""A generator of torch is seeded with a thousand times this value."""
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a user asks for. ``folds`` and ``fold`` keep one of the folds back for validation. ``init`` is a
-    model to start from; without ``recipe`` its own is taken, and without both the one called ``default``.
-    ``registered`` is a folder in which registered atlases are kept for further trainings of the same cases;
-    ``teachers`` are models, given as in ``io.bundle.find``, whose answers the new one learns as well.
+    """The settings requested by a user. ``folds`` and ``fold`` hold out one of the folds for validation.
+    ``init`` is a model to start from; without ``recipe`` its own is used, and without both the one called
+    ``default``. ``registered`` is a folder in which registered atlases are kept for further trainings of the
+    same cases; ``teachers`` are models, given as in ``io.bundle.find``, whose predictions are also learned.
     ``split`` names the cases itself, in place of folds. ``began``: when ``seconds`` began to count, by
-    ``time.monotonic``; None: when the training is started. ``part_of`` is the record, in the model's folder,
-    of what the training is a part of.
+    ``time.monotonic``; None: at the start of the training. ``part_of`` is the record, in the model's folder,
+    of a task that the training is part of.
 
     Raises:
-        TrainingError: a length or a seed that makes no sense.
+        TrainingError: an invalid length or seed.
     """
 
     recipe: str | None = None
@@ -79,11 +79,12 @@ def start(
     observer: Observer,
     processes: Processes = ALONE,
 ) -> bundle.Bundle:
-    """Train a new model into ``out``. Of several processes the first one decides; the others read what.
+    """Train a new model into ``out``. Of several processes, the first one decides; the others read the
+    result.
 
     Raises:
-        ModelError: ``out`` already holds a model or a training; ``request.init`` is not a model, or one that
-            nothing can be taken from; a teacher is none, or does not fit the recipe.
+        ModelError: ``out`` already contains a model or a training; ``request.init`` is not a model, or shares
+            no weights; a teacher is not a model, or does not fit the recipe.
         TrainingError: planning took all the time.
         DatasetError: too few labelled cases, a fold that does not exist, an organ that no training case has.
         RecipeError: the recipe does not fit the data set's labels.
@@ -101,13 +102,13 @@ def start(
 
 
 def is_begun(out: Path) -> bool:
-    """Whether there is a training in ``out`` that ``resume`` could go on with."""
+    """Whether there is a training in ``out`` that ``resume`` can continue."""
     return (out / record.FILE).is_file()
 
 
 def _train_new(new: _New, started: float) -> bundle.Bundle:
     request, decided = new.request, _decide(new)
-    # Planning is part of the time the user gave.
+    # Planning is part of the given time.
     seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
     if seconds is not None and seconds <= 0:
         raise TrainingError(
@@ -132,7 +133,7 @@ def _train_new(new: _New, started: float) -> bundle.Bundle:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What a request means for a data set."""
+    """A request resolved for a data set."""
 
     split: loop.Split
     initial: bundle.Bundle | None
@@ -141,7 +142,7 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class _New:
-    """A training that begins."""
+    """A training that starts."""
 
     dataset: Dataset
     out: Path
@@ -154,13 +155,13 @@ class _New:
 
 @dataclass(frozen=True, eq=False)
 class _Decided:
-    """What a training's start decides."""
+    """The decisions at the start of a training."""
 
     split: loop.Split
     recipe: Recipe
     domain: TrainingDomain
     taken: fine_tuning.Transfer | None
-    """What the networks take over from the model that training starts from."""
+    """The weights that the networks adopt from the initial model."""
     teachers: distillation.Teachers | None
 
 
@@ -181,7 +182,7 @@ def _decide(new: _New) -> _Decided:
     writable_directory(new.out / "training")
     drawn = _drawn(dataset, split)
     if isinstance(wanted, PlannedRecipe):
-        # Every process gets a patch at least.
+        # Every process gets at least one patch.
         wanted = wanted.model_copy(update={"batch": max(wanted.batch, new.processes.world)})
         recipe, seen = _planned(new, drawn, wanted)
     else:
@@ -204,7 +205,7 @@ def _decide(new: _New) -> _Decided:
 def _planned(
     new: _New, split: loop.Split, wanted: PlannedRecipe
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
-    """The recipe with its numbers, which are explained in ``plan.md``, and what the cases looked like."""
+    """The complete recipe, explained in ``plan.md``, and the properties of the cases."""
     seen: list[training_domain.CaseSample] = []
 
     def look(case: Case) -> None:
@@ -221,7 +222,7 @@ def _as_published(
     dataset, observer = new.dataset, new.observer
     recipe = resolve_recipe(dataset, split, wanted, new.device, observer)
     fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
-    for advice in advise(dataset):  # of a recipe with numbers, a scan's unit is its own matter
+    for advice in advise(dataset):  # a complete recipe does not depend on a scan's unit
         observer.message(f"{advice.what}: {advice}")
     tell = partial(observer.preparing, "training domain")
     return recipe, training_domain.samples(dataset, split.train, tell)
@@ -239,10 +240,10 @@ def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) ->
 
 
 def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
-    """What every record says of a request; paths are made absolute.
+    """The fields of a request common to all records; paths are made absolute.
 
     Raises:
-        ModelError: a teacher is no model.
+        ModelError: a teacher is not a model.
     """
     return {
         "channels": dataset.channel_names,
@@ -258,11 +259,11 @@ def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
 def finished(
     dataset: Dataset, out: Path, request: TrainingRequest, device: Device, observer: Observer
 ) -> bundle.Bundle:
-    """A model that is one of several to be trained: from disk where it is finished, else trained or gone on
-    with now.
+    """A model that is one of several to be trained: from disk if it is finished, otherwise trained or resumed
+    now.
 
     Raises:
-        InterruptedTrainingError: stopped; the next call goes on.
+        InterruptedTrainingError: stopped; the next call continues.
         ZoomSegError: as ``start`` and ``resume``.
     """
     if (out / "model.json").is_file():
@@ -285,7 +286,7 @@ def resume(
     epochs: int | None = None,
     processes: Processes = ALONE,
 ) -> bundle.Bundle:
-    """Go on with the training in ``out``; ``seconds`` or ``epochs`` replace its length.
+    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length.
 
     Raises:
         TrainingError: there is no training in ``out``, it is damaged, or it was of another data set.
@@ -304,7 +305,7 @@ def _recorded(
     seconds: float | None = None,
     epochs: int | None = None,
 ) -> tuple[loop.Split, Recipe, loop.Settings]:
-    """What was decided at the start, but for the length where one is given."""
+    """The decisions made at the start, with another length if one is given."""
     known = record.read_training(out)
     recipe = known.resolved_recipe(out)
     known.require_same_data(dataset, out)
@@ -330,7 +331,7 @@ def _recorded(
 
 def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     """All labelled cases for training, all but one fold of them, or those that the request names;
-    pseudo-labelled ones are trained on, and in no fold."""
+    pseudo-labelled ones are always for training, and in no fold."""
     pseudo = tuple(case.id for case in dataset.cases if case.pseudo)
     if request.split is not None:
         return replace(request.split, train=(*request.split.train, *pseudo))
@@ -347,7 +348,7 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
 
 
 def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:
-    """Without the cases that a model labelled."""
+    """The split without the cases that a model labelled."""
     pseudo = {case.id for case in dataset.cases if case.pseudo}
     return loop.Split(tuple(i for i in split.train if i not in pseudo), split.validation)
 
@@ -359,8 +360,8 @@ def resolve_recipe(
     device: Device,
     observer: Observer,
 ) -> Recipe:
-    """A planned recipe's numbers are filled in from the training cases and the device; a published one is
-    made to suit the data set's labels."""
+    """The complete recipe: a planned one is completed from the training cases and the device; a published one
+    is fitted to the data set's labels."""
     if isinstance(recipe, PlannedRecipe):
         recipe = plan_recipe(dataset, split, recipe, device, observer, TrainingRequest()).recipe
     recipe, notes = graph.fit(recipe, dataset.schema)
@@ -381,8 +382,8 @@ def plan_recipe(
     request: TrainingRequest,
     look: Callable[[Case], None] | None = None,
 ) -> Plan:
-    """A planned recipe's numbers with their reasons, from the training cases and the device; the observer is
-    told of warnings. Of the request, length and initial model count; ``look`` as in ``fingerprint.take``.
+    """A planned recipe's numbers with their reasons, from the training cases and the device; the observer
+    receives warnings. Of the request, length and initial model are used; ``look`` as in ``fingerprint.take``.
 
     Raises:
         DatasetError: an organ that no training case has.
@@ -397,7 +398,7 @@ def plan_recipe(
     fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
     try:
         planned = plan.plan(recipe, data, dataset.schema, device, _length(request))
-    except ValidationError as error:  # numbers of the recipe, or of the data, that make no stage
+    except ValidationError as error:  # numbers of the recipe, or of the data, that give no valid stage
         reason = bundle.first_problem(error)
         raise RecipeError(f"recipe '{recipe.name}' cannot be planned for this data set: {reason}") from error
     for warning in planned.warnings:
@@ -410,13 +411,13 @@ def plan_recipe(
 
 
 def _predicted(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
-    """The labels that some stage predicts, in the schema's order."""
+    """The labels that at least one stage predicts, in the schema's order."""
     predicted = {name for stage in recipe.stages for name in graph.resolve_labels(stage, dataset.schema)}
     return tuple(name for name in dataset.schema.names if name in predicted)
 
 
 def _length(request: TrainingRequest) -> TrainingLength | None:
-    """What the user asked for, if anything."""
+    """The length that the user requested, if any."""
     if request.seconds is None and request.epochs is None:
         return None
     steps = None if request.epochs is None else request.epochs * STEPS_PER_EPOCH
@@ -439,8 +440,8 @@ def _teachers(models: Sequence[str], dataset: Dataset, recipe: Recipe) -> distil
 
 
 def _initial_folder(out: Path) -> Path:
-    """A copy of the model to start from: units that a resumed training has yet to begin need it, wherever
-    the model itself went."""
+    """A copy of the initial model: parts that a resumed training has not started yet need it, even if the
+    model itself was moved."""
     return out / "training" / "init"
 
 

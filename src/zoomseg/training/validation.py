@@ -1,4 +1,5 @@
-"""A trained model on the cases kept back: predicted, scored, and its confidence calibrated by them."""
+"""Validation of a trained model on the held-out cases: prediction, scores, and calibration of its
+confidence."""
 
 from __future__ import annotations
 
@@ -26,18 +27,18 @@ FOLDER = "validation"
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of the cases kept back, and the cases that could not be segmented."""
+    """Scores of the held-out cases, and the cases that could not be segmented."""
 
     scores: Evaluation
     failed: tuple[Failed, ...]
 
 
 def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Device) -> Validation:
-    """Predict and score the cases ``kept_back`` with the model in ``out``, into ``out/validation``, and learn
-    from them what the model's confidence is worth: that is written into the model.
+    """Predict and score the cases ``kept_back`` with the model in ``out``, into ``out/validation``, and
+    calibrate the model's confidence on them; the calibration is written to the model.
 
     Raises:
-        ScanError: not one of them could be segmented, or scored.
+        ScanError: none of them could be segmented, or scored.
         OutputError: nothing can be written there, or another process trains there.
     """
     with record.alone(out):
@@ -51,7 +52,7 @@ def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Dev
     promised: dict[tuple[str, str], float] = {}
 
     def keep(outcome: Outcome) -> None:
-        if isinstance(outcome, Segmented):  # as the probabilities say, before a scan's unlikeness lowers it
+        if isinstance(outcome, Segmented):  # before it is lowered for an unlike scan
             promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
 
     failed = segment_to_folder(

@@ -1,4 +1,4 @@
-"""Codes are compared with the dictionary of DICOM's context groups that comes with pydicom."""
+"""Codes are compared with pydicom's dictionary of DICOM's context groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Organs of known shape: how large, where, how bright, and what the scan cuts off."""
+"""Organs of known shape: size, position, intensity, and what the scan cuts off."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_median_of_few(voxels: int, dtype: type) -> None:
 def test_every_side_is_told_apart_however_the_scan_is_stored(
     axis: int, side: int, flip: tuple[int, ...]
 ) -> None:
-    """A voxel at one end of an axis that, stored the other way round, is the patient's other end."""
+    """A voxel at one end of an axis that, stored in reverse, is the patient's other end."""
     affine = GRID.affine.copy()
     for a in flip:
         affine[a, a] *= -1
@@ -75,7 +75,7 @@ def test_every_side_is_told_apart_however_the_scan_is_stored(
 
 
 def test_turned_axes() -> None:
-    """A scan stored with its axes in another order says the same of the patient."""
+    """A scan stored with its axes in another order gives the same measurements."""
     labels, image = scan()
     turn = np.eye(4)[[2, 0, 1, 3]]  # new axes k, i, j
     grid = Grid((10, 8, 9), GRID.affine @ turn.T)
@@ -107,7 +107,7 @@ def test_how_arrays_lie_in_memory_does_not_matter(lying: tuple[int, int, int], i
 
 
 def test_the_scan_is_left_as_it_is() -> None:
-    """The median reorders values: its own copy, not the scan's."""
+    """The median reorders values: those of its own copy, not the scan's."""
     image = scan()[1]
     before = image.data.copy()
     whole = LabelMap(np.ones(GRID.shape, dtype=np.uint8), GRID, SCHEMA)

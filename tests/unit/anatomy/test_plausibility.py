@@ -1,4 +1,4 @@
-"""Flags of organs that lie where they cannot, and silence where the scan's end may be the reason."""
+"""Flags of organs in impossible positions, and no flags if the scan's end may be the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def test_swapped_kidneys() -> None:
 
 
 def test_a_mirrored_scan() -> None:
-    """A network that goes by looks calls the liver the liver on either side, and a kidney by its side."""
+    """A network that recognises organs by appearance labels the liver as liver on either side, but a kidney
+    by its side."""
     found = USUAL | {"Liver": at(-60, 100), "spleen": at(80, 100), "stomach": at(40, 100)}
     assert plausibility_flags(SCHEMA, found) == dict.fromkeys(
         ("Liver", "spleen", "stomach"), ("mirrored_scan?",)
@@ -72,7 +73,7 @@ def test_one_kidney_may_lie_over_the_liver() -> None:
     ],
 )
 def test_what_the_scan_cuts_off_is_not_held_against_it(liver: Sides, kidneys: Sides, flagged: bool) -> None:
-    """A liver below two kidneys: its middle may be over theirs, unless the scan has its upper end."""
+    """A liver below two kidneys: its centre may be above theirs, unless the scan contains its upper end."""
     found = {"Liver": at(60, 10, liver), "kidney_R": at(50, 40, kidneys), "kidney_L": at(-50, 40, kidneys)}
     assert bool(plausibility_flags(SCHEMA, found)) == flagged
 

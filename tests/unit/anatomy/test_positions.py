@@ -1,4 +1,4 @@
-"""Where organs lie beside each other: measured by hand on blocks, in every orientation."""
+"""Relative positions of organs: measured by hand on blocks, in every orientation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def body(stomach: tuple[int, int, int] | None = (45, 40, 90)) -> np.ndarray:
 
 
 def known(shifts: tuple[int, ...] = (-3, 0, 3, 0, 0)) -> dict[str, OrganPlaces]:
-    """Of five cases whose stomachs lie a little apart."""
+    """Of five cases whose stomachs are at slightly different positions."""
     seen = [places(body((45 + s, 40, 90 + s)), GRID) for s in shifts]
     return learn([{NAMES[c - 1]: place for c, place in case.items()} for case in seen], NAMES)
 
@@ -102,7 +102,7 @@ def test_organs_that_are_cut_off_are_no_anchors() -> None:
 
 
 def test_where_the_scan_cuts_an_organ_off_no_bound_is_learned() -> None:
-    """An aorta goes on above an abdomen."""
+    """An aorta continues above an abdomen."""
     place = places(body(), GRID)
     cut = replace(place[3], cut=((False, False), (False, False), (False, True)))
     found = learn([{"liver": place[1], "spleen": place[2], "stomach": cut}] * 5, NAMES)["stomach"]
@@ -130,7 +130,7 @@ def test_the_largest_volume_is_that_of_any_case() -> None:
 
 
 def test_many_specks_are_no_matter() -> None:
-    """Components are measured all at once: 50,000 took seconds one by one."""
+    """Components are measured together: one by one, 50,000 took seconds."""
     classes = body()
     specks = np.random.default_rng(0).random((100, 80, 60)) < 0.02
     classes[:, :, :60][specks] = 3
@@ -176,7 +176,7 @@ def test_an_organ_that_lies_elsewhere_as_a_whole_stays_and_is_told_of() -> None:
 
 @pytest.mark.parametrize("up", [0, 3, 8])
 def test_what_lies_as_in_training_or_within_the_margin_is_left_alone(up: int) -> None:
-    """Training saw it up to 15 mm higher; 30 mm more are forgiven."""
+    """Training had it up to 15 mm higher; 30 mm more are tolerated."""
     classes = body((45, 40, 90 + up))
     assert misplaced(classes, GRID, NAMES, known()) == {}
     assert (classes == body((45, 40, 90 + up))).all()

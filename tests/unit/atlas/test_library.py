@@ -23,7 +23,7 @@ SPEC = AtlasSpec(number=3, fusion=MajorityFusion())
 
 
 def case(seed: int, low: int = 4) -> tuple[str, Volume, LabelMap]:
-    """A patient whose liver begins at ``low`` along the first axis."""
+    """A patient whose liver starts at ``low`` along the first axis."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(GRID.shape, dtype=np.uint8)
     labels[low : low + 6, 4:10, 3:9] = 1
@@ -39,7 +39,7 @@ def library() -> AtlasLibrary:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """In place of the registration library: scans lie where their worlds say. The calls, one each."""
+    """Replaces the registration library: scans are aligned by their worlds. Records the calls."""
     made: list[int] = []
 
     def register(fixed: Volume, moving: Volume, kind: str) -> Warp:

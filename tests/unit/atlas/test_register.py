@@ -24,7 +24,7 @@ def turn(degrees: float, axis: int) -> FloatArray:
 
 
 def grid(shape: tuple[int, int, int], oblique: bool, spacing: tuple[float, float, float] = (4, 4, 5)) -> Grid:
-    """A grid whose middle is the origin of the world; turned by 25 and 15 degrees if oblique."""
+    """A grid centred on the origin of the world; rotated by 25 and 15 degrees if oblique."""
     affine = np.diag([*spacing, 1.0])
     if oblique:
         affine = turn(25, 2) @ turn(15, 0) @ affine
@@ -71,7 +71,7 @@ def affine() -> Warp:
 
 
 def errors_mm(warp: Warp, bump_mm: float = 0.0) -> FloatArray:
-    """How far from where they belong the body's voxels are sent."""
+    """Distances of the body's voxels from their correct positions."""
     inner = phantom(FIXED, bump_mm=bump_mm)[1].data > 0
     here = FIXED.world(np.argwhere(inner))
     here = here + bump_mm * np.sin(here[:, [1, 2, 0]] / 25.0)
@@ -101,7 +101,7 @@ def test_moves_image_and_labels_onto_the_fixed_grid(affine: Warp) -> None:
 
 
 def test_scans_of_mean_zero_are_registered_as_well() -> None:
-    """Z-scored scans have their centre of mass anywhere: registration must not start from there."""
+    """Z-scored scans have arbitrary centres of mass: registration must not start from there."""
     (fixed, _), (moving, _) = phantom(FIXED), phantom(MOVING, MOTION)
     scored = [Volume((v.data - v.data.mean()) / v.data.std(), v.grid) for v in (fixed, moving)]
     found = register(scored[0], scored[1], "affine")

@@ -1,4 +1,4 @@
-"""Which backend computes, why, and what is refused."""
+"""Choice of the backend, with the reason, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which library computes, and what happens where none can."""
+"""Choice of the library, and errors if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many cores compiled networks may use."""
+"""Number of cores for compiled networks."""
 
 from __future__ import annotations
 

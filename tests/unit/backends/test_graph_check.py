@@ -101,7 +101,7 @@ def test_a_hostile_graph_is_refused(case: str) -> None:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A short message as it stands in another one."""
+    """A short message as a field of another one."""
     return bytes([number << 3 | 2, len(content)]) + content
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_graph_is_refused(content: bytes, message: str) -> None:
 
 
 def test_whatever_passes_reads_the_one_file_alone() -> None:
-    """Of graphs with a few bytes changed, and as onnx reads them."""
+    """Graphs with a few changed bytes, as parsed by onnx."""
     rng, start = np.random.default_rng(0), model().SerializeToString()
     passed = refused = 0
     for _ in range(5000):

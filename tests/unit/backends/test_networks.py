@@ -1,4 +1,4 @@
-"""Whatever computes a model's networks, they say the same."""
+"""All backends give the same predictions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_stage_without_graph_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: Path) -> None:
-    """Also where model.json names it by its hash: whoever makes a folder makes all of it."""
+    """Even if model.json contains its hash: an attacker can write the whole folder."""
     model = converted("unet3d", tmp_path / "model")
     files = model.graphs["coarse"]
     (files.weights.parent / "other.safetensors").write_bytes(files.weights.read_bytes())

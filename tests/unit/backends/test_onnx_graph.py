@@ -1,5 +1,5 @@
-"""A network's ONNX graph: where its weights lie, and what it leaves open. That it says what the network says
-is in ``test_networks``."""
+"""A network's ONNX graph: positions of its weights, and dynamic shapes. ``test_networks`` compares
+predictions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_same_model_gives_the_same_graph(tmp_path: Path) -> None:
     found = set()
     for name in ("a", "b"):
         onnx_graph._architecture.cache_clear()
-        torch.manual_seed(len(found))  # what an architecture is drawn with is not in it
+        torch.manual_seed(len(found))  # the architecture's random weights are not in it
         state = torch.random.get_rng_state()
         bundle.save(one_stage("unet2d"), tmp_path / name)
         torch.random.set_rng_state(state)

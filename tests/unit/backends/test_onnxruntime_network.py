@@ -1,4 +1,4 @@
-"""Networks that ONNX Runtime computes: threads, any shape."""
+"""Networks computed by ONNX Runtime: threads, any shape."""
 
 from __future__ import annotations
 

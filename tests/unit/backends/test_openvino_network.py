@@ -1,4 +1,4 @@
-"""Networks that OpenVINO computes: precision, threads, any shape."""
+"""Networks computed by OpenVINO: precision, threads, any shape."""
 
 from __future__ import annotations
 

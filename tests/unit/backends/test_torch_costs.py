@@ -1,4 +1,4 @@
-"""What a tile costs, counted on shapes alone."""
+"""Costs of a tile, counted from shapes alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Chain(nn.Module):
 
 
 def test_what_is_alive_at_once_is_counted_by_hand() -> None:
-    """No more than two maps are alive: 4 and 8 channels are the most."""
+    """At most two maps are alive: 4 and 8 channels are the maximum."""
     found = TorchCosts(lambda: Chain().to("meta"), 1).activation_bytes((8, 8, 8))
     # The input is held by the caller; the convolution's 4 channels go once its 8 are made.
     assert found == 4 * 8**3 * (1 + 4 + 8)

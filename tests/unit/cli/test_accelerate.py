@@ -1,4 +1,4 @@
-"""``zoomseg accelerate``: what it says of the new model, and that one line says what is wrong."""
+"""``zoomseg accelerate``: the report on the new model, and every wrong use in one line."""
 
 from __future__ import annotations
 

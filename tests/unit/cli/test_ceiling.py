@@ -37,7 +37,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_table_and_files(data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The fine stage samples the scan's own voxels, in a region that holds both organs."""
+    """The fine stage samples the scan's own voxels, in a region that contains both organs."""
     assert run(data, "-r", recipe, "-o", tmp_path / "out", "--cases", "2") == 0
     shown = capfd.readouterr()
     assert "candidate region" in shown.out
@@ -54,7 +54,7 @@ def test_table_and_files(data: Path, recipe: Path, tmp_path: Path, capfd: pytest
 def test_without_a_folder_nothing_is_written(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And the default recipe is planned as training would: one stage at the scans' own spacing."""
+    """The default recipe is planned as in training: one stage at the scans' own spacing."""
     monkeypatch.chdir(tmp_path)
     assert run(data, "--cases", "1") == 0
     out = capfd.readouterr().out
@@ -69,7 +69,7 @@ def test_without_a_folder_nothing_is_written(
 def test_organs_without_a_stage_are_named(
     data: Path, recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels that a recipe has and the data lack are dropped; those that only the data have are told."""
+    """Labels of a recipe that the data lack are dropped; those that only the data have are reported."""
     made = tiny_recipe(together=True)
     stages = [s.model_copy(update={"labels": ("kidney right", "liver")}) for s in made.stages]
     recipe.write_text(dump(made.model_copy(update={"stages": tuple(stages)})))

@@ -1,4 +1,4 @@
-"""``zoomseg check`` as a user meets it: what is printed, and the exit code."""
+"""``zoomseg check``: output and exit code."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What is said of a batch on a cluster."""
+"""Display of a batch on a cluster."""
 
 from __future__ import annotations
 

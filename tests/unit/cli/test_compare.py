@@ -1,4 +1,4 @@
-"""``zoomseg compare`` as a user meets it: what is printed, and the exit code."""
+"""``zoomseg compare``: output and exit code."""
 
 from __future__ import annotations
 

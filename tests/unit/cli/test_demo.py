@@ -49,6 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_unseen_case_is_segmented_on_its_own_grid(finished: Path) -> None:
     files = sorted(p.name for p in (finished / "predictions").glob("*.nii.gz"))
     assert files == ["phantom_1000.nii.gz"]

@@ -1,4 +1,4 @@
-"""``zoomseg evaluate`` as a user meets it: what is printed, and the exit code."""
+"""``zoomseg evaluate``: output and exit code."""
 
 from __future__ import annotations
 

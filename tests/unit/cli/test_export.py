@@ -1,4 +1,4 @@
-"""``zoomseg export``: from a model folder to a zip; one line for everything that is wrong."""
+"""``zoomseg export``: from a model folder to a zip; every problem in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``zoomseg gather``: what parts wrote, in one account; what is missing is said."""
+"""``zoomseg gather``: the results of parts in one summary; missing ones are reported."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def predict(folder: Path, *more: str) -> int:
     return run("predict", folder / "in", "-o", folder / "out", "-m", folder / "model", *more)
 
 
+@pytest.mark.slow
 def test_parts_are_gathered(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = folder / "out"
     assert predict(folder, "--part", "1/2") == 0

@@ -1,4 +1,4 @@
-"""``zoomseg import nnunet``: what it writes, and that one line says what is wrong."""
+"""``zoomseg import nnunet``: its output, and every problem in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The group: what it lists, and how every way to end becomes an exit code."""
+"""The command group: its list of commands, and the exit code of every outcome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture
 def act(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands in for the command ``check``; ``act.does`` is what it does."""
+    """Replaces the command ``check`` by ``act.does``."""
     stand_in = SimpleNamespace(does=lambda: 0)
 
     @click.command()

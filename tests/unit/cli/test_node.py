@@ -1,4 +1,4 @@
-"""``zoomseg node`` as a process: it says where it is, receives, and stops when it is asked to."""
+"""``zoomseg node`` as a process: it prints its address, receives, and stops on request."""
 
 from __future__ import annotations
 

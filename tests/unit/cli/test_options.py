@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options common to several commands."""
 
 from __future__ import annotations
 

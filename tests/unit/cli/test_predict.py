@@ -135,6 +135,7 @@ def test_probabilities_on_the_scan_s_grid(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_flipped_and_permuted_scans_come_back_on_their_own_grid(model: Path, tmp_path: Path) -> None:
     image, _ = tiny_case(9)
     array = image.data[0]

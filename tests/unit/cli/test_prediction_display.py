@@ -1,4 +1,4 @@
-"""A batch on the terminal: what is said, and when, with a terminal and without."""
+"""Display of a batch: its lines and their times, with a terminal and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``zoomseg serve``: wrong use, in one line. The server itself is tested in ``tests/unit/serve``."""
+"""``zoomseg serve``: wrong use, in one line. ``tests/unit/serve`` tests the server itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Real signals to real processes: every long command answers at once, ends as documented, loses nothing."""
+"""Real signals to real processes: every long command reacts at once, ends as documented, and loses
+nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.serve.server import STOPPING as SERVER_STOPPING
 
 ANSWER_SECONDS = 10.0
-"""Most of it for other processes of a busy machine."""
+"""Mostly for other processes of a busy machine."""
 
 AGAIN = ". Press Ctrl-C again to end immediately"
 
@@ -42,8 +43,8 @@ module.{name}  # there is one
 module.{name} = stalled
 main(sys.argv[2:])
 """
-"""A command that comes to a function which takes forever: in Python, or in one call of C, after which alone
-Python would handle a signal."""
+"""A command that reaches a function which takes forever: in Python, or in one call of C, after which Python
+would first handle a signal."""
 
 SLEEPS = "time.sleep(600)"
 IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
@@ -68,7 +69,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(command: list[str], until: Callable[[], bool]) -> Iterator[subprocess.Popen[str]]:
-    """The process, once it is where it is wanted."""
+    """The process, after it has reached the intended point."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
@@ -93,7 +94,7 @@ def stalled(
 
 
 def answer(process: subprocess.Popen[str]) -> str:
-    """The next line that starts with the program's name; it has to come at once."""
+    """The next line that starts with the program's name; it must appear at once."""
     assert process.stderr is not None
     began = time.monotonic()
     for line in process.stderr:
@@ -104,13 +105,13 @@ def answer(process: subprocess.Popen[str]) -> str:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What looks like a result, or is left of one."""
+    """Files that look like results, or are remains of one."""
     kinds = (".nii.gz", ".zip", ".html", ".json", ".md", ".csv", ".safetensors")
     return [f for f in folder.rglob("*") if f.name.endswith(kinds) or ".partial-" in f.name]
 
 
 def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]]:
-    """Where each command is when the signal comes, how it is called, and what it says in the end."""
+    """The point of each command when the signal arrives, its arguments, and its last message."""
     data, model, recipe = str(room / "data"), str(room / "model"), str(room / "recipe.yaml")
     scans, labels, o = str(room / "scans"), str(room / "labels"), str(out)
     study = ["--ablation", "roth2018-pyramid", "--time-budget", "60s"]

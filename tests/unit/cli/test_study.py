@@ -1,4 +1,4 @@
-"""``zoomseg study``: from a folder to a table; wrong use in one line; stopped, it goes on."""
+"""``zoomseg study``: from a folder to a table; wrong use in one line; resumed after an interruption."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_default_recipe_is_planned_and_kept_with_its_numbers(data: Path, tmp_pat
 
 
 def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) -> None:
-    """SIGINT to the real process, as Ctrl-C does; what it leaves is a model and can be resumed."""
+    """SIGINT to the real process, as Ctrl-C does; the folder is a model and can be resumed."""
     recipe.write_text(dump(tiny_recipe(together=True, iterations=100_000)))
     out = tmp_path / "model"
     command = [
@@ -258,7 +258,7 @@ def test_a_case_kept_back_that_fails_is_named_and_the_others_are_scored(
 
 
 def test_scans_with_all_channels_in_one_file(tmp_path: Path) -> None:
-    """As in the Medical Segmentation Decathlon: trained on, predicted when kept back, scored."""
+    """As in the Medical Segmentation Decathlon: trained on, predicted when held out, scored."""
     root = tmp_path / "data"
     for seed in range(3):
         image, labels = tiny_case(seed)
@@ -292,8 +292,9 @@ def pooled(out: Path) -> dict[str, list[str]]:
     return {",".join(line.split(",")[:2]): line.split(",")[2:] for line in lines}
 
 
+@pytest.mark.slow
 def test_all_folds_are_trained_gathered_and_answer_together(data: Path, recipe: Path, tmp_path: Path) -> None:
-    """Interrupted before the second fold, whose scores are then taken up into those of the first."""
+    """Interrupted before the second fold, whose scores are then merged with those of the first."""
     out = tmp_path / "cv"
     recipe.write_text(dump(tiny_recipe(together=True, iterations=1)))
     train = ("train", data, "-o", out, "--device", "cpu")
@@ -342,6 +343,7 @@ def unlabelled(tmp_path: Path) -> Path:
     return tmp_path / "unlabelled"
 
 
+@pytest.mark.slow
 def test_unlabelled_scans_are_labelled_by_a_first_round_and_learned_from(
     data: Path,
     unlabelled: Path,
@@ -386,7 +388,7 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: Path) -> None:
-    """One of two is killed once the first stage is done: that stage is not trained again."""
+    """One of two is killed after the first stage is finished: that stage is not trained again."""
     out, recipe = tmp_path / "model", tmp_path / "tiny.yaml"
     recipe.write_text(dump(tiny_recipe(together=False, iterations=60)))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -15,7 +15,7 @@ def row(step: int = 120, split: str = "train", **dice: float) -> Row:
 
 
 def shown(terminal: bool, *acts: tuple) -> str:
-    """What appears after ``(method, arguments ...)`` calls."""
+    """The output after calls ``(method, arguments ...)``."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
     with TrainingDisplay(console) as display:
@@ -67,7 +67,7 @@ def test_messages_are_shown_as_they_are() -> None:
 
 
 def test_training_stands_before_validation_whichever_was_told_first() -> None:
-    """As in a training that is resumed where it had just been validated."""
+    """As in a training resumed right after its validation."""
     text = shown(True, ("row", row(split="validation", liver=0.75), None), ("row", row(liver=0.5), None))
     assert [line.split() for line in text.splitlines() if line.startswith("liver")][-1] == [
         "liver", "0.500", "0.750",
@@ -75,7 +75,7 @@ def test_training_stands_before_validation_whichever_was_told_first() -> None:
 
 
 def test_clocks_go_on_between_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the last steps are made, and the model is written after them."""
+    """During the last steps, and while the model is written after them."""
     now = [100.0]
     monkeypatch.setattr(training_display.time, "monotonic", lambda: now[0])
     display = TrainingDisplay(Console(file=io.StringIO(), force_terminal=True, width=100))

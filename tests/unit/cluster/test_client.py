@@ -1,4 +1,4 @@
-"""Addresses, and what ends a batch; scans on real workers are in ``test_predict.py``."""
+"""Addresses, and conditions that end a batch; ``test_predict.py`` has scans on real workers."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_local_workers() -> None:
 
 @pytest.fixture
 def nothing_left_over() -> Iterator[None]:
-    """Dask's clients that found no scheduler go now: collected while another one starts, they wait for a lock
-    that it holds, and both without end."""
+    """Delete Dask's clients that found no scheduler: if they were collected while another one starts, both
+    would wait for a lock forever."""
     yield
     gc.collect()
 
@@ -104,7 +104,7 @@ def test_what_is_no_error_of_ours_is_told_in_one_line(
 def test_a_scheduler_lost_where_the_client_does_not_know_yet(
     connection: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever asks the scheduler something, also what tidies up, may be the first to notice."""
+    """Any call to the scheduler, including clean-up, may be the first to notice."""
 
     def gone(*_: object, **__: object) -> None:
         raise CommClosedError("in <TCP (closed)>: ConnectionResetError")

@@ -1,5 +1,5 @@
-"""Real Dask workers, in processes of their own: what they write is what one process writes, and what dies
-takes nothing finished along."""
+"""Real Dask workers, in separate processes: they write the same as one process, and a worker that dies loses
+no finished results."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def one_process(model: Path, scans: list[ScanInput], out: Path, mirror: bool = F
     segment_to_folder(scans, out, predictor, beside=STAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ship", [False, True])
 def test_workers_write_what_one_process_writes(
     cluster: LocalCluster, model: Path, tmp_path: Path, ship: bool
@@ -124,6 +125,7 @@ def test_a_scan_that_crashes_its_workers_is_named(cluster: LocalCluster, model: 
     assert not list((tmp_path / "out").rglob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_a_killed_scheduler_takes_no_result_along(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is sent is read there as it is here."""
+"""Shipped files are read on the worker as they are here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does with a scan, called as Dask calls it."""
+"""A worker's processing of a scan, called as by Dask."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoomseg.inference.predictor import Predictor
 
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
-    """Models are loaded from memory; how often is counted."""
+    """Models are loaded from memory; the number of loads is counted."""
     times: list[object] = []
 
     def load(models: object, *_: object, **__: object) -> Predictor:

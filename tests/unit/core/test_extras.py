@@ -1,4 +1,4 @@
-"""What is missing is named, with what brings it."""
+"""Missing packages are named, with the command that installs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER_NAMES = {
     "prometheus_client": "prometheus-client",
     "tensorboardX": "tensorboardx",
 }
-"""Of packages that are not called as their modules are."""
+"""Packages whose names differ from those of their modules."""
 
 
 def test_the_extras_are_those_of_the_package() -> None:

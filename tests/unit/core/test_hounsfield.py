@@ -1,4 +1,5 @@
-"""CT is known by its numbers, whole or cut to a window; what has no such unit is not taken for it."""
+"""CT is recognised by its intensities, complete or clipped to a window; other units are not mistaken for
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is asked to stop before it is made to."""
+"""A run is first asked to stop, then forced to."""
 
 from __future__ import annotations
 

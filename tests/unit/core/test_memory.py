@@ -1,4 +1,4 @@
-"""What is free: of the machine, of control groups, of resource limits; and what is refused for it."""
+"""Free memory: of the machine, of control groups, of resource limits; and refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zoomseg.io.scans import ScanInput, read_image, read_label_values, reading_b
 
 GB = 1024**3
 UNLIMITED = 9223372036854771712
-"""What version 1 has where nothing is limited."""
+"""Value of version 1 for unlimited memory."""
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_control_groups_of_version_2(tmp_path: Path) -> None:
-    """Pages of files that were not read lately are given up before anything is refused; parents limit too."""
+    """Pages of files that were not read lately are released before an allocation fails; parent groups also
+    limit."""
     files: dict[str, object] = {
         "proc/self/cgroup": "0::/jobs/mine",
         "sys/fs/cgroup/jobs/mine/memory.max": "max",
@@ -71,7 +72,7 @@ def test_control_groups_of_version_2(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_control_groups_of_version_1(tmp_path: Path) -> None:
-    """In a container the path is the host's, and its own group is what is mounted."""
+    """In a container the path is the host's, and its own group is mounted."""
     files: dict[str, object] = {
         "proc/self/cgroup": "5:cpu,cpuacct:/docker/1234\n4:memory:/docker/1234\n1:name=systemd:/",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": 3 * GB,
@@ -115,7 +116,7 @@ def test_resource_limits_count(kind: str) -> None:
 
 @pytest.fixture
 def control_group() -> Iterator[Path]:
-    """A group of 1 GB, where this user may make one."""
+    """A group of 1 GB, if this user may create one."""
     for top, name in (
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
         (Path("/sys/fs/cgroup"), "memory.max"),
@@ -154,7 +155,7 @@ def test_what_would_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def huge(tmp_path: Path) -> Path:
-    """1000^3 voxels of 16 bits, none of which is on the disk."""
+    """1000^3 voxels of 16 bits, in a sparse file."""
     path = tmp_path / "huge.nii"
     header = nib.Nifti1Header()
     header.set_data_dtype(np.int16)

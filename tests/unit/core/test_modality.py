@@ -1,4 +1,4 @@
-"""What channels' names say of how a scan was made."""
+"""Modalities from the names of channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components as scipy finds them, and masks grown by a ball beside exact distances."""
+"""Components compared with scipy's, and dilated masks compared with exact distances."""
 
 from __future__ import annotations
 

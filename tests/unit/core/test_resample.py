@@ -41,7 +41,7 @@ Make = Callable[[npt.ArrayLike], Array]
     params=[np.asarray, lambda values: torch.from_numpy(np.array(values))], ids=["numpy", "torch"]
 )
 def make(request: pytest.FixtureRequest) -> Make:
-    """What turns values into an array."""
+    """Converts values to an array."""
     found: Make = request.param
     return found
 
@@ -84,7 +84,7 @@ class TestLinearWeights:
 
     @pytest.mark.parametrize("voxel_mm", [1e-6, 1e-7, 1e-30])
     def test_a_source_far_smaller_than_a_voxel_is_refused_unallocated(self, voxel_mm: float) -> None:
-        """Gigabytes for a scan of 24 voxels otherwise."""
+        """Otherwise, gigabytes for a scan of 24 voxels."""
         with pytest.raises(
             GeometryError, match=r"too small for the model's grid: one voxel .* covers 4e\+.* of its 24"
         ):

@@ -1,4 +1,4 @@
-"""How sides are spelled, what of it is certain, and which names only look like it."""
+"""Spellings of sides, certain and ambiguous ones, and names that only look like sides."""
 
 from __future__ import annotations
 

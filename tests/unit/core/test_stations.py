@@ -1,4 +1,4 @@
-"""A scan cut into stations is given back; what is no station of the same scan is refused."""
+"""A scan cut into stations is restored; stations of other scans are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUTS = ((0, 16), (12, 30), (24, 40))
 
 
 def oblique() -> np.ndarray:
-    """Voxels of 2 x 3 x 5 mm, turned by 20 degrees about x, stored from head to feet."""
+    """Voxels of 2 x 3 x 5 mm, rotated by 20 degrees about x, stored from head to feet."""
     turn = np.deg2rad(20)
     rotation = np.array([[1, 0, 0], [0, np.cos(turn), -np.sin(turn)], [0, np.sin(turn), np.cos(turn)]])
     affine = np.eye(4)

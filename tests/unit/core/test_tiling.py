@@ -163,7 +163,7 @@ Make = Callable[[npt.NDArray[np.floating]], Array]
 
 @pytest.fixture(params=[np.asarray, torch.asarray], ids=["numpy", "torch"])
 def make(request: pytest.FixtureRequest) -> Make:
-    """What turns values into an array."""
+    """Converts values to an array."""
     found: Make = request.param
     return found
 

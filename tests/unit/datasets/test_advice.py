@@ -1,4 +1,4 @@
-"""What a data set leaves unsaid is asked for, with the line to write."""
+"""Missing information of a data set is requested, with the line to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of fault is planted in a small data set, found, named, and repaired only where that is safe."""
+"""Every kind of error, planted in a small data set, is found, named, and repaired only where that is safe."""
 
 import json
 from collections.abc import Callable

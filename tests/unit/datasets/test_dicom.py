@@ -1,4 +1,4 @@
-"""What becomes of DICOM series and what was drawn on them, voxel by voxel, and what is not guessed."""
+"""Conversion of DICOM series and their annotations, voxel by voxel; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPE = (7, 6, 5)
 
 
 def scanned(folder: Path, number: int, **tags: Any) -> Path:
-    """A series of a patient of its own."""
+    """The series of a separate patient."""
     uids = {
         "StudyInstanceUID": f"1.2.3.{number}",
         "SeriesInstanceUID": f"1.2.3.{number}.4",

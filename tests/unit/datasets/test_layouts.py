@@ -1,4 +1,4 @@
-"""Data sets of three layouts open as one type; what dataset.json says is checked, never believed."""
+"""Data sets of three layouts open as one type; the content of dataset.json is checked."""
 
 import json
 from collections import Counter

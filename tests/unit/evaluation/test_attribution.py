@@ -1,4 +1,4 @@
-"""Every wrong voxel is counted in one part, and in the right one."""
+"""Every wrong voxel is counted in exactly one part, the correct one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class TestParts:
-    """A cube of 12 voxels a side; the region ends two planes before it does."""
+    """A cube with sides of 12 voxels; the region ends two planes before it."""
 
     SHAPE = (24, 24, 24)
     REFERENCE = block(SHAPE, (4, 16), (4, 16), (4, 16))
@@ -66,7 +66,7 @@ class TestParts:
         assert losses(found) == [288 / self.TOTAL, 0, 120 / self.TOTAL, 72 / self.TOTAL]
 
     def test_everywhere_nothing_is_cut(self) -> None:
-        """The two planes are then missed at the boundary: no voxel of them is deeper than 2 mm."""
+        """The two planes are then missed at the boundary: none of their voxels is deeper than 2 mm."""
         found = attribute(self.PREDICTION, self.REFERENCE, MM, everywhere())
         assert math.isnan(found.region_recall)
         assert losses(found) == [0, 0, (288 + 120) / self.TOTAL, 72 / self.TOTAL]
@@ -112,7 +112,7 @@ class TestBoundary:
 
     @pytest.mark.parametrize("shift", [20, 22])
     def test_an_organ_that_is_not_met_at_all_has_none(self, shift: int) -> None:
-        """Else what is thin would seem to be missed at its boundary only."""
+        """Otherwise, thin organs would seem to be missed at their boundary only."""
         reference = block((50, 6, 6), (2, 22), (2, 4), (2, 4))
         found = attribute(np.roll(reference, shift, axis=0), reference, MM, everywhere())
         assert losses(found) == [0, 0, 0, 1]
@@ -137,7 +137,7 @@ class TestBoundary:
     found=st.booleans(),
 )
 def test_parts_of_any_masks(seed, shape, spacing_mm, stage_mm, shares, found) -> None:
-    """They sum to what Dice lacks to one; the boundary is what two distance transforms say it is."""
+    """They sum to one minus Dice; the boundary agrees with two distance transforms."""
     rng = np.random.default_rng(seed)
     prediction, reference, region = (rng.random(shape) < share for share in shares)
     parts = attribute(prediction, reference, spacing_mm, Place(region, found, stage_mm))
@@ -162,7 +162,7 @@ def test_parts_of_any_masks(seed, shape, spacing_mm, stage_mm, shares, found) ->
 
 
 def keep(folder: Path, grid: Grid, region: np.ndarray, coarse: np.ndarray, **more: object) -> None:
-    """What prediction keeps of a case: arrays lie on the scan's own grid."""
+    """The outputs of a case's stages: arrays are on the scan's own grid."""
     labels = {"liver": 6, "spleen": 300}
     coarse_stage = {"name": "coarse", "labels": labels, "everywhere": True, "placed_by": None}
     fine_stage = {"name": "fine", "labels": labels, "everywhere": False, "placed_by": "coarse"}
@@ -178,7 +178,7 @@ def keep(folder: Path, grid: Grid, region: np.ndarray, coarse: np.ndarray, **mor
 
 @pytest.mark.parametrize("angles_deg", [(0.0, 0.0, 0.0), (12.0, -20.0, 7.0)])
 def test_files_in_any_orientation(tmp_path: Path, angles_deg: tuple[float, float, float]) -> None:
-    """The scan's axes are permuted, flipped and turned; the organs of ``TestParts``, the liver found by the
+    """The scan's axes are permuted, flipped and rotated; the organs of ``TestParts``, the liver found by the
     coarse stage and the spleen not."""
     shape = (48, 24, 24)
     grid = oriented(shape, MM, (5.0, -30.0, 80.0), (1, 2, 0), (1, 0, 1), angles_deg)
@@ -220,7 +220,7 @@ def test_an_organ_that_no_stage_answers_for_is_left_out(tmp_path: Path) -> None:
 
 
 def test_stages_that_vote_look_where_any_of_them_does(tmp_path: Path) -> None:
-    """Three quarters of the organ lie in one region or the other; both were placed by what no stage says."""
+    """Three quarters of the organ are in one region or the other; no stage determined either."""
     keep(
         tmp_path / "s",
         SMALL,

@@ -1,4 +1,4 @@
-"""Confidence learned from cases kept back."""
+"""Calibration of confidence on held-out cases."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_many_cases_are_learned_from() -> None:
 
 
 def test_a_single_organ_of_a_single_case_is_met_half_way() -> None:
-    """One look at one organ moves the others as much as that organ's prior lets it."""
+    """One observation of one organ moves the others as much as that organ's prior allows."""
     found = calibrate([Scored("a", "liver", 0.9, 0.5)])
     assert found is not None
     sure = estimated_dice({"liver": 0.9, "spleen": 0.9, "aorta": 0.95}, found)
     assert sure["liver"] == pytest.approx(0.5, abs=0.02)
-    assert sure["spleen"] < sure["aorta"]  # promises still count
+    assert sure["spleen"] < sure["aorta"]  # expected values still count
 
 
 def test_an_organ_seen_once_is_judged_much_like_the_others() -> None:
@@ -76,7 +76,7 @@ def test_only_organs_with_promise_and_dice_are_learned_from() -> None:
 
 
 def noisy(cases: int, rng: np.random.Generator) -> list[Scored]:
-    """Promises that are kept but for an offset, a skewed error and now and then a failure."""
+    """Expected values with a constant offset, a skewed error and occasional failures."""
     out = []
     for case in range(cases):
         for organ in ("liver", "spleen", "aorta", "pancreas"):

@@ -1,4 +1,4 @@
-"""Which files are compared, and what their values are taken to mean."""
+"""Matching of files, and the meaning of their values."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class TestLoad:
 
 
 def test_a_prediction_of_another_run_is_read_by_the_labels_of_that_run(folders):
-    """Case b has the spleen's value where it means the liver, and was asked for nothing else."""
+    """Case b has the spleen's value for the liver, and no other organ was requested."""
     predictions, reference = folders
     other = {"background": 0, "liver": VALUES["spleen"]}
     run = {

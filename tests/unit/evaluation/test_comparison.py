@@ -1,4 +1,4 @@
-"""Paired comparison of evaluations: numbers by hand and by scipy, and what is left out is named."""
+"""Paired comparison of evaluations: numbers by hand and by scipy, and omissions are named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ BETTER = [round(a + b, 6) for a, b in zip(LIVER, GAIN, strict=True)]
 
 
 def evaluation(tolerance_mm: float = 1.0, **dice: list[float]) -> Evaluation:
-    """Cases case_0, case_1, ... with these Dice by organ; HD95 is 10 times what they lack, infinite for 0."""
+    """Cases case_0, case_1, ... with these Dice by organ; HD95 is 10 times the difference to 1, infinite for
+    0."""
     cases = tuple(
         CaseResult(
             f"case_{n}",

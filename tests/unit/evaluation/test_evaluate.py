@@ -1,4 +1,4 @@
-"""One evaluation through files: what is written, and what happens to cases that cannot be scored."""
+"""Evaluation through files: the output, and cases that cannot be scored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ VOXEL_ML = 1.5 * 1.5 * 3 / 1000
 
 @pytest.fixture
 def folders(tmp_path):
-    """Case a is right but for half a liver too much; case b misses the spleen; neither has c's spleen."""
+    """Case a is correct except for half a liver too much; case b misses the spleen; neither map of c has a
+    spleen."""
     predictions, reference = tmp_path / "predictions", tmp_path / "set"
     save_description(reference)
     for case, predicted, drawn in (
@@ -152,7 +153,7 @@ def test_scan_that_cannot_be_read_is_only_missing_from_the_picture(folders, tmp_
 
 
 def test_the_scans_are_found_by_the_account_of_the_predictions(folders, tmp_path):
-    """Where the reference is a folder of labels alone, as in the README."""
+    """The reference is a folder of labels alone, as in the README."""
     predictions, reference = folders
     account = {
         "labels": {"background": 0, **VALUES},
@@ -234,8 +235,7 @@ def test_impossible_tolerance(folders, tmp_path, tolerance_mm):
 
 
 def test_rule_of_flare(folders, tmp_path):
-    """Case c has no spleen in either map, which counts as 1; its CSV is the challenge's, as is that of what
-    the predictions took."""
+    """Case c has no spleen in either map, which counts as 1; its CSV files are the challenge's."""
     took = {"b": {"seconds": {"total": 2.5}}, "gone": {"seconds": {"total": 1}}}
     (folders[0] / "run.json").write_text(json.dumps({"cases": took}))
     evaluation = evaluate(*folders, tmp_path / "out", FLARE22_TOLERANCES)
@@ -302,7 +302,7 @@ def keep_stages(folder: Path, case: str, region: np.ndarray, coarse: np.ndarray)
 
 @pytest.fixture
 def kept(folders):
-    """Of case a the region holds all, of b the liver but for a third; c has nothing."""
+    """The region contains everything in case a, and all but a third of the liver in b; c has no outputs."""
     stages = folders[0] / "stages"
     region = organs(None).astype(bool)
     keep_stages(stages, "a", ~region, organs(LIVER, SPLEEN))
@@ -314,7 +314,7 @@ def kept(folders):
 
 def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
     """Case a has a slab of 3 mm slices too much: the first within a voxel of the liver, the second not. The
-    spleen of b was not found by the coarse stage, and lies outside the region."""
+    spleen of b was not found by the coarse stage, and is outside the region."""
     evaluation = evaluate(*kept, tmp_path / "out")
     parts = ("region_recall", "lost_coarse", "lost_region", "lost_boundary", "lost_elsewhere")
     found = {
@@ -345,7 +345,7 @@ def test_a_case_whose_stages_are_damaged_is_named(kept, tmp_path):
 
 
 def test_copies_of_the_references_are_told(folders, tmp_path):
-    """And not where one case of several is perfect, as c is here."""
+    """But not if one case of several is perfect, like c here."""
     assert not any("copies" in warning for warning in evaluate(*folders, tmp_path / "out").warnings)
     for case in ("a", "b", "c"):
         copy = (folders[1] / "labelsTr" / f"{case}.nii.gz").read_bytes()

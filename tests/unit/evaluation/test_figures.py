@@ -1,4 +1,4 @@
-"""Pictures: the right slices, the right way round, in the right colours."""
+"""Pictures: the correct slices, orientation and colours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
-    """Figures as they are before they become bytes."""
+    """Figures before they are encoded."""
     made: list[Figure] = []
     to_png = figures._png
     monkeypatch.setattr(figures, "_png", lambda figure, dpi: made.append(figure) or to_png(figure, dpi))
@@ -57,7 +57,7 @@ def drawn(monkeypatch) -> list[Figure]:
 
 
 def test_radiological_convention(drawn):
-    """R on the left, A at the top or left, S at the top, whatever is shown."""
+    """R on the left, A at the top or left, S at the top, in every panel."""
     overlay(view(*masks()))
     axial, coronal, sagittal = drawn[0].axes[:3]
     for panel, edges in ((axial, "RLAP"), (coronal, "RLSI"), (sagittal, "APSI")):
@@ -126,7 +126,7 @@ def test_image_is_drawn_under_the_contours():
 
 
 def test_every_panel_has_the_same_window(drawn):
-    """Also where it shows nothing but air."""
+    """Even if it shows only air."""
     prediction, reference = masks()
     image = np.zeros(SHAPE, dtype=np.float32)
     image[:, :, 8:] = 1000
@@ -148,7 +148,7 @@ def test_panels_name_their_slice_and_have_a_scale_bar(drawn):
 
 
 def test_the_last_row_shows_where_the_surfaces_are_farthest_apart(drawn):
-    """However far from the organ's centre that is."""
+    """At any distance from the organ's centre."""
     prediction, reference = np.zeros((2, *SHAPE), dtype=bool)
     reference[10:20, 20:30, 3:7] = prediction[10:20, 20:30, 3:7] = True
     prediction[50, 45, 10] = True

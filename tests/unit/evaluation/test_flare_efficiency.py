@@ -1,4 +1,4 @@
-"""The challenge's table of what cases took."""
+"""The challenge's table of resource usage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEASURED = {
 
 
 def test_the_columns_and_digits_of_the_challenge(tmp_path: Path) -> None:
-    """In the order of the cases; what is not known stays empty."""
+    """In the order of the cases; unknown values are empty."""
     write_efficiency(tmp_path, {"b": MEASURED, "a": {"seconds": 3.0}}, ["a", "b", "never measured"])
     assert (tmp_path / "Efficiency.csv").read_text().splitlines() == [
         "Name,Time,GPU_Mem,AUC_GPU_Time,CPU_Utilization,AUC_CPU_Time,RAM,AUC_RAM_Time",

@@ -1,4 +1,4 @@
-"""The report as a page: complete in itself, escaped, with the numbers it was given."""
+"""The report as a page: self-contained, escaped, with the given numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against DeepMind's surface-distance on random shapes, and against values known by hand."""
+"""Metrics compared with DeepMind's surface-distance on random shapes, and with known values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zoomseg.evaluation.tolerances import read_tolerances
 SPACING = (0.7, 1.3, 4.0)
 SCHEMA = LabelSchema(("liver", "spleen", "aorta"), (6, 1, 8))
 FLOAT32 = {"rel": 3e-7, "abs": 1e-6}
-"""As far distances are."""
+"""Precision of large distances."""
 spacings = st.tuples(*(st.floats(0.2, 8.0) for _ in range(3)))
 
 
@@ -89,7 +89,7 @@ class TestAgainstSurfaceDistance:
         spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (0.5, 0.5, 2.5), SPACING]),
     )
     def test_shapes_that_nearly_agree(self, seed, spacing_mm):
-        """As a good prediction does; distances of exactly the tolerance are common here."""
+        """As in a good prediction; distances of exactly the tolerance are common here."""
         rng = np.random.default_rng(seed)
         reference = np.pad(blob(rng, (18, 16, 12), 2.0, 0.6), ((3, 0), (1, 2), (0, 4)))
         prediction = np.roll(reference, rng.integers(-2, 3, 3), axis=(0, 1, 2))
@@ -175,7 +175,7 @@ class TestKnownValues:
     )
     @settings(deadline=None)
     def test_distances_are_those_of_a_transform(self, seed, shape, spacing_mm, share):
-        """Near ones exactly, far ones to float32."""
+        """Small ones exactly, large ones to float32."""
         rng = np.random.default_rng(seed)
         goal = rng.random(shape) < share
         goal[tuple(rng.integers(0, shape))] = True
@@ -192,7 +192,7 @@ class TestKnownValues:
         seed=st.integers(0, 2**32 - 1),
     )
     def test_a_distance_of_exactly_the_tolerance_is_within_it(self, shape, spacing_mm, seed):
-        """Two voxels, as far apart as they come: 3 times 0.7 mm is 2.0999999999999996 in float64."""
+        """Two voxels, at all distances: 3 times 0.7 mm is 2.0999999999999996 in float64."""
         rng = np.random.default_rng(seed)
         steps = rng.integers(0, shape)
         a, b = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
@@ -289,7 +289,8 @@ FLARE_SCHEMA = LabelSchema(("aorta", "liver", "portal vein"), (5, 1, 9))
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 class TestRuleOfFlare:
-    """Beside the challenge's script, line by line; ``benchmarks/flare_metrics.py`` runs the script itself."""
+    """Compared with the challenge's script, line by line; ``benchmarks/flare_metrics.py`` runs the script
+    itself."""
 
     def by_flare(self, prediction: np.ndarray, reference: np.ndarray, grid: Grid):
         return score(prediction, reference, grid, FLARE_SCHEMA, read_tolerances("flare22"))
@@ -335,7 +336,7 @@ class TestRuleOfFlare:
         assert aorta.dice == 1.0
 
     def test_absent_organs(self):
-        """One where neither has it, none of either where one map has it; without a tolerance, no NSD."""
+        """One if neither map has it, zero if one map has it; without a tolerance, no NSD."""
         aorta, liver, vein = self.by_flare(NOTHING, NOTHING, grid_of(NOTHING))
         assert (aorta.dice, aorta.nsd, liver.dice, liver.nsd) == (1.0, 1.0, 1.0, 1.0)
         assert math.isnan(vein.dice)

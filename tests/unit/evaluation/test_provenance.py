@@ -1,4 +1,4 @@
-"""What made predictions, from a file that may be missing, damaged or hostile."""
+"""Provenance of predictions, from a file that may be missing, damaged or hostile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_no_account_says_nothing(text: str | None, tmp_path: Path) -> No
 
 
 def test_what_cases_took(tmp_path: Path) -> None:
-    """A case that failed says nothing; nor does what is no number."""
+    """A failed case and invalid numbers are ignored."""
     cases = {
         "a": {"seconds": {"fine": 1.0, "total": 2.5}, "peak_ram_mb": 300, "ram_area_mb_s": "many"},
         "b": {"status": "failed"},
@@ -56,7 +56,7 @@ def test_nothing_is_known_of_damaged_runs(tmp_path: Path, text: str) -> None:
 
 
 def test_scans_are_found_from_the_folder_of_predictions(tmp_path: Path) -> None:
-    """Where all of their files are there; what is no list of names says nothing."""
+    """If all of their files exist; anything but a list of names is ignored."""
     out = tmp_path / "out"
     out.mkdir()
     for name in ("one.nii.gz", "two_0000.nii.gz"):

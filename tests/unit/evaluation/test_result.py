@@ -1,4 +1,4 @@
-"""Means and counts over cases, with the conventions for organs that are not there."""
+"""Means and counts over cases, with the conventions for missing organs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_worst_organ_of_a_case():
 
 
 def test_attributions_are_means_over_the_cases_that_have_any():
-    """Where both maps lack the organ nothing can be lost; where the reference does, nothing recalled."""
+    """If both maps lack the organ nothing can be lost; if the reference does, nothing can be recalled."""
     told = (
         Attribution(0.75, 0.0, 0.125, 0.25, 0.0),
         Attribution(0.25, 0.5, 0.0, 0.25, 0.0),

@@ -1,4 +1,4 @@
-"""Scores come back from disk, and several evaluations are one."""
+"""Scores are read back from disk, and several evaluations are merged."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_gathered_folds_tell_where_dice_was_lost_and_who_predicted(tmp_path: Pat
 
 
 def _keep_stages(folder: Path, case: str) -> None:
-    """One stage that looked at the liver alone."""
+    """One stage with the liver alone as its region."""
     about = {"labels": {"liver": 6, "spleen": 1}, "spacing_mm": [3, 3, 3], "placed_by": None}
     kept = {
         "stages": [{"name": "fine", "everywhere": False, **about}],

@@ -1,4 +1,4 @@
-"""Tables of tolerances: read by any spelling, refused when they are none; and FLARE 2022's."""
+"""Tables of tolerances: organs in any spelling, invalid tables refused; and FLARE 2022's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ceilings of cases so small that every Dice can be counted by hand."""
+"""Upper bounds of cases so small that every Dice can be counted by hand."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def block(*edges: tuple[int, int]) -> tuple[slice, slice, slice]:
 
 ALIGNED = case((LIVER, block((2, 6), (2, 6), (2, 6))))
 SHIFTED = case((LIVER, block((1, 5), (1, 5), (1, 5))))
-"""Sampled at every second voxel it is seen at 1 and 3, so it comes back as [0, 4): 3 of 4 along each axis."""
+"""Sampled at every second voxel it is present at 1 and 3, so it is resampled to [0, 4): 3 of 4 along each
+axis."""
 STRADDLING = case(
     (LIVER, block((0, 4), (0, 2), (0, 4))),
     (LIVER, block((0, 2), (2, 4), (0, 4))),
@@ -107,7 +108,7 @@ class TestGrid:
         assert (row.stage, row.dice, row.grid) == ("fine", 1.0, 0.0)
 
     def test_a_fixed_shape_is_a_grid_of_the_box(self) -> None:
-        """The box [0, 6) on 3 voxels a side: voxels of 2 mm, as of the half grid."""
+        """The box [0, 6) with sides of 3 voxels: voxels of 2 mm, as in the half grid."""
         body = case((LIVER, block((1, 5), (1, 5), (1, 5))), (SPLEEN, block((0, 6), (5, 6), (0, 6))))
         shape = FixedShape(shape=(3, 3, 3), tile=(4, 4, 4))
         around = BoxAround(of="coarse", labels=("liver",), margin_mm=1)
@@ -163,7 +164,8 @@ class TestRegion:
         assert spleen.dice == 2 * 24 / (48 + 24)
 
     def test_a_candidate_region_of_what_the_coarse_stage_can_see(self) -> None:
-        """The shifted block at half the voxels comes back as [0, 4); grown by two voxels it holds all."""
+        """The shifted block at half the voxels is resampled to [0, 4); dilated by two voxels it is
+        complete."""
         for radius, outside in ((0, 1 - 27 / 64), (2, 0)):
             shell = DilatedForeground(of="coarse", radius_vox=radius)
             made = recipe(stage("coarse", HALF, fusion="none"), stage("fine", roi=shell))
@@ -197,7 +199,7 @@ class TestRegion:
 
 
 def test_stages_apart_by_organ_answer_each_for_its_own() -> None:
-    """A stage of all organs and one more for the spleen: each organ's figures are those of its last stage."""
+    """A stage of all organs and another for the spleen: each organ's figures are those of its last stage."""
     made = recipe(
         stage("coarse", HALF),
         stage("fine", labels=("spleen",), per_label=True, fusion="paste"),

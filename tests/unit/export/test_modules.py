@@ -1,4 +1,4 @@
-"""What is found from imports, and what is passed over."""
+"""Dependencies found from imports, and ignored ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_what_is_imported_on_loading_is_found(source: Path) -> None:
-    """By every way of writing it, with the packages around it, and round in circles."""
+    """In every form of import, with parent packages, and with cycles."""
     needed = needed_by("zoomseg.a.entry", source)
     root = source / "zoomseg"
     assert needed.modules == {

@@ -1,4 +1,4 @@
-"""What is in a package, and which models cannot become one."""
+"""Contents of a package, and models that cannot be exported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model() -> Bundle:
 
 @pytest.fixture(scope="module")
 def folder(model: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With ONNX graphs, and what a training leaves beside a model."""
+    """With ONNX graphs, and with the files that a training leaves beside a model."""
     path = tmp_path_factory.mktemp("trained")
     bundles.save(model, path)
     write_graphs(path)

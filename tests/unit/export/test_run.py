@@ -1,5 +1,5 @@
-"""A package runs by itself: without torch, without the installed ZoomSeg, in a process of its own; and says
-in one line what is wrong with it or with its use."""
+"""A package runs without torch and without the installed ZoomSeg, in a separate process; problems with it or
+its use are one line."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run(archive: Path, *arguments: str | Path) -> int:
 def test_it_runs_with_nothing_but_what_is_in_it(
     archive: Path, model: Bundle, scan: Path, tmp_path: Path
 ) -> None:
-    """What a process loads is what the walk through the imports found."""
+    """The loaded modules are those found from the imports."""
     done = execute("-c", SPY, archive, scan, "-o", "labels.nii.gz", "--engine", "onnxruntime", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *_, ended, libraries, modules = done.stdout.splitlines()
@@ -314,7 +314,7 @@ def test_damaged_packages_are_refused(
 def test_a_zip_that_cannot_be_unpacked_is_refused(
     archive: Path, tmp_path: Path, local: int, central: int, value: bytes
 ) -> None:
-    """A method that zipfile does not know, encryption, a wrong checksum: each fails in its own way."""
+    """A method unknown to zipfile, encryption, a wrong checksum: each raises another exception."""
     path = rewritten(archive, tmp_path / "a.zip", lambda m: {n: m[n] for n in sorted(m, key="model".find)})
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as files:

@@ -1,4 +1,4 @@
-"""A model that looks at the body alone says of the body what it says without, and nothing of the rest."""
+"""A model restricted to the body predicts the same inside it, and background outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several imported models as one: what it finds is what each of them finds alone, the later one over the
+"""Several imported models as one: it predicts what each of them predicts alone, with the later one over the
 earlier."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def one(path: Path) -> Bundle:
 
 
 def found(model: Bundle, keep: bool = False) -> dict[str, npt.NDArray[np.bool_]]:
-    """By label, where it is."""
+    """The voxels of each label."""
     labels = ready_predictor(model, "cpu").predict(scan(), keep=keep).labels
     return {name: labels.data == labels.schema.class_of(name) for name in labels.schema.names}
 

@@ -1,4 +1,4 @@
-"""Atlas priors in the engine: from training cases to a model's own atlases."""
+"""Atlas priors in prediction: from training cases to a model's own atlases."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model(data: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactor
     split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
     registered = tmp_path_factory.mktemp("registered")
     loop.train(data, split, recipe, out, loop.Settings(CPU, registered=registered), Silent())
-    # Two atlases for each of four cases, and what was fused of them.
+    # Two atlases for each of four cases, and their fused labels.
     assert len(list(registered.rglob("*.safetensors"))) == 4 * (2 + 1)
     return out
 
@@ -72,7 +72,7 @@ def test_a_model_keeps_its_atlases_and_predicts_with_them(model: Path, data: Dat
 
 
 def test_the_prior_reaches_the_network(model: Path) -> None:
-    """Another prior, another answer."""
+    """Another prior gives another prediction."""
     image, _ = tiny_case(seed=9)
     loaded = bundle.load(model)
     own = atlas_priors.of_model(loaded)

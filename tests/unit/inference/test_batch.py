@@ -1,4 +1,5 @@
-"""Many scans: one that fails is named, the others are done; reading, computing and writing overlap."""
+"""Many scans: one that fails is reported, the others are processed; reading, computing and writing
+overlap."""
 
 from __future__ import annotations
 
@@ -169,6 +170,7 @@ def test_a_place_that_cannot_be_written_ends_the_batch(
         outcomes(scans, tmp_path, predictor())
 
 
+@pytest.mark.slow
 def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +179,7 @@ def test_headers_are_judged_while_a_network_with_valid_padding_computes(
     alone = Predictor(model, CPU)
     expected = [r.flops for r in alone.predict(read_scan(scans[0]), keep=False).records]
     made = Predictor(model, CPU, limits=MemoryLimits(CPU, "free"))
-    judge, compute, computed = made.admit, made.predict, threading.Semaphore(1)  # none is before the first
+    judge, compute, computed = made.admit, made.predict, threading.Semaphore(1)  # none before the first
 
     def admit(*given: Any, keep: bool) -> None:
         ends = time.monotonic() + PATIENCE
@@ -273,7 +275,7 @@ def works(monkeypatch: pytest.MonkeyPatch) -> Works:
 
 
 def test_the_next_is_read_and_the_last_written_while_one_is_computed(works: Works) -> None:
-    """Each of the three waits inside for the others to be under way: one after the other it would hang."""
+    """Each of the three waits until the others are under way: without overlap it would hang."""
 
     def predict(n: int) -> None:
         if n < 3:
@@ -286,7 +288,7 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(works: Work
     works.on_write = lambda n: works.await_(f"predict {n + 1}") if n < 3 else None
     told = works.run(4)
     assert [(type(t), t.case) for t in told] == [(Segmented, str(n)) for n in range(4)]
-    assert works.log.index("settle 0") < works.log.index("predict 2")  # no more than one finished is held
+    assert works.log.index("settle 0") < works.log.index("predict 2")  # at most one finished scan is held
 
 
 def test_one_after_the_other_if_asked(works: Works) -> None:
@@ -298,7 +300,7 @@ def test_one_after_the_other_if_asked(works: Works) -> None:
 
 @pytest.mark.parametrize(("ahead", "most"), [(True, 3), (False, 1)])
 def test_scans_in_memory(works: Works, ahead: bool, most: int) -> None:
-    """Outcomes are dropped as soon as they are told."""
+    """Outcomes are released as soon as they are reported."""
 
     def predict(n: int) -> None:
         if ahead and n < 5:
@@ -315,8 +317,8 @@ def test_scans_in_memory(works: Works, ahead: bool, most: int) -> None:
 
 
 def test_what_is_measured_is_measured_alone_and_reading_overlaps_again(works: Works) -> None:
-    """The second scan measures while the third is to be read and the first to be written; both are waited
-    for. The others measure nothing, and the next ones are read meanwhile."""
+    """The second scan is measured while the third is to be read and the first to be written; both are
+    awaited. The others measure nothing, and the next ones are read meanwhile."""
 
     def read(n: int) -> None:
         if n == 2:
@@ -345,7 +347,7 @@ def test_what_is_measured_is_measured_alone_and_reading_overlaps_again(works: Wo
 
 
 def test_a_measurement_does_not_tell_what_went_wrong_with_others(works: Works) -> None:
-    """It waits until they have failed; the scan that is computed is done all the same."""
+    """It waits until they have failed; the scan being computed is still completed."""
 
     def read(n: int) -> None:
         if n == 1:
@@ -362,7 +364,7 @@ def test_seconds_of_reading_and_those_waited_for_it(works: Works) -> None:
     one, two = works.run(2)
     assert isinstance(one, Segmented)
     assert isinstance(two, Segmented)
-    assert one.seconds["waited"] > 0.1  # nothing to do meanwhile
+    assert one.seconds["waited"] > 0.1  # nothing to overlap with
     assert two.seconds["waited"] < 0.1
     assert two.seconds["read"] >= 0.2
     assert list(one.seconds) == ["read", "waited", "prepare", "write", "total"]
@@ -418,14 +420,14 @@ def test_an_interruption_keeps_what_is_being_written_and_stops(works: Works) -> 
     works.on_write = lambda n: works.await_("interrupted")
     with pytest.raises(KeyboardInterrupt):
         works.run(4)
-    assert works.log[-3:] == ["interrupted", "write 0 done", "settle 0"]  # and reading 2 goes on for nobody
+    assert works.log[-3:] == ["interrupted", "write 0 done", "settle 0"]  # scan 2 is still being read
     stopped.set()
 
 
 def test_scans_are_metered_in_turn_the_last_with_its_writing(
     works: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meters that overlapped would count memory twice, and reset each other's peaks."""
+    """Overlapping monitors would count memory twice, and reset each other's peaks."""
 
     class Meter:
         usage = ResourceUsage(0, 0, 0, 0, 0, 0)

@@ -1,4 +1,5 @@
-"""From promised to estimated Dice: by hand, from few cases and from many, and through a whole prediction."""
+"""From expected to estimated Dice: by hand, from few cases and from many, and through a complete
+prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several runs into one folder: the account lists the label maps that lie there."""
+"""Several runs into one folder: the summaries list the label maps there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Totals, means and maxima of known figures."""
+"""Totals, means and maxima of known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of several processes is that of one which did it all."""
+"""The summaries of several processes equal those of a single one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def account(out: Path) -> dict[str, Any]:
 
 
 def without_measures(found: dict[str, Any]) -> dict[str, Any]:
-    """What two runs of the same have alike."""
+    """The common parts of two equal runs."""
     for case in found["cases"].values():
         for key in [
             key for key in case if key.startswith(("peak", "ram", "vram", "cpu", "machine", "seconds"))

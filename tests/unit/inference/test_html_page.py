@@ -1,4 +1,4 @@
-"""What every page has in common: numbers, times and lists for readers, and nothing that is not escaped."""
+"""Common parts of all pages: numbers, times and lists for readers, and escaping."""
 
 from __future__ import annotations
 

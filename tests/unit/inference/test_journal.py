@@ -1,4 +1,4 @@
-"""What is whole is known by its content: the scan's, the models', and that of every file asked for."""
+"""Complete results are recognised by content: the scan's, the models', and that of every requested file."""
 
 from __future__ import annotations
 

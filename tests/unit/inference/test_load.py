@@ -1,4 +1,4 @@
-"""Predictors of models on disk."""
+"""Loading predictors from models on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoomseg.recipe.spec import Stage
 
 @pytest.fixture
 def folds(tmp_path: Path) -> Path:
-    """A cross-validation's folder with two models."""
+    """The folder of a cross-validation with two models."""
     for fold in range(2):
         bundle.save(untrained_bundle(seed=fold), tmp_path / f"fold-{fold}")
     (tmp_path / bundle.FOLDS).write_text("{}")
@@ -33,7 +33,7 @@ def probabilities(predictor) -> np.ndarray:
 
 
 def test_the_folds_of_a_cross_validation_answer_together(folds: Path) -> None:
-    """As the models do that it is of, given one by one."""
+    """They predict like its models given one by one."""
     together = probabilities(load_predictor([folds], CPU))
     one_by_one = probabilities(load_predictor([folds / "fold-0", str(folds / "fold-1")], CPU))
     np.testing.assert_array_equal(together, one_by_one)
@@ -52,7 +52,7 @@ def test_a_model_that_is_replaced_before_its_networks_are_read_is_read_anew(
     folder, new = tmp_path / "m", untrained_bundle(seed=1)
     bundle.save(untrained_bundle(seed=0), folder)
     bundle.store_graphs(folder, {s: bundle.NetworkGraph(b"a graph", 1, 1) for s in new.weights})
-    with pytest.raises((ModelError, BackendError)):  # no network, and nobody replaces it
+    with pytest.raises((ModelError, BackendError)):  # no network, and no other process replaces it
         load_predictor([folder])
     read, times = bundle.load, []
 

@@ -1,4 +1,4 @@
-"""Memory limits: what is counted, what is made smaller, what is refused."""
+"""Memory limits: counted memory, reduced tiles, refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MB = 1024**2
 PATIENCE = 20.0
 """Seconds after which threads do not wait for each other any more."""
 ABOVE_LEAST = 100 * MB
-"""For tiles that are not the smallest there are, which would take minutes."""
+"""For tiles larger than the smallest, which would take minutes."""
 
 
 def view(tile: tuple[int, int, int] = (32, 32, 16), **grid: object) -> StageView:
@@ -110,7 +110,7 @@ def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> No
 
 
 class Tiles:
-    """Stands in for a network and for the measuring of it: a tile takes ``each`` times what is counted."""
+    """Replaces a network and its measurement: a tile takes ``each`` times the counted memory."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float = 1.0) -> None:
         self.measured: list[tuple[int, ...]] = []
@@ -121,7 +121,7 @@ class Tiles:
         return round(self._each * together * memory_limits.counted_bytes(seen, work()))
 
     def needs(self, seen: StageView, together: int = 1) -> int:
-        """Of main memory, where it is measured."""
+        """Main memory, where it is measured."""
         tiles = memory_limits.REPEATED * self.bytes(seen, together) + together * memory_limits.input_bytes(
             seen, work()
         )
@@ -148,7 +148,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, room: int, tiles: Tiles, seen: StageVie
 
 def test_where_many_times_the_count_is_free_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, tiles = view(), Tiles(monkeypatch)
-    # Of 32x32x16 voxels eight together keep a CPU busy.
+    # Eight tiles of 32x32x16 voxels together keep a CPU busy.
     ample = memory_limits.beside_bytes(
         seen, work(), False
     ) + memory_limits.AMPLE * 8 * memory_limits.counted_bytes(seen, work())
@@ -179,7 +179,7 @@ def test_tiles_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch, each: 
 
 
 def test_a_library_that_takes_more_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same room, another processor."""
+    """The same free memory, another processor."""
     seen = view()
     room = Tiles(monkeypatch).needs(seen)
     assert fit(monkeypatch, room, Tiles(monkeypatch), seen)[0].stage.grid.tile == (32, 32, 16)
@@ -240,7 +240,7 @@ def test_what_others_took_until_they_were_done_is_no_room_for_measuring(
 
 
 def test_valid_tiles_are_measured_from_smaller_ones_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the recipe's own may be used, but smaller ones tell what it will take."""
+    """Only the recipe's own may be used, but smaller ones predict its memory."""
     tiles = [step.tile for step in memory_limits._steps(valid_view(), CPU) if step.together == 1]
     assert tiles[:4] == [(44, 44, 44), (22, 44, 44), (22, 22, 44), (22, 22, 22)]
 
@@ -262,7 +262,7 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPa
 
 
 def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And asked anew every time: other programs come and go."""
+    """It is queried every time, as other programs come and go."""
     free = iter([3 * 1024 * MB, 64 * 1024 * MB])
     monkeypatch.setattr(memory_limits, "free_ram", lambda: next(free))
     monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 400 * MB)
@@ -274,7 +274,7 @@ def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.Monke
 
 
 def test_a_header_tells_what_the_first_stage_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks at the whole scan: its image and its answer are as large as the header says."""
+    """Its region is the whole scan: its image and its prediction have the size in the header."""
     monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 0)
     model = untrained_bundle()
     grid = Grid.from_spacing((300, 300, 300), (3.0, 3.0, 3.0))
@@ -286,7 +286,7 @@ def test_a_header_tells_what_the_first_stage_will_take(monkeypatch: pytest.Monke
 
 
 def test_a_header_is_judged_while_the_networks_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another thread: they are not run there, and none of what they compute meanwhile goes uncounted."""
+    """In another thread: no network runs there, and everything computed meanwhile is counted."""
     model, case = valid_bundle(), Case("a", tiny_case(0)[0])
     expected = [record.flops for record in Predictor(model, CPU).predict(case).records]
     made = Predictor(model, CPU, limits=MemoryLimits(CPU, 64 * 1024**3))
@@ -352,16 +352,17 @@ def test_a_limit_that_is_no_hindrance_changes_no_voxel() -> None:
 
 CONFIGURATIONS = [
     ("untrained", "float32", 0),
-    ("untrained", "float32", 800),  # another processor's libraries: 800 bytes a voxel more
+    ("untrained", "float32", 800),  # as with another processor's libraries: 800 bytes per voxel more
     ("bundled", "float32", 0),
     *([("untrained", "bfloat16", 0), ("bundled", "bfloat16", 0)] if fast_bfloat16() else []),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "precision", "workspace"), CONFIGURATIONS)
 def test_a_prediction_stays_within_a_hard_limit(model: str, precision: str, workspace: int) -> None:
-    """The least limit is what the program itself says it needs, on this processor; none that was refused on
-    the way was passed. A little above, the tiles are smaller than the recipe's, and the peak is below."""
+    """The lowest limit is what the program itself states on this processor; none of the refused ones was
+    exceeded. Slightly above it, the tiles are smaller than the recipe's, and the peak is below the limit."""
 
     def run(*ram: int) -> dict[str, Any]:
         script = Path(__file__).parents[2] / "helpers" / "limited_prediction.py"

@@ -1,4 +1,4 @@
-"""Pictures of organs: the right slice, the right way round, at the right scale and in one window."""
+"""Pictures of organs: the correct slice, orientation, scale and window."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID = Grid.from_spacing((60, 50, 40), (2.0, 2.0, 5.0), (-50.0, -20.0, 300.0))
 
 
 def labels() -> LabelMap:
-    """The liver lies on the right, where indices are high, the spleen on the left."""
+    """The liver is on the right, where indices are high, the spleen on the left."""
     data = np.zeros(GRID.shape, dtype=np.uint8)
     data[35:50, 20:40, 10:30] = SCHEMA.class_of("liver")
     data[5:15, 5:15, 20:25] = SCHEMA.class_of("spleen")
@@ -49,7 +49,7 @@ def pixels(jpeg: bytes) -> np.ndarray:
 
 
 def coloured(picture: np.ndarray, organ: str) -> np.ndarray:
-    """Pixels nearer to the organ's colour, as it is mixed with grey, than to any grey."""
+    """Pixels closer to the organ's colour, as blended with grey, than to any grey."""
     red, green, blue = organ_colour(organ)
     spread = picture.max(axis=-1) - picture.min(axis=-1)
     hue = (np.sign(picture[..., 0] - picture[..., 2]) == np.sign(red - blue)) & (
@@ -80,7 +80,7 @@ class TestWindow:
 
 
 def test_centre_meets_a_hollow_organ() -> None:
-    """The mean of a C-shape lies outside it."""
+    """The mean of a C-shape is outside it."""
     mask = np.zeros((20, 20, 20), dtype=bool)
     mask[2:18, 2:18, 10] = True
     mask[5:18, 5:15, 10] = False

@@ -1,4 +1,4 @@
-"""What a batch leaves: summary, account, and nothing of the user's overwritten."""
+"""The files of a batch: summaries, and nothing of the user's is overwritten."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_summary_that_cannot_be_made_fails_that_scan_alone(
 
 
 def thin_domain() -> TrainingDomain:
-    """As of scans like the tiny ones, but of bodies a quarter as thick."""
+    """For scans like the tiny ones, but with bodies a quarter as thick."""
     case = Case("a", tiny_case(1)[0])
     recipe = untrained_bundle().recipe
     known = training_domain.describe([training_domain.sample(case)], recipe.intensity, ["CT"], [])
@@ -163,7 +163,7 @@ def thin_domain() -> TrainingDomain:
 
 
 def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
-    """A batch that is stopped after the first case has told of it."""
+    """A batch that is stopped after the first case has recorded it."""
 
     class StoppedError(Exception):
         pass
@@ -208,7 +208,7 @@ def test_a_scan_is_never_overwritten_by_its_labels(scans: tuple[ScanInput, ...],
 
 
 def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
-    """A scan named like what is kept of another's stages."""
+    """A scan named like the output of another's stages."""
     place = tmp_path / "out" / "stages" / "good-coarse.nii.gz"
     place.parent.mkdir(parents=True)
     write_image(place, tiny_case(1)[0])
@@ -250,7 +250,7 @@ def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_
 def test_the_account_of_many_scans_is_rewritten_for_a_twentieth_of_the_time(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time, all cases are written: 10,000 scans would wait for their run.json more than for anything."""
+    """Each time, all cases are written: 10,000 scans would mostly wait for their run.json."""
     now, written = [0.0], []
 
     def slow(out: Path, run: dict[str, dict[str, object]], *others: object) -> None:

@@ -1,4 +1,4 @@
-"""A model loaded once: its networks answer for any scan, alone or with others, or refuse it."""
+"""A model loaded once: its networks predict any scan, alone or as an ensemble, or refuse it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DOMAIN = TrainingDomain(
         "right kidney": OrganPlaces(volume_ml=(4.0, 5.0), offsets_mm={"left kidney": BESIDE, "liver": BESIDE})
     },
 )
-"""As of scans of noise about 0."""
+"""Of scans of noise about 0."""
 
 
 class TestPredictor:
@@ -87,7 +87,7 @@ class TestPredictor:
         assert (unknown.trust, unknown.notes) == (1.0, other.notes)
 
     def test_parts_of_organs_where_training_never_had_them_are_taken_out(self) -> None:
-        """Whether the organs that tell their place are wanted or not."""
+        """Whether or not the organs that define their position were requested."""
         schema = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))
         grid = Grid.from_spacing((40, 20, 80), (5.0, 5.0, 5.0))
         drawn = np.zeros(grid.shape, dtype=np.uint8)
@@ -109,7 +109,8 @@ class TestPredictor:
             assert found.misplaced == ()
 
     def test_several_models_answer_together(self) -> None:
-        """Every stage gives the mean of what the networks say of the same input, earlier means included."""
+        """Every stage gives the mean of the networks' predictions for the same input, including earlier
+        means."""
         bundles = [untrained_bundle(seed) for seed in (3, 4, 5)]
         networks: dict[str, StageNetwork] = {}
         for stage in bundles[0].recipe.stages:
@@ -177,7 +178,7 @@ class TestPredictor:
             Predictor(replace(bundle, recipe=with_stages(fine={"grid": grid})), CPU)
 
     def test_a_network_takes_no_memory_before_there_are_weights_for_it(self) -> None:
-        """Of 4096 channels everywhere it would fill 7 GB."""
+        """With 4096 channels everywhere it would take 7 GB."""
         bundle = untrained_bundle()
         network = bundle.recipe.stages[1].network.model_copy(update={"channels": (4096, 4096)})
         with pytest.raises(ModelError, match="weights of stage 'fine' do not fit its network"):
@@ -193,7 +194,7 @@ class TestPredictor:
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_an_answer_painted_slab_by_slab_is_the_same(overlap: float) -> None:
-    """The last stage's answer is not kept as a whole, and neither labels nor confidence change by it."""
+    """The last stage's prediction is not held as a whole, which changes neither labels nor confidence."""
     bundle = untrained_bundle(3)
     fine = bundle.recipe.stages[-1]
     grid = fine.grid.model_copy(update={"tile": (8, 8, 4), "overlap": overlap, "mm": (2.3, 1.9, 2.0)})

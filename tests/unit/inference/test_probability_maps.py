@@ -1,4 +1,4 @@
-"""Probability maps on disk: 0 to 1 on the scan's own grid, told of in run.json, and refused of votes."""
+"""Probability maps on disk: 0 to 1 on the scan's own grid, recorded in run.json, and refused for votes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Areas under known curves, to the last digit; and a real process that works, and holds memory."""
+"""Areas under known curves, exactly; and a real process that computes and holds memory."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_ends_where_the_work_does_not_where_the_block_does() -> None:
 
 
 def test_looks_meanwhile_until_the_end_also_of_work_that_fails() -> None:
-    """The third look is awaited inside; after the meter's end there is exactly one more, then none."""
+    """The third sample is awaited inside; after the end there is exactly one more, then none."""
     looks: list[ResourceSample] = []
     thrice = threading.Event()
 
@@ -138,7 +138,7 @@ def test_gpu_memory_is_what_tensors_hold() -> None:
 
 
 def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: torch's counters stand in, and say which device they were asked about."""
+    """Without a GPU: torch's counters are replaced, and record the device of the query."""
     place, asked = torch.device("cuda:1"), []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
@@ -153,7 +153,7 @@ def test_the_gpu_asked_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch)
 
 
 def taken(mb: int) -> None:
-    """So much is touched, and freed again."""
+    """Touch this amount of memory, and free it again."""
     block = torch.ones(mb * 1024**2, dtype=torch.uint8)
     time.sleep(0.05)
     del block
@@ -162,8 +162,8 @@ def taken(mb: int) -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_what_work_takes_at_once_is_measured(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
-    """By the system's count, or where it cannot be begun anew by looking; a second time not by what is left
-    of the first. The process's highest stays what it was."""
+    """By the system's count or, if it cannot be reset, by sampling; the second time without the remains of
+    the first. The highest memory of the process is unchanged."""
     if not exact:
         monkeypatch.setattr(resource_usage, "_begin_anew", lambda: False)
     taken(200)

@@ -1,4 +1,4 @@
-"""The page of a folder of results: every scan, what failed, what to look at first; nothing unescaped."""
+"""The page of a folder of results: every scan, failures, what to inspect first; everything escaped."""
 
 from __future__ import annotations
 

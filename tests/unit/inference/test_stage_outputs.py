@@ -1,4 +1,4 @@
-"""What stages said comes back from disk on the scan's own grid, and never of another run."""
+"""Predictions of stages are read back on the scan's own grid, and never those of another run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_stages(*stages: Stage) -> Recipe:
 
 
 def at_the_brightest() -> Predictor:
-    """Untrained; the fine stage's region needs no network that has learned anything."""
+    """Untrained; the fine stage's region does not depend on a trained network."""
     bundle = untrained_bundle()
     fine = FINE.model_copy(update={"roi": BodyMask(threshold=35.0)})
     recipe = bundle.recipe.model_copy(update={"stages": (COARSE, fine)})
@@ -42,7 +42,7 @@ def at_the_brightest() -> Predictor:
 
 
 def certain(grid: Grid, winner: np.ndarray, region: Region, name: str = "fine") -> StagePrediction:
-    """A prior that is sure of class indices ``[I, J, K]``."""
+    """A prior with certain class indices ``[I, J, K]``."""
     probabilities = torch.from_numpy(np.stack([winner == c for c in range(3)]).astype(np.float32))
     return StagePrediction(probabilities, grid, SCHEMA.names, region, name)
 
@@ -78,7 +78,7 @@ def test_a_region_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_answer_alone_ends_where_its_region_does() -> None:
-    """Whatever the stage's fusion is: the coarse one's may be ``none``."""
+    """For any fusion of the stage: the coarse one's may be ``none``."""
     grid = Grid.from_spacing((6, 4, 4), (1.0, 1.0, 1.0))
     winner = np.zeros(grid.shape)
     winner[:2], winner[3:] = 1, 2
@@ -109,8 +109,8 @@ def test_a_stage_that_had_nowhere_to_look(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("angles_deg", [(0.0, 0.0, 0.0), (10.0, 15.0, -8.0)])
 def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float, float]) -> None:
-    """The scan is permuted, flipped and turned. The fine stage looks at the brightest object, and
-    replaces there what the coarse one said."""
+    """The scan is permuted, flipped and rotated. The fine stage's region is the brightest object, where it
+    replaces the coarse prediction."""
     image = tiny_case(2)[0]
     grid = oriented((16, 24, 20), (3.0, 2.0, 2.0), (0.0, 10.0, -5.0), (2, 0, 1), (1, 0, 1), angles_deg)
     scan = Volume(np.flip(image.data.transpose(0, 3, 1, 2), (1, 3)), grid)

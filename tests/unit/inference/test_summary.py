@@ -1,4 +1,4 @@
-"""Rows of ``summary.csv`` and their order in ``review.csv``: numbers, flags, and what is left empty."""
+"""Rows of ``summary.csv`` and their order in ``review.csv``: numbers, flags, and empty values."""
 
 from __future__ import annotations
 

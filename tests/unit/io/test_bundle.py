@@ -77,11 +77,11 @@ def test_a_saved_model_comes_back_exactly(tmp_path: Path) -> None:
 
 
 def test_a_calibration_comes_back_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
-    known = Calibration(offset=-0.5, slope=0.9, organs={"liver": 0.1}, cases=5)
+    known = Calibration(offset=-0.5, slope=0.9, organs={"liver": 0.1}, cases=5, residuals=(-1.5, 0.5))
     save(dataclasses.replace(make(), calibration=known), tmp_path / "model")
     assert_same(load(tmp_path / "model"), dataclasses.replace(make(), calibration=known))
     file = tmp_path / "model" / "model.json"
-    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", None), ("more", 1)):
+    for key, value in (("slope", "1.0"), ("cases", 0), ("offset", None), ("residuals", ["a"]), ("more", 1)):
         manifest = json.loads(file.read_text())
         manifest["calibration"][key] = value
         other = tmp_path / "other"
@@ -104,9 +104,9 @@ def test_a_model_is_found_by_its_path_or_by_the_name_it_comes_with(
     reason = r"^no model folder at torso-mr, and no included model of that name \(included: torso-ct\)$"
     with pytest.raises(ModelError, match=reason):
         load("torso-mr")
-    assert find("elsewhere/torso-ct") == Path("elsewhere/torso-ct")  # a path is no name
+    assert find("elsewhere/torso-ct") == Path("elsewhere/torso-ct")  # a path is not a name
     (work / "torso-ct").mkdir()
-    assert find("torso-ct") == Path("torso-ct")  # one's own goes first
+    assert find("torso-ct") == Path("torso-ct")  # a folder of the working directory takes precedence
 
 
 def test_half_rounds_to_float16_and_loads_as_float32(tmp_path: Path) -> None:
@@ -199,14 +199,14 @@ def test_a_kill_while_saving_leaves_a_usable_model(
         patch.setattr(bundle, "write_bytes_atomic", dies)
         with pytest.raises(OutputError):
             save(make(1), tmp_path)
-    # Writes are: two weights, model.json, README. The new model counts from model.json on.
+    # Writes are: two weights, model.json, README. The new model is used from model.json on.
     assert_same(load(tmp_path), make(1 if writes_done == 3 else 0))
 
 
 def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saving takes the old weights away."""
+    """Saving deletes the old weights."""
     save(make(0), tmp_path)
     seeds = [2, 1]
     read = bundle._read_weights
@@ -233,7 +233,8 @@ def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_model_with_atlases_warns_of_the_patients_in_it(tmp_path: Path) -> None:
-    """Wherever the atlases lie, and nowhere else: a copy of the weights alone holds no patient."""
+    """In any location of the atlases, but only with them: a copy of the weights alone contains no patient
+    data."""
     plain = make()
     spec = AtlasSpec(number=10, spacing_mm=(4, 4, 5.5))
     provenance: dict[str, JSON] = {"training_cases": ["a", "b", "c"]}
@@ -298,7 +299,7 @@ def graph_file(path: Path) -> Path:
 
 
 def replace_weights(path: Path, content: bytes) -> None:
-    """Damage that the hash does not reveal, as whoever made the file also wrote model.json."""
+    """Damage that the hash does not reveal, as the attacker also wrote model.json."""
     weights_file(path).write_bytes(content)
     edit(lambda d: d["weights"]["fine"].update(sha256=hashlib.sha256(content).hexdigest()))(path)
 

@@ -1,4 +1,4 @@
-"""Equal content, equal digest; anything else, another one."""
+"""Equal content has equal digests; different content has different ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic writing: whole files or none, every failure one OutputError that names the path."""
+"""Atomic writing: complete files or none, every failure one OutputError that names the path."""
 
 import errno
 import json
@@ -227,7 +227,7 @@ def test_whatever_goes_wrong_in_reading_is_one_line(error: Exception, message: s
     ],
 )
 def test_what_could_not_be_written_again_is_no_json(content: bytes) -> None:
-    json.loads(content)  # Python takes it
+    json.loads(content)  # Python accepts it
     with pytest.raises(ValueError, match="NaN, an infinite number or a lone surrogate"):
         parse_json(content)
 

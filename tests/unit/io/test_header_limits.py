@@ -1,4 +1,4 @@
-"""What headers promise is checked before anything is made of it."""
+"""Limits on headers are checked before anything is allocated."""
 
 from __future__ import annotations
 

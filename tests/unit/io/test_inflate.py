@@ -1,4 +1,4 @@
-"""What is inflated is what zlib inflates, no more than is asked for, and damage is told of."""
+"""Inflated data equal zlib's, no more is inflated than requested, and damage is reported."""
 
 from __future__ import annotations
 

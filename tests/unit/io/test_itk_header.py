@@ -1,4 +1,4 @@
-"""What headers of NRRD and MetaImage files say, and what no header may say."""
+"""Interpretation of NRRD and MetaImage headers, and refusal of invalid ones."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_where_axes_begin_is_an_origin_if_itk_finds_it(
 
 
 def test_axes_in_space_without_a_size_are_refused(tmp_path: Path) -> None:
-    """ITK takes them for 1 mm."""
+    """ITK assumes 1 mm."""
     for spacings in ("1 1 nan", "NaN 1 2"):
         with pytest.raises(ScanError, match=r"a\.nrrd: the header's spacings give (nan|NaN) for an axis in"):
             read_grid(nrrd(tmp_path / "a.nrrd", fields=BARE | {"spacings": spacings}))
@@ -312,7 +312,7 @@ def test_axes_in_space_without_a_size_are_refused(tmp_path: Path) -> None:
 
 
 def test_sides_with_time_that_are_misread_are_refused(tmp_path: Path) -> None:
-    """ITK takes them for left-posterior-superior-time: mirrored."""
+    """ITK reads them as left-posterior-superior-time: mirrored."""
     timed = {
         "dimension": "4",
         "sizes": "5 6 7 1",
@@ -351,7 +351,7 @@ def test_damage_in_compressed_voxels_is_found(
     path.write_bytes(content)
     with pytest.raises(ScanError, match="damaged"):
         read_voxels(path)
-    assert capfd.readouterr().err == ""  # the one line is ours
+    assert capfd.readouterr().err == ""  # the single line is ours
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -376,7 +376,7 @@ for path in sys.argv[1:]:
 
 
 def test_no_mutated_header_ends_the_process(tmp_path: Path) -> None:
-    """In a process of its own, whose end would be ours."""
+    """In a separate process, as a crash would end this one."""
     rng = random.Random(0)
     files = []
     for n in range(300):

@@ -1,4 +1,4 @@
-"""Voxels in every form in which NRRD and MetaImage store them, and what is said where they are not there."""
+"""Voxels in every storage form of NRRD and MetaImage, and errors for missing ones."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_voxels_that_are_not_there_are_one_clear_line(
 
 
 def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
-    """What lies behind the voxels is gigabytes, once inflated; what is promised beyond reason is refused."""
+    """The data behind the voxels inflate to gigabytes; implausible sizes are refused."""
     for packed, write in ((gzip.compress, nrrd), (zlib.compress, meta)):
         kind = ("gzip",) if write is nrrd else ("CompressedData = True\n",)
         path = write(tmp_path / f"a{'.nrrd' if write is nrrd else '.mha'}", packed(bytes(50_000_000)), *kind)

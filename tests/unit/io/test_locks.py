@@ -30,7 +30,7 @@ time.sleep(60)
 def test_the_second_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     with locked(tmp_path / "lock", "is in use"):
         who = rf"is in use \(process {os.getpid()} on {re.escape(socket.gethostname())}, since \d{{4}}-.*\)$"
-        for _ in range(2):  # a refusal does not take the holder's name away
+        for _ in range(2):  # a refusal does not remove the holder's name
             with pytest.raises(OutputError, match=re.escape(f"{tmp_path}: ") + who):
                 locked(tmp_path / "lock", "is in use")
     locked(tmp_path / "lock", "is in use").close()

@@ -1,4 +1,4 @@
-"""Scans as other libraries hold them: the same voxels at the same place in the patient, whoever has them."""
+"""Scans as objects of other libraries: the same voxels at the same positions in the patient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOXELS = np.random.default_rng(0).normal(40, 20, SHAPE).astype(np.float32)
 
 
 class TorchIOImage:
-    """What a ``torchio.ScalarImage`` has that is looked at."""
+    """The attributes of a ``torchio.ScalarImage`` that are used."""
 
     def __init__(self, data: np.ndarray) -> None:
         self.data = torch.from_numpy(data)
@@ -34,7 +34,7 @@ class TorchIOImage:
 
 
 class TorchIOSubject(dict):
-    """And a ``torchio.Subject``."""
+    """Those of a ``torchio.Subject``."""
 
     spatial_shape = SHAPE
 
@@ -44,7 +44,7 @@ class TorchIOSubject(dict):
 
 
 class MetaTensor(torch.Tensor):
-    """And a ``monai.data.MetaTensor``: a tensor with an affine, which is a tensor, too."""
+    """Those of a ``monai.data.MetaTensor``: a tensor with an affine, which is also a tensor."""
 
     affine: torch.Tensor
 

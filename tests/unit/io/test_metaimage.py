@@ -1,4 +1,4 @@
-"""MetaImage: SimpleITK reads what is written, and what it writes is read: equal voxels in equal places."""
+"""MetaImage: SimpleITK reads written files, and its files are read: equal voxels at equal positions."""
 
 from __future__ import annotations
 

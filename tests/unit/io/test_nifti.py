@@ -78,7 +78,7 @@ def test_voxels_that_are_not_there_are_missed(tmp_path: Path) -> None:
 
 
 def test_what_a_file_holds_beyond_its_voxels_is_not_inflated(tmp_path: Path) -> None:
-    """A bomb behind an honest image."""
+    """A bomb after a valid image."""
     whole = nib.Nifti1Image(values("int16"), AFFINE).to_bytes()
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(whole + bytes(1 << 28)))
@@ -102,7 +102,7 @@ def test_a_gzip_file_may_have_members(tmp_path: Path) -> None:
 
 
 def test_voxels_that_do_not_match_the_checksum_are_refused(tmp_path: Path) -> None:
-    """Stored, not deflated, so that one wrong bit is one wrong voxel and nothing else notices."""
+    """Stored, not deflated, so that one wrong bit is one wrong voxel that only the checksum reveals."""
     path = tmp_path / "a.nii.gz"
     content = bytearray(gzip.compress(nib.Nifti1Image(values("int16"), AFFINE).to_bytes(), compresslevel=0))
     content[-100] ^= 1

@@ -1,4 +1,4 @@
-"""What a NIfTI header means, in world space; SimpleITK (ITK, 3D Slicer) is the other reader."""
+"""Interpretation of NIfTI headers, in world space, compared with SimpleITK (ITK, 3D Slicer)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def floats(*numbers: float) -> bytes:
 
 
 def itk_affine(path: Path) -> FloatArray:
-    """Where ITK lays a file, as an affine to RAS+."""
+    """Position of a file according to ITK, as an affine to RAS+."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -104,7 +104,7 @@ def test_a_label_map_lies_on_its_scan_in_itk_and_here(tmp_path: Path, kind: str)
 
 
 def test_what_belongs_to_a_nifti_2_scan_is_nifti_1(tmp_path: Path) -> None:
-    """ITK reads no NIfTI-2; the numbers of a header lose what single precision does not hold."""
+    """ITK does not read NIfTI-2; the header's numbers are rounded to single precision."""
     given = affine((200 / 3, 300 / 7, 400 / 9), 1000 / 3)
     scan = save(tmp_path / "scan.nii", given, given, units="micron", second=True)
     labels = written_beside(scan)
@@ -133,7 +133,7 @@ def test_the_sform_wins_and_the_disagreement_is_told(tmp_path: Path) -> None:
     assert note.startswith("sform and qform of its header disagree by up to 74.8 mm: the sform is used")
     assert header_notes(save(tmp_path / "b.nii", sform=affine() + 1e-3 * np.eye(4, k=3))) == ()
     tilted = affine()
-    tilted[1, 2] = 1.5  # a shear, of which a qform knows nothing
+    tilted[1, 2] = 1.5  # a shear, which a qform cannot express
     (note,) = header_notes(save(tmp_path / "c.nii", sform=tilted, qform=affine()))
     assert "disagree by up to 9 mm" in note
 
@@ -187,14 +187,14 @@ def test_a_damaged_sform_does_no_harm_beside_a_qform(tmp_path: Path) -> None:
 
 
 def test_a_quaternion_that_rounding_made_too_long_is_shortened(tmp_path: Path) -> None:
-    """Half a turn about an axis close to z: the length of the stored part is 1, or a little more."""
+    """Half a turn about an axis close to z: the length of the stored part is 1, or slightly more."""
     path = save(tmp_path / "a.nii", codes=(0, 1), patches={QUATERN: floats(0, 2e-4, 1.000003)})
     np.testing.assert_allclose(read_grid(path).affine, itk_affine(path), atol=1e-4)
     assert header_notes(path) == ()
 
 
 def test_a_quaternion_that_is_too_long_is_shortened_in_what_is_written(tmp_path: Path) -> None:
-    """nibabel opens no file in which it is longer than 1 by more than a few parts in ten millions."""
+    """nibabel does not open files in which its length exceeds 1 by more than a few parts in ten million."""
     path = save(tmp_path / "a.nii", codes=(0, 1), patches={QUATERN: floats(0, 2e-4, 1.000003)})
     with pytest.raises(ValueError, match="w2 should be positive"):
         nib.load(path)

@@ -1,4 +1,4 @@
-"""NRRD: SimpleITK reads what is written, and what it writes is read: equal voxels in equal places."""
+"""NRRD: SimpleITK reads written files, and its files are read: equal voxels at equal positions."""
 
 from __future__ import annotations
 

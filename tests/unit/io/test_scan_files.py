@@ -1,4 +1,4 @@
-"""Which files are cases, and which are channels of one."""
+"""Which files are cases, and which are channels of one case."""
 
 import os
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_links_to_nowhere_are_scans_and_named_when_they_are_read(tmp_path: Path)
 
 
 def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
-    """Reading it would wait for ever."""
+    """Reading it would block forever."""
     os.mkfifo(tmp_path / "a.nii.gz")
     with pytest.raises(ScanError, match="no scans in this folder"):
         find_scans(tmp_path)

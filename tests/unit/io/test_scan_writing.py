@@ -1,4 +1,4 @@
-"""What is written is read again; a result that cannot be written leaves the old one."""
+"""Written files are read back; a result that cannot be written leaves the old one."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Reading scans: values and geometry survive, and every kind of bad file is one clear error."""
+"""Reading scans: values and geometry are preserved, and every kind of invalid file is one clear error."""
 
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def test_truncated_itk_files(
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(ScanError, match=rf"cut\{suffix}: .*(truncated|expected)"):
         read_image(path)
-    assert capfd.readouterr().err == ""  # the one line is ours
+    assert capfd.readouterr().err == ""  # the single line is ours
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mhd"])
@@ -248,7 +248,7 @@ def test_labels_that_float_storage_put_beside_whole_numbers(tmp_path: Path, fact
 
 
 def test_labels_that_a_slope_put_beside_whole_numbers(tmp_path: Path) -> None:
-    """255 times a 32-bit 1/255 is not quite 1."""
+    """255 times a 32-bit 1/255 is not exactly 1."""
     stored = ((label_values() > 0) * 255).astype(np.uint8)
     path = save(tmp_path / "a.nii.gz", stored)
     with_header_bytes(path, 112, np.array([1 / 255, 0], np.float32).tobytes())

@@ -1,4 +1,4 @@
-"""Label maps for viewers: what their headers and colour tables say, read back."""
+"""Label maps for viewers: headers and colour tables, read back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def labels() -> LabelMap:
 
 
 def header(path: Path) -> dict[str, str]:
-    """Fields and keys of a NRRD file as they stand in it."""
+    """Fields and keys of an NRRD file as stored."""
     text = path.read_bytes().split(b"\n\n", 1)[0].decode()
     fields = (re.split(r":=|: ", line, maxsplit=1) for line in text.splitlines() if line[0] != "#")
     return {field[0]: field[1] for field in fields if len(field) == 2}

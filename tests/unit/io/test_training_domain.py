@@ -1,4 +1,4 @@
-"""What ``model.json`` may say of the training scans."""
+"""Valid training domains in ``model.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which voxels are refused, and with which words."""
+"""Refused voxels, and the messages."""
 
 from pathlib import Path
 

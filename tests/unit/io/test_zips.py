@@ -1,4 +1,4 @@
-"""What no honest zip promises is refused before anything is inflated."""
+"""Implausible zips are refused before anything is inflated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_zip_bombs_are_refused_unopened(tmp_path: Path) -> None:
 
 
 def test_overlapping_members_are_refused(tmp_path: Path) -> None:
-    """Many entries of one piece of compressed data (the construction of Fifield's bomb, at its simplest)."""
+    """Many entries for one piece of compressed data (the simplest form of Fifield's bomb)."""
     packed_once = tmp_path / "once.zip"
     with zipfile.ZipFile(packed_once, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a.dcm", np.random.default_rng(0).bytes(5000))

@@ -1,4 +1,4 @@
-"""The residual U-Net with ASPP: pooling branches, resolution, and that it learns."""
+"""The residual U-Net with ASPP: branches, resolution, and training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def module_of(in_channels: int = 1, classes: int = 3) -> ResUNetASPP:
 
 
 def silenced(aspp: ASPP, but: nn.Module) -> ASPP:
-    """All branches but one answer zero."""
+    """All branches but one have a zero output."""
     for branch in (aspp.point, *aspp.dilated, aspp.mean):
         if branch is not but:
             for parameter in branch.parameters():
@@ -33,7 +33,7 @@ def silenced(aspp: ASPP, but: nn.Module) -> ASPP:
 
 
 def reach(aspp: ASPP) -> list[tuple[int, int, int]]:
-    """Offsets along I, from the middle, of the voxels that the middle's answer depends on."""
+    """Offsets along I, from the middle, of the voxels on which the middle's output depends."""
     x = torch.rand(1, 16, 13, 13, 13, requires_grad=True)
     aspp(x)[0, :, 6, 6, 6].sum().backward()
     assert x.grad is not None
@@ -110,7 +110,7 @@ def test_skips_and_bottom_both_reach_the_answer() -> None:
 
 
 def test_gradients_reach_every_weight() -> None:
-    """Not the biases of convolutions, which the batch norm that follows takes away again."""
+    """Except the biases of convolutions, which the following batch norm removes."""
     module = module_of(in_channels=2).train()
     x = torch.randn(2, 2, 16, 16, 16)
     F.cross_entropy(module(x)[0], torch.randint(0, 3, (2, 16, 16, 16))).backward()

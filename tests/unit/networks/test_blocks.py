@@ -60,7 +60,8 @@ def test_two_convolutions_stride_once() -> None:
 
 
 def test_the_norm_may_be_another() -> None:
-    """Batch norm in evaluation: a case's answer does not depend on its own mean, as instance norm's does."""
+    """Batch norm in evaluation: unlike with instance norm, a case's output does not depend on its own
+    mean."""
     block = ResidualBlock(2, 4, (3, 3, 3), norm=nn.BatchNorm3d, slope=0.0)
     kinds = {type(m) for m in block.modules() if "Norm3d" in type(m).__name__}
     assert kinds == {nn.BatchNorm3d}

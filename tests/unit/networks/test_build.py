@@ -1,4 +1,4 @@
-"""Shapes follow from the spec alone, and what the spec says is what the module does."""
+"""Shapes follow from the spec alone, and the module agrees with the spec."""
 
 from __future__ import annotations
 

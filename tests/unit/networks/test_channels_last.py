@@ -1,4 +1,4 @@
-"""Layers on channels that lie last: gradients against finite differences, values against torch's modules."""
+"""Layers with channels last: gradients compared with finite differences, values with torch's modules."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def test_it_is_for_bfloat16_with_channels_last_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["resenc_unet", "plain_conv_unet"])
 def test_a_network_laid_out_for_it_says_and_learns_the_same(kind: str) -> None:
-    """As near as bfloat16 comes to float32: the same network in its usual order is as far off."""
+    """Within the difference of bfloat16 and float32, which is the same for the network in its usual
+    layout."""
     numbers: dict[str, Any] = {
         "channels": (8, 16, 24),
         "strides": (ONE, TWO, TWO),

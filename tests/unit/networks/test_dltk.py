@@ -62,7 +62,8 @@ def test_no_convolution_has_a_bias() -> None:
 def test_what_a_residual_unit_s_activation_lets_through(
     activation: specs.ResidualFCNActivation, expected: list[float]
 ) -> None:
-    """Batch norm of a new unit leaves its input as it is (but for its epsilon), the convolution copies it."""
+    """Batch norm of a new unit does not change its input (except for its epsilon), the convolution copies
+    it."""
     first = ResidualUnit(1, 1, activation).eval().first
     conv = first[2]
     assert isinstance(conv, nn.Conv3d)
@@ -102,7 +103,7 @@ def test_a_narrower_unit_projects_its_input() -> None:
 
 @pytest.mark.parametrize("stride", [2, 3, 4])
 def test_a_strided_kernel_sees_all_voxels_alike(stride: int) -> None:
-    """Twice the stride wide: with weights of one, each voxel inside counts in two answers per axis."""
+    """Twice the stride wide: with weights of one, each voxel inside counts in two outputs per axis."""
     conv = ResidualUnit(1, 1, "relu6", (stride, stride, stride)).first[2]
     assert isinstance(conv, nn.Conv3d)
     nn.init.ones_(conv.weight)

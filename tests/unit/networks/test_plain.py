@@ -1,4 +1,4 @@
-"""The plain U-Net: levels, kernels and strides as the spec has them; shapes that it can read."""
+"""The plain U-Net: levels, kernels and strides of the spec; shapes that it accepts."""
 
 from __future__ import annotations
 

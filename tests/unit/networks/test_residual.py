@@ -65,7 +65,7 @@ def test_a_strided_stem_still_answers_at_input_resolution(stem: tuple[int, int, 
 
 
 def test_strides_of_one_keep_an_axis_at_full_resolution() -> None:
-    """With strides 1 and kernels 1 along k, slices do not see each other but through the norms."""
+    """With strides 1 and kernels 1 along k, slices only affect each other through the norms."""
     flat = specs.ResEncUNet(
         channels=(4, 6), strides=((1, 1, 1), (2, 2, 1)), kernels=((3, 3, 1), (3, 3, 1)), blocks=(1, 1)
     )
@@ -94,7 +94,7 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_the_residual_path_skips_no_voxel() -> None:
-    """Averaged, not strided: with the convolutions silenced, each input voxel still counts alike."""
+    """Averaged, not strided: without the convolutions, each input voxel still has the same weight."""
     from zoomseg.networks.blocks import ResidualBlock
 
     block = ResidualBlock(1, 1, (3, 3, 3), (2, 2, 2))

@@ -63,8 +63,8 @@ def test_four_valid_levels_really_run() -> None:
 
 @pytest.mark.parametrize("channels", [(4, 6), (4, 6, 8)])
 def test_a_valid_voxel_depends_on_its_receptive_field_only(channels: tuple[int, ...]) -> None:
-    """The gradient of one answered voxel with respect to the input must reach the voxels around it,
-    centred on the SAME place of the scan (a crop off by one would shift it), and nothing further."""
+    """The gradient of one output voxel with respect to the input must be nonzero for the voxels around it,
+    centred on the SAME position of the scan (a crop off by one would shift it), and for no others."""
     torch.manual_seed(0)
     spec = specs.UNet3D(channels=channels)
     module = networks.build(spec, 1, 2, "valid").double().eval()
@@ -87,7 +87,7 @@ def test_a_valid_voxel_depends_on_its_receptive_field_only(channels: tuple[int, 
 
 
 def test_tiles_agree_where_they_overlap() -> None:
-    """Valid convolutions: shifting the tile by a multiple of the divisor shifts the answer, exactly."""
+    """Valid convolutions: shifting the tile by a multiple of the divisor shifts the output, exactly."""
     torch.manual_seed(0)
     module = networks.build(TINY, 1, 3, "valid").double().eval()
     x = torch.randn(1, 1, 60, 52, 44, dtype=torch.double)

@@ -1,4 +1,4 @@
-"""When a study is complete, and what its jobs are called."""
+"""Completion of studies, and the ids of their jobs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Parts:
         self.intake.take(read_instance(file.getvalue()), file.getvalue(), association)
 
     def count(self) -> int:
-        """Of jobs, after a look."""
+        """The number of jobs, after checking for complete studies."""
         self.intake.complete()
         return len(self.jobs.all())
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_decided_is_tried_again(
 
 
 def test_what_an_earlier_node_had_not_decided_is_decided(parts: Parts, clock: Clock, tmp_path: Path) -> None:
-    """Also where it was killed before it noted the series."""
+    """Including a node that was killed before it recorded the series."""
     for image in series()[:3]:
         parts.take(image, "a")
     parts.jobs.forget_series(parts.store.series()[0])

@@ -1,4 +1,4 @@
-"""A node's queue: what is decided at once, what is sent when, what is given up."""
+"""A node's queue: atomic decisions, times of delivery, and giving up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prometheus reads what the node did."""
+"""Prometheus reads the node's metrics."""
 
 from __future__ import annotations
 

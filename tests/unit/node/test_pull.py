@@ -1,4 +1,4 @@
-"""Studies of a list come to the node that runs, and each outcome is told."""
+"""Studies of a list are transferred to the running node, and each outcome is reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Web:
 
 
 def placed(node: Node) -> Any:
-    """Settings as a second process reads them, with the port that was free."""
+    """The settings that a second process reads, with the free port that was chosen."""
     return node.settings.model_copy(update={"port": node.receiver.port})
 
 

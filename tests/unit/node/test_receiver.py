@@ -1,4 +1,4 @@
-"""Who is answered, what is taken, and what status is told of the rest."""
+"""Accepted peers and objects, and the status of refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoomseg.node.settings import Tls
 
 @pytest.fixture
 def node(tmp_path: Path) -> Any:
-    """That only receives."""
+    """A node that only receives."""
     with running(settings(tmp_path), dry_run=True) as found:
         yield found
 
@@ -75,7 +75,7 @@ def test_a_silent_association_is_ended(tmp_path: Path) -> None:
 
 
 def test_objects_of_other_kinds_and_syntaxes_have_no_context(node: Node) -> None:
-    """Results that come back from an archive, and what is not read."""
+    """Results returned by an archive, and unsupported objects."""
     ae = pynetdicom.AE("SENDER")
     ae.add_requested_context(SegmentationStorage)
     for syntax in (RLELossless, JPEGExtended12Bit, DeflatedExplicitVRLittleEndian):

@@ -1,4 +1,4 @@
-"""Rules choose among a study's series, and the rest is named."""
+"""Rules select series of a study, and the others are named."""
 
 from __future__ import annotations
 

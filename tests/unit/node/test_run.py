@@ -1,4 +1,4 @@
-"""A whole node: what is pushed comes back, once, whatever happens meanwhile."""
+"""A complete node: results of pushed images are returned, exactly once, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def states(node: Node) -> dict[str, SeriesState]:
 
 
 def decided(node: Node, count: int) -> dict[str, SeriesState]:
-    """Of the series, once so many are decided upon."""
+    """The states of the series, after this many have been decided."""
 
     def all_decided() -> dict[str, SeriesState]:
         found = states(node)
@@ -88,7 +88,7 @@ def test_a_rerun_has_the_same_uids_and_another_model_or_organ_has_others(tmp_pat
 
 
 def test_results_that_come_back_make_no_job(tmp_path: Path) -> None:
-    """Neither as what they are, nor as images that are called so."""
+    """Neither as they are, nor declared as images."""
     with archive() as there, running(settings(tmp_path, there)) as node:
         push(node, series())
         finished(node)
@@ -258,7 +258,7 @@ def test_what_is_not_done_is_kept(tmp_path: Path) -> None:
 def test_logs_and_errors_hold_nothing_of_a_patient(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Names, numbers, dates, descriptions, UIDs: of good images, of bad ones, and of what pydicom warns."""
+    """Names, numbers, dates, descriptions, UIDs: of good images, of bad ones, and in pydicom's warnings."""
     secret: dict[str, Any] = {
         "PatientName": "Secret^Name",
         "PatientID": "SECRET-ID",

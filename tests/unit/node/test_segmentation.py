@@ -1,4 +1,4 @@
-"""What a node's worker makes of a task."""
+"""A node worker's results for a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results reach their destinations, in the end, and what does not is said."""
+"""Results finally reach their destinations, and failures are reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @contextmanager
 def web(status: int = 200, answer: dict[str, Any] | None = None) -> Iterator[tuple[str, list[Any]]]:
-    """A DICOMweb service that answers so, and the requests that it got."""
+    """A DICOMweb service with this answer, and the requests that it received."""
     asked: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A node's file: what it may say, and that all that is wrong with it is said before anything is opened."""
+"""A node's settings file: valid content, and all problems reported before anything is opened."""
 
 from __future__ import annotations
 

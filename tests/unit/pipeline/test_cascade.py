@@ -1,4 +1,4 @@
-"""One scan through a cascade whose networks are known: where it looks, what it computes, what comes out."""
+"""One scan through a cascade of known networks: regions, computed tiles, results."""
 
 from __future__ import annotations
 

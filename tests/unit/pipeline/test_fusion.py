@@ -1,5 +1,5 @@
-"""How predictions enter the label map: the piece-wise running argmax against the naive one, with numpy and
-torch."""
+"""Fusion of predictions into the label map: the piece-wise running argmax compared with the naive one, with
+numpy and torch."""
 
 from __future__ import annotations
 

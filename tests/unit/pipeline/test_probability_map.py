@@ -1,4 +1,4 @@
-"""Probabilities at a scan's resolution: every stage's own where it answered, interpolated, by its fusion."""
+"""Probabilities at a scan's resolution: every stage's own in its region, interpolated, by its fusion."""
 
 from __future__ import annotations
 

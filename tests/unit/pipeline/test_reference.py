@@ -1,4 +1,4 @@
-"""The reference on a stage's grid, among the stage's labels."""
+"""The reference on a stage's grid, with the stage's labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a stage looks, against brute force: every voxel compared with every other."""
+"""Regions of stages, compared with brute force: every voxel with every other."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def full(region: Region | None) -> np.ndarray:
 
 @pytest.fixture
 def torso() -> tuple[Volume, np.ndarray]:
-    """A round body (0 HU) with two lungs (-850) that are open above and below, gas in the bowel, on a
-    table; and the mask that is wanted."""
+    """A round body (0 HU) with two lungs (-850) that are open above and below, gas in the bowel, on a table;
+    and the expected mask."""
     grid = Grid.from_spacing((40, 32, 12), (8.0, 8.0, 10.0))
     i, j, _ = np.moveaxis(indices(grid), -1, 0)
     body = np.hypot((i - 20) / 15, (j - 17) / 11) < 1
@@ -84,7 +84,7 @@ def test_body_mask_leaves_the_cavity_of_the_chest_no_gap_at_the_ends(
 
 
 def test_an_opened_body_mask_lets_go_of_what_touches_it_in_passing() -> None:
-    """A table on a bridge of four voxels, and a corner that an opening by a cube keeps."""
+    """A table connected by a bridge of four voxels, and a corner that an opening by a cube preserves."""
     grid = Grid.from_spacing((24, 24, 11), (8.0, 8.0, 10.0))
     body, table = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
     body[4:20, 9:22, 1:10] = True
@@ -185,7 +185,7 @@ def test_dilation_is_a_ball_of_voxels_of_the_stage_s_grid(name: str, radius: flo
 
 
 VOID = scan(np.zeros((1, 1, 1)), Grid((1, 1, 1), np.eye(4)))
-"""An image that these kinds of region never look at."""
+"""An image that these kinds of region do not read."""
 
 
 def test_the_ball_goes_beyond_the_prior_s_box_and_ends_with_the_scan() -> None:
@@ -225,7 +225,7 @@ def test_what_the_prior_says_beside_its_region_does_not_count() -> None:
 
 
 def test_a_threshold_takes_in_background_that_the_stage_is_not_sure_of() -> None:
-    """One voxel was won by a label with less than half; at another background won with 0.8."""
+    """One voxel was won by a label with less than half; in another, background won with 0.8."""
     prior = prior_of(np.zeros(STAGE.shape, dtype=int), STAGE)
     prior.probabilities[:3, 3, 3, 3] = np.array([0.3, 0.4, 0.3])
     prior.probabilities[:3, 5, 6, 7] = np.array([0.8, 0.15, 0.05])
@@ -344,7 +344,7 @@ def test_the_products_of_labels_are_summed() -> None:
 
 def test_the_atlas_prior_comes_to_the_coarse_prior_s_grid_by_linear_interpolation() -> None:
     """An atlas prior that falls evenly from one end of the scan to the other, on another grid, and a stage
-    that is certain: the box ends where the atlas prior is the threshold."""
+    that is certain: the box ends where the atlas prior equals the threshold."""
     coarse = STAGE.with_spacing((2.0, 3.0, 6.0))
     sure = prior_of(np.ones(coarse.shape), coarse)
     wide = STAGE.with_shape((9, 5, 4)).crop(Box((-2, 0, 0), (11, 5, 4)))
@@ -402,7 +402,7 @@ def test_whole_volume() -> None:
 
 
 def test_body_mask_of_a_scan_stored_clipped_is_the_same() -> None:
-    """Clipped above the threshold, air is the lowest value there is, and still no body."""
+    """Clipped above the threshold, air has the lowest value, and still does not belong to the body."""
     grid = Grid.from_spacing((20, 20, 4), (2.0, 2.0, 2.0))
     image = np.full((1, 20, 20, 4), -1000.0, dtype=np.float32)
     image[:, 5:15, 6:14] = 40.0

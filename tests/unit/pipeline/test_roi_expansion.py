@@ -1,4 +1,4 @@
-"""A region that cut an organ: which organs count, where it is widened, and what the second look finds."""
+"""A region that cut an organ: the organs that count, the expansion, and the repeated prediction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scan() -> stage_input.PreparedScan:
 
 
 def gathered(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> UncertaintyEstimator:
-    """Of a left kidney in these voxels alone."""
+    """The uncertainty of a left kidney in these voxels alone."""
     estimator = UncertaintyEstimator(SCHEMA.names, view.region, open_sides(view.grid, scan().grid))
     probabilities = np.zeros((3, *view.grid.shape), dtype=np.float32)
     probabilities[0] = 1.0
@@ -95,8 +95,8 @@ def answer(classes: np.ndarray) -> np.ndarray:
 
 
 def drive(farther: bool, keep: bool, fine: StageNetwork | None = None) -> Prediction:
-    """A coarse stage that sees but the first bright plane, of the left kidney, and a fine one that finds both
-    kidneys where it is asked."""
+    """A coarse stage that finds only the first bright plane, of the left kidney, and a fine one that finds
+    both kidneys inside its region."""
 
     def half(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
         bright = (x_BCIJK[:, 0] > 0.55).astype(int)
@@ -133,7 +133,7 @@ def test_what_the_region_cut_is_found_the_second_time(keep: bool) -> None:
 
 
 def test_there_is_no_third_time() -> None:
-    """A network that finds an organ everywhere is asked twice."""
+    """A network that finds an organ everywhere is computed twice."""
     asked = []
 
     def everywhere(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:

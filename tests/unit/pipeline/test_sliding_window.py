@@ -1,4 +1,4 @@
-"""A stage's way over a scan: entered slab by slab or held whole, its prediction is the same; two passes make
+"""Sliding window over a scan: fused slab by slab or held whole, the prediction is the same; two passes make
 one record."""
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_a_prediction_entered_slab_by_slab_is_that_which_is_kept() -> None:
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("whole", [True, False])
 def test_numbers_that_overflow_are_no_answer(number: float, whole: bool) -> None:
-    """In one voxel, and in one class but the background."""
+    """In one voxel, and in one class other than background."""
     scan = stage_input.prepare(Case("a", tiny_case(0)[0]), RECIPE)
     region = Region(scan.grid, scan.grid.box)
 

@@ -1,4 +1,4 @@
-"""What a stage sees: canonical orientation, where it looks, and the numbers of its input."""
+"""The input of a stage: canonical orientation, region, and values."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_scan_of_air_alone_is_refused_by_a_recipe_with_a_window() -> None:
 
 
 def in_stage(stage: Stage, recipe: Recipe, intensity: Window | None) -> Recipe:
-    """The recipe in which this stage sees intensities so."""
+    """The recipe with this intensity normalisation of the stage."""
     own = stage.model_copy(update={"intensity": intensity})
     return recipe.model_copy(update={"stages": (own, *recipe.stages[1:])})
 
@@ -248,7 +248,7 @@ def test_beyond_the_scan_its_edge_goes_on() -> None:
     "where", [WholeVolume(), BodyMask(), DilatedForeground(of="coarse"), BoxAround(of="coarse")]
 )
 def test_a_grid_that_no_machine_holds_is_refused_before_it_is_sampled(where: RoiSpec) -> None:
-    """A micrometre where a millimetre was meant: 1e14 voxels and more."""
+    """A micrometre instead of a millimetre: 1e14 voxels and more."""
     scan, fine = prepared(), RECIPE.stages[1]
     grid = FixedSpacing(mm=(0.001, 0.001, 0.001), tile=(16, 16, 12))
     stage = fine.model_copy(update={"grid": grid, "roi": where})

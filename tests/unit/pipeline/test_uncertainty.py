@@ -1,5 +1,5 @@
-"""Signs of how right a prediction is, by hand; where a region ends; and that parts add up to the whole; with
-numpy and torch."""
+"""Measures of a prediction's reliability, by hand; the ends of a region; and that parts add up to the whole;
+with numpy and torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Library = Callable[[torch.Tensor], Array]
 
 @pytest.fixture(params=["numpy", "torch", "numpy, plane by plane", "torch, plane by plane"])
 def library(request: pytest.FixtureRequest) -> Library:
-    """What makes an array of a tensor, with its voxels in one or the other order in memory."""
+    """Converts a tensor to an array, with its voxels in either memory order."""
 
     def array(values: torch.Tensor) -> Array:
         if "plane" in request.param:

@@ -1,4 +1,4 @@
-"""A fingerprint is of the patient, not of how the scan was stored; absent organs are refused."""
+"""A fingerprint depends on the patient, not on the storage of the scan; absent organs are refused."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def test_which_organ_lies_to_the_right_in_most_cases(tmp_path: Path, flip: bool)
 
 
 def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
-    """Numbers of two cases of three are spread like Hounsfield units, in a channel that is not called CT."""
+    """Intensities of two cases of three are distributed like Hounsfield units, in a channel that is not named
+    CT."""
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 3)
     assert take(data, data.ids).advice == ()
     for case in data.cases[:2]:

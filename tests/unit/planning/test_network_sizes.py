@@ -1,4 +1,4 @@
-"""Patches are near cubes, networks can halve them, and what a step of them fills is what it really fills."""
+"""Patches are nearly cubes, networks can halve them, and the computed memory of a step is the real one."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated
 
 
 def test_a_patch_that_comes_down_to_one_voxel_is_counted() -> None:
-    """With batch norm, which could not learn from one such patch alone."""
+    """With batch norm, which could not be trained on a single such patch."""
     recipe = load("valindria2018-small-organs")
     assert isinstance(recipe, Recipe)
     lead = recipe.stages[0]

@@ -1,4 +1,4 @@
-"""Groups of organs: which lie together, and when a box around each does better than one region."""
+"""Groups of organs: which are neighbours, and when a box around each is better than one region."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_boxes_are_for_small_organs_far_apart_on_a_grid_that_can_be_finer() -> N
 
 
 def far_apart(root: Path) -> Dataset:
-    """Two balls of 10 mm at both ends of a long box of noise, and their names."""
+    """Two balls of 10 mm at both ends of a long box of noise, with names for them."""
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     grid = Grid((64, 24, 24), np.diag([2.0, 2.0, 2.0, 1.0]))
@@ -107,6 +107,7 @@ def boxes_of(recipe: Recipe) -> list[tuple[str, object, object]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path) -> None:
     made = far_apart(tmp_path / "data")
     plan = small_plan(tmp_path / "p.yaml", coarse_voxels=1000, region_margin_mm=4.0, iterations=3)

@@ -1,4 +1,4 @@
-"""Planned numbers follow from the fingerprint by the rules that the docs state."""
+"""Planned numbers follow from the fingerprint by the documented rules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ORGANS = LabelSchema.consecutive(["liver", "right kidney", "left kidney"])
 
 @dataclass(frozen=True)
 class Sized(Device):
-    """A device with a memory of our choice."""
+    """A device with a given memory."""
 
     gigabytes: float = 16.0
 
@@ -76,7 +76,7 @@ def whole_plan(
 
 
 def reasons(made: Plan) -> dict[str, Reason]:
-    """By what was decided; nothing is decided twice."""
+    """By decision; no decision occurs twice."""
     assert len({reason.what for reason in made.reasons}) == len(made.reasons)
     return {reason.what: reason for reason in made.reasons}
 
@@ -93,7 +93,7 @@ def test_large_scans_get_two_stages_small_crops_one() -> None:
 
 
 def test_a_plan_speaks_of_the_stages_that_it_has() -> None:
-    """The model card repeats it."""
+    """The model card contains it."""
     assert planned(ABDOMEN).description == template().description
     assert "a second one looks closer" in template().description
     assert "one network sees the scans" in planned(CROPS).description

@@ -1,4 +1,4 @@
-"""What a plan says of itself can be read, and names from data sets break no table."""
+"""A plan's rationale is readable, and names from data sets do not break tables."""
 
 from __future__ import annotations
 

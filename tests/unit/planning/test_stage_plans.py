@@ -1,4 +1,4 @@
-"""Stages in the making: spacings by voxel budgets, and what augmentation suits the data."""
+"""Plans of stages: spacings from voxel budgets, and augmentation that suits the data."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_other_modalities_are_trained_for_more_changes_of_contrast() -> None:
 
 
 def of_tones(*seen: tuple[int, float | None]) -> Fingerprint:
-    """Organs seen in so many cases, and how far their brightness differs."""
+    """Organs found in this many cases, with this spread of their brightness."""
     size, middle = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
     organs = tuple(
         Organ(f"o{n}", cases, 40, 80.0, size, middle, (0.0, 9.0), 1.0, spread)
@@ -130,7 +130,7 @@ def test_names_that_leave_a_doubt_are_not_mirrored(names: list[str], why: str) -
 
 
 def test_a_group_of_one_doubtful_label_is_not_mirrored() -> None:
-    """Alone it looks as if it had no side."""
+    """Alone, it seems to have no side."""
     names = ("RK", "LK", "eye", "nose")
     groups = (Group(names[::2], (0, 0, 0), (100, 100, 100)), Group(names[1::2], (200, 0, 0), (260, 50, 50)))
     made = boxes(template(), ABDOMEN, LabelSchema.consecutive(names), groups)

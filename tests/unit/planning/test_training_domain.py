@@ -1,4 +1,4 @@
-"""What training cases show together."""
+"""Common properties of training cases."""
 
 from __future__ import annotations
 

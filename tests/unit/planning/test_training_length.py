@@ -1,4 +1,4 @@
-"""How long training is."""
+"""Length of a training."""
 
 from __future__ import annotations
 

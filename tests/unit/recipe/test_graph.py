@@ -1,4 +1,4 @@
-"""References go backwards only; labels must be predicted; what is trained at once."""
+"""References only go backwards; labels must be predicted; stages trained together."""
 
 from __future__ import annotations
 

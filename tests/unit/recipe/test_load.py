@@ -1,4 +1,4 @@
-"""What comes from a file is hostile until checked; what is wrong is said in one line."""
+"""Content of files is hostile until checked; every problem is one line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_does_not_exist_is_named_with_what_does(given: str, line: str) -> N
 
 
 def laughs(doubled: str) -> bytes:
-    """Forty aliases, each of which stands for the one before twice: 2^40 values, written out."""
+    """Forty aliases, each containing the previous one twice: 2^40 values when resolved."""
     return "".join(f"a{n + 1}: &a{n + 1} {doubled.format(n)}\n" for n in range(40)).encode()
 
 

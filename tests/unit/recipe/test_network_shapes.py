@@ -1,4 +1,4 @@
-"""What networks do to shapes, counted by hand; whether the modules do it is tested with them."""
+"""Shapes of networks, counted by hand; the modules' tests check that they agree."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def test_a_plane_needs_nothing_of_the_axis_across_it(plane: str, axis: int) -> N
 def test_the_largest_shape_that_a_valid_net_can_read(
     shape: tuple[int, int, int], largest: tuple[int, int, int]
 ) -> None:
-    """Not above the one given, and where all are, the smallest."""
+    """Not above the given one or, if all are, the smallest."""
     assert network_shapes.readable(UNet3D(), "valid", shape) == largest
     assert network_shapes.readable(UNet3D(channels=(2, 2, 2)), "same", (15, 16, 3)) == (12, 16, 4)

@@ -1,4 +1,4 @@
-"""Every problem of a recipe names the stage, the field, what came and what is allowed."""
+"""Every problem of a recipe names the stage, the field, the value and what is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number of a recipe has a range, and what is published lies inside."""
+"""Every number of a recipe has a range, which contains the published values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plain(name: str) -> Data:
 
 
 def numbers(data: Any, path: Path = ()) -> Iterator[Path]:
-    """Where the numbers of a recipe are."""
+    """Paths of the numbers of a recipe."""
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             yield from numbers(value, (*path, key))

@@ -1,4 +1,4 @@
-"""Who is let in."""
+"""Access to the server."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_is_no_host_is_refused_also_where_all_names_are_answered_to(
 
 
 def test_no_header_breaks_it(local: TestClient, guarded: TestClient) -> None:
-    """A client of this kind raises what a server would log."""
+    """This client raises exceptions that a server would only log."""
     rng = random.Random(0)
     names = (
         b"host",

@@ -1,4 +1,4 @@
-"""The HTTP interface: jobs from upload to results, and everything that is refused."""
+"""The HTTP interface: jobs from upload to results, and all refusals."""
 
 from __future__ import annotations
 

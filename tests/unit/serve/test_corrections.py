@@ -1,4 +1,4 @@
-"""Corrected label maps become training cases, and what is none is refused."""
+"""Corrected label maps become training cases, and other uploads are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def job(job_id: str = "0123456789abcdef") -> Job:
 
 
 class Case:
-    """A scan, its label map, and one to be sent."""
+    """A scan, its label map, and a corrected one."""
 
     def __init__(self, folder: Path) -> None:
         image, labels = tiny_case(0)

@@ -1,4 +1,4 @@
-"""The queue on the disk: what a restart finds, what a full or damaged one does."""
+"""The queue on the disk: after a restart, with a full disk, with damage."""
 
 from __future__ import annotations
 

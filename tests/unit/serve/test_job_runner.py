@@ -1,4 +1,4 @@
-"""Jobs are carried out in order, and a server that stops leaves them as they should be found."""
+"""Jobs are processed in order, and a server that stops leaves them in the correct state."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_job_whose_model_is_gone_fails(tmp_path: Path) -> None:
 
 
 def test_notes_are_kept_with_the_job_when_it_finishes(tmp_path: Path) -> None:
-    """What lists jobs reads no result."""
+    """Listing jobs reads no result."""
     with serving(tmp_path) as server:
         server.go.set()
         job_id = server.post(b"good")

@@ -1,4 +1,4 @@
-"""Jobs on disk: what a restart finds, and what a damaged folder says."""
+"""Jobs on disk: after a restart, and in a damaged folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_after_a_restart_finished_jobs_stay_the_running_one_is_marked_and_queued
 
 
 def test_results_without_a_job_are_left_alone(tmp_path: Path) -> None:
-    """As of a database that was moved away."""
+    """As with a database that was moved away."""
     (tmp_path / "0123456789abcdef" / "out").mkdir(parents=True)
     Jobs(tmp_path, 8).close()
     assert (tmp_path / "0123456789abcdef" / "out").is_dir()

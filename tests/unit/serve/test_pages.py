@@ -1,4 +1,4 @@
-"""The pages: everything they load is there, and nothing is loaded from elsewhere."""
+"""The pages: all files that they load exist, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a running job will take yet."""
+"""Remaining time of a running job."""
 
 from __future__ import annotations
 

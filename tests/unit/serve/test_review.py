@@ -1,4 +1,4 @@
-"""What people say of a result is kept, and told as JSON and as a table."""
+"""Reviews of a result are stored, and returned as JSON and as a table."""
 
 from __future__ import annotations
 

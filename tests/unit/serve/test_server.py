@@ -1,4 +1,4 @@
-"""A real server in a process of its own, killed while it works; addresses, tokens and models."""
+"""A real server in a separate process, killed during its work; addresses, tokens and models."""
 
 from __future__ import annotations
 

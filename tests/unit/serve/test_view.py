@@ -1,4 +1,4 @@
-"""What `zoomseg view` serves: these two files, and nothing else."""
+"""The files that `zoomseg view` serves, and no others."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_labels_of_another_grid_are_laid_by_position_and_this_is_said(tmp_path: 
 def test_a_header_that_programs_read_differently_is_served_as_zoomseg_reads_it(
     tmp_path: Path, kind: str
 ) -> None:
-    """The page, by rules of its own, would lay the two apart, or small."""
+    """The page, by its own rules, would misalign the two, or show them too small."""
     image, truth = tiny_case(0)
     scan, labels = tmp_path / "a.nii", tmp_path / "b.nii.gz"
     um = image.grid.affine * np.array([[1000], [1000], [1000], [1]])

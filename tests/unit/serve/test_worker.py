@@ -1,4 +1,4 @@
-"""The process that segments: good scans, bad ones, and its own death."""
+"""The worker process: good scans, bad ones, and its death."""
 
 from __future__ import annotations
 

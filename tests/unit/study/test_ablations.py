@@ -1,4 +1,4 @@
-"""The studies are the papers': their rows, their numbers, and which rows share a training."""
+"""The studies agree with the papers: rows, numbers, and rows that share a training."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_fine_tuning_table_5() -> None:
 
 @pytest.mark.parametrize("study", TABLES, ids=lambda s: s.name)
 def test_published_means_are_those_of_the_organs_typed(study: Ablation) -> None:
-    """A number mistyped shows here. The papers' own means are rounded, or over cases, by up to 0.004."""
+    """Detects typing errors. The papers' own means are rounded, or over cases, by up to 0.004."""
     known = [
         (row.name, p) for row in study.rows for p in (row.published, row.published_unseen) if p is not None
     ]

@@ -1,4 +1,5 @@
-"""The candidate region's curve: counted by hand on a toy, growing with the radius, made once per case."""
+"""The candidate region's curve: counted by hand on a small example, growing with the radius, computed once
+per case."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def reference(classes: Sequence[int]) -> LabelMap:
 
 
 def answer(found: Sequence[int]) -> StagePrediction:
-    """A stage that is sure of the liver at these voxels of the line."""
+    """A stage that is certain of the liver at these voxels of the line."""
     probabilities = np.zeros((4, 10, 1, 1), dtype=np.float32)
     probabilities[0] = 1.0
     for voxel in found:

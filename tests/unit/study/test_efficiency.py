@@ -1,4 +1,4 @@
-"""What rows took: kept by case, shown by row."""
+"""Resource usage of rows: stored by case, shown by row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A fold's training cases as atlases: only complete ones, made once; what they say becomes a label map."""
+"""A fold's training cases as atlases: only complete ones, computed once; their prediction becomes a label
+map."""
 
 from __future__ import annotations
 
@@ -141,7 +142,7 @@ def test_a_scan_that_cannot_be_registered_is_named_a_missing_library_stops(
 def test_networks_answer_times_the_atlas(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same training, with and without an atlas that knows of no organ on the left."""
+    """The same training, with and without an atlas that lacks the organ on the left."""
 
     def right_only(self: AtlasLibrary, image: Volume, **_: object) -> StagePrediction:
         left = (np.arange(image.grid.shape[0]) < image.grid.shape[0] // 2).reshape(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Changes of a recipe do what their names say, and leave the rest alone."""
+"""Edits of a recipe change what their names say, and nothing else."""
 
 from __future__ import annotations
 

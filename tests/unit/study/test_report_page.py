@@ -1,4 +1,4 @@
-"""A page says the same in Markdown and in HTML, and names from data sets cannot break either."""
+"""A page has the same content in Markdown and in HTML, and names from data sets cannot break either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study of two rows really trains, predicts, scores and tabulates, and does nothing twice."""
+"""A study of two rows actually trains, predicts, scores and tabulates, and repeats nothing."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_if_no_case_can_be_predicted_it_stops(
 
 
 def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tmp_path: Path) -> None:
-    """Its labels are spelled in another way, with other values, and one more is there."""
+    """Its labels have another spelling and other values, and there is an additional one."""
     root = tiny_dataset(tmp_path / "other", cases=2).root
     described = json.loads((root / "dataset.json").read_text())
     described["labels"] = {"background": 0, "RK": 7, "LK": 3, "spleen": 9}
@@ -237,7 +237,7 @@ def test_the_steps_of_the_recipe_as_it_is_shipped(
 
 
 def test_a_row_may_start_from_another_recipe(study: Ablation, data: Dataset, tmp_path: Path) -> None:
-    """The coarse stage alone, trained for itself, beside the cascade; each has its own steps."""
+    """The coarse stage alone, trained separately, compared with the cascade; each has its own steps."""
     path = tmp_path / "alone.yaml"
     path.write_text(dump(only("coarse")(tiny_recipe(together=False, iterations=3))))
     alone = Row("alone", Training("alone", recipe=str(path)), published=Published({"left kidney": 0.6}))
@@ -275,7 +275,7 @@ def test_a_row_that_cannot_be_carried_out_is_left_out_and_named(
 
 
 def test_rows_are_scored_as_the_paper_scores(done: Path, study: Ablation, data: Dataset) -> None:
-    """And scored again where another rule scored them before, without predicting anew."""
+    """And scored again if another rule was used before, without repeating predictions."""
     flare = replace(study, rows=tuple(replace(row, tolerances=FLARE22_TOLERANCES) for row in study.rows))
     summary = done / "rows" / "fine" / "fold-0" / "summary.json"
     carried_out(flare, data, done)

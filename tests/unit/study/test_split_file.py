@@ -1,4 +1,4 @@
-"""Lists of cases from a file, in a form of one's own and nnU-Net's; what makes no sense is refused."""
+"""Lists of cases from a file, in our own format and nnU-Net's; invalid ones are refused."""
 
 from __future__ import annotations
 

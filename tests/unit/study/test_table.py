@@ -1,4 +1,4 @@
-"""Numbers of the table: pooled means, paired tests, the paper's beside them, and the verdict on the order."""
+"""Numbers of the table: pooled means, paired tests, the paper's numbers, and the verdict on the order."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_csv_leaves_empty_what_does_not_exist() -> None:
 
 
 def test_the_papers_spread_stands_beside_ours(tmp_path: Path) -> None:
-    """Of the organ; not of the mean, where the papers give something else."""
+    """For the organ; not for the mean, for which the papers give something else."""
     published = Published(
         {"liver": 0.9}, 0.9, dice_sd={"liver": 0.05}, dice_min={"liver": 0.4}, nsd_sd={"liver": 0.125}
     )

@@ -1,4 +1,4 @@
-"""Trainings are done once, alike for every row, and a folder holds one study only."""
+"""Trainings are done once, in the same way for every row, and a folder contains a single study."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_training_that_was_begun_is_resumed(
 
 
 def test_a_training_with_a_recipe_of_its_own_keeps_it(study: Ablation, data: Dataset, tmp_path: Path) -> None:
-    """It is made smaller as the study's, which ``settings`` replace."""
+    """It is reduced like the study's, which ``settings`` replace."""
     own, others = tmp_path / "own.yaml", tmp_path / "others.yaml"
     own.write_text(dump(tiny_recipe(together=False).model_copy(update={"name": "own"})))
     others.write_text(dump(tiny_recipe(together=True).model_copy(update={"name": "others"})))
@@ -269,10 +269,11 @@ def of_split(tmp_path: Path, train: list[str], validation: str, test: list[str] 
     return file
 
 
+@pytest.mark.slow
 def test_cases_that_a_split_leaves_out_are_labelled_by_models_or_as_they_are(
     with_unlabelled: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first round is trained on the split's cases alone; killed during labelling, the study goes on."""
+    """The first round is trained on the split's cases only; killed during labelling, the study is resumed."""
     monkeypatch.setattr(self_training, "LEAST_CONFIDENCE", 0.0)
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
@@ -378,12 +379,12 @@ def test_rows_that_change_no_stage_may_have_a_recipe_that_is_planned(
 
 
 class StartedError(Exception):
-    """In place of a training."""
+    """Raised instead of a training."""
 
 
 @pytest.fixture
 def with_atlas(tmp_path: Path, data: Dataset) -> Trainings:
-    """The coarse stage also sees the atlas prior."""
+    """The coarse stage also reads the atlas prior."""
 
     def seen(stage: Stage) -> Stage:
         return stage.model_copy(update={"inputs": (*stage.inputs, AtlasInput(labels=SCHEMA.names))})

@@ -1,4 +1,4 @@
-"""A model that looks everywhere learns where to look, from scans that it labels itself."""
+"""A model without a region learns one, from scans that it labels itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCANS = 5
 
 
 class Oracle:
-    """Stands in for the model where it labels scans: it finds what is there."""
+    """Replaces the model for labelling scans: its labels are correct."""
 
     channels = 1
 
@@ -50,7 +50,7 @@ class Notes(Silent):
 
 
 def everywhere() -> Recipe:
-    """A single stage that looks at all of a scan, in eight tiles or more."""
+    """A single stage for the whole scan, in eight tiles or more."""
     fine = tiny_recipe(together=False).stages[1]
     grid = fine.grid.model_copy(update={"tile": (8, 8, 8), "overlap": 0.5})
     stage = fine.model_copy(

@@ -1,4 +1,4 @@
-"""The atlases of a training."""
+"""Atlases of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The region with the fewest tiles of those that hold enough, of candidates known by construction."""
+"""The region with the fewest tiles among those that contain enough, of candidates known by construction."""
 
 from __future__ import annotations
 

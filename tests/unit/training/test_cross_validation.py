@@ -1,4 +1,4 @@
-"""A cross-validation decides once, trains fold after fold, and goes on where it was stopped."""
+"""A cross-validation decides once, trains fold after fold, and is resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_complete_fold_without_graphs_gets_them(data: Dataset, recipe: str, tm
 
 
 def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    """Its file says that it is not complete, as after Ctrl-C; the recipe may have gone."""
+    """Its file states that it is incomplete, as after Ctrl-C; the recipe may be missing."""
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe, epochs=None))
     model = begun.model(0, CPU, Silent())
     stopped = replace(model, provenance={**model.provenance, "complete": False})

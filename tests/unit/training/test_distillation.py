@@ -1,4 +1,4 @@
-"""What teachers say of a patch, what a student learns of it, and teachers that do not fit."""
+"""Teachers' predictions for a patch, their effect on a student, and teachers that do not fit."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_teachers_say_the_mean_of_their_probabilities(data: Dataset, tmp_path: P
 
 
 def test_loss_is_half_the_references_and_half_the_teachers(data: Dataset, tmp_path: Path) -> None:
-    """The teachers see what the student does, its own coarse answer as a prior included."""
+    """The teachers have the student's input, including its own coarse prediction as a prior."""
     group, batch = drawn(data, tiny_recipe(together=True), two_teachers(data, tmp_path), tmp_path / "m")
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, module in group.modules.items():
@@ -85,7 +85,7 @@ def test_loss_is_half_the_references_and_half_the_teachers(data: Dataset, tmp_pa
 
 
 def test_no_gradient_flows_through_the_teachers(data: Dataset, tmp_path: Path) -> None:
-    """With their answers as constants, the coarse network's gradient from the fine loss is the same."""
+    """With their predictions as constants, the coarse network's gradient from the fine loss is the same."""
     group, batch = drawn(data, tiny_recipe(together=True), two_teachers(data, tmp_path), tmp_path / "m")
     weight = group.modules["coarse"].heads[0].weight
     said: list[torch.Tensor] = []
@@ -112,12 +112,12 @@ def test_without_a_learning_rate_nothing_changes(data: Dataset, tmp_path: Path) 
 
 
 def taught_alone(recipe: Recipe) -> Recipe:
-    """With a loss that has nothing of the reference."""
+    """With a loss without a part from the reference."""
     return retrained(recipe, loss=DiceCrossEntropy(dice_weight=0, cross_entropy_weight=0))
 
 
 def test_a_student_comes_to_say_what_its_teachers_say(data: Dataset, tmp_path: Path) -> None:
-    """Its loss falls to half the entropy of their answers, and not below."""
+    """Its loss falls to half the entropy of their predictions, and not below."""
     recipe = taught_alone(tiny_recipe(together=False, iterations=80, lr=1e-2))
     teachers = distillation.load([saved(tmp_path / "t", decided(untrained_bundle(11)))], data, recipe)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, teachers=teachers), Silent())
@@ -134,7 +134,7 @@ def test_a_student_comes_to_say_what_its_teachers_say(data: Dataset, tmp_path: P
 
 
 def decided(model: Bundle) -> Bundle:
-    """Fresh networks say next to nothing: this one's last layers have an opinion on every class."""
+    """New networks predict almost uniform probabilities: this one's last layers distinguish all classes."""
     weights = {
         stage: {
             key: torch.tensor([1.0, 0.0, -1.0]) if key.startswith("heads") and key.endswith("bias") else t

@@ -1,4 +1,4 @@
-"""Two processes that share every batch do what one does with the whole of it."""
+"""Two processes that share every batch give the same result as one with the whole batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes left what they did."""
+    """The folder with the results of two processes."""
     out = tmp_path_factory.mktemp("two")
     codes = distributed_tasks.start(data, out)
     assert codes == [2, 3], "the last task ends both"
@@ -60,6 +60,7 @@ def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
+@pytest.mark.slow
 def test_numbers_are_exchanged(two: Path) -> None:
     for rank, found in enumerate(per_rank(two, "exchanged")):
         assert found["sum"].tolist() == [[3.0] * 3] * 2

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is shared is copied, label by label; what is new stays new; every misfit in one line."""
+"""Fine-tuning: shared weights are copied, label by label; new ones stay new; every mismatch is one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zoomseg.training.log import Silent
 from zoomseg.training.training_run import TrainingRequest
 
 MORE = LabelSchema(("Kidney (right)", "spleen", "left_kidney"), (1, 2, 3))
-"""The kidneys in other order and spelling, and an organ more."""
+"""The kidneys in another order and spelling, and an additional organ."""
 
 
 class Told(Silent):
@@ -49,7 +49,7 @@ def network(recipe: Recipe, stage: int, schema: LabelSchema) -> torch.nn.Module:
 
 
 def other_labels(root: Path) -> Dataset:
-    """The tiny data set, its kidneys called and numbered otherwise, with an organ more in one case."""
+    """The tiny data set, with other names and values of its kidneys and an additional organ in one case."""
     tiny_dataset(root)
     file = root / "labelsTr" / "case_0.nii.gz"
     image = nib.load(file)  # type: ignore[attr-defined]
@@ -133,8 +133,8 @@ def test_prior_channels_of_the_first_layers_follow_their_labels() -> None:
     ids=lambda spec: spec.kind,
 )
 def test_every_tensor_of_other_networks_is_shared_or_follows_the_labels(spec: UNet3D | ResidualFCN) -> None:
-    """Of whichever tensors depend on the labels, the rows of those that both know are the old ones: with the
-    new label taken out again, nothing but the old model is left."""
+    """In all tensors that depend on the labels, the rows of common ones are the old ones: without the new
+    label, only the old model remains."""
     base = tiny_recipe(together=True)
     recipe = base.model_copy(
         update={"stages": tuple(s.model_copy(update={"network": spec}) for s in base.stages)}
@@ -219,7 +219,7 @@ def test_fine_tuning_to_other_labels_from_start_to_end(model: Path, tmp_path: Pa
 def test_resumed_fine_tuning_needs_the_model_no_more(
     data: Dataset, model: Path, tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before its first step, or within its first group: what follows starts from the model, too."""
+    """Killed before its first step, or within its first group: the next groups also start from the model."""
     recipe = tmp_path / "r.yaml"
     recipe.write_text(dump(tiny_recipe(together=False, iterations=4)))
     wish = TrainingRequest(str(recipe), init=model)

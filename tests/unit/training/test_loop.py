@@ -1,4 +1,4 @@
-"""The training loop: learns, repeats itself, survives a kill, names what is bad."""
+"""The training loop: it learns, is reproducible, survives a kill, and names problems."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Recorder(Silent):
 
 
 class StopAfter(Recorder):
-    """Asks the run to stop, as SIGTERM does, once ``steps`` rows of training were told."""
+    """Stops the run, like SIGTERM, after ``steps`` rows of training."""
 
     def __init__(self, steps: int, stop: threading.Event) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> N
 def test_time_budget_is_kept_and_the_schedule_ends(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock that every look at it moves on, so that no busy machine can be late."""
+    """With a clock that advances at every query, so that a busy machine causes no delay."""
     clock = itertools.count(0.0, 0.04)
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)

@@ -1,4 +1,4 @@
-"""Parts of a training: which stages, on which cases, for which share of the time."""
+"""Parts of a training: their stages, cases, and shares of the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training's start decides is read back as it was, or refused."""
+"""Decisions at the start of a training are read back unchanged, or refused."""
 
 from __future__ import annotations
 

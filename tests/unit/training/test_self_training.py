@@ -1,4 +1,5 @@
-"""Scans are labelled, what is confident is kept, and a model learns from it; stopped, it goes on."""
+"""Scans are labelled, confident organs are kept, and a model learns from them; it can be interrupted and
+resumed."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ TEACHER_SCHEMA = LabelSchema(("liver", "Kidney_R", "kidney left"), (1, 2, 5))
 
 
 Sure = Mapping[str, Mapping[str, float]]
-"""By scan and organ, the Dice that is promised; a scan that is not in it is refused."""
+"""By scan and organ, the expected Dice; scans not in it are refused."""
 
 
 class Notes(Silent):
@@ -46,7 +47,7 @@ class Notes(Silent):
 
 
 class Oracle:
-    """Stands in for a predictor: labels the tiny scans perfectly, and is as sure as it is told to be."""
+    """Replaces a predictor: labels the tiny scans perfectly, with the given confidence."""
 
     channels = 1
 
@@ -145,7 +146,8 @@ def test_confident_organs_are_kept_and_the_others_are_not_annotated(
 def test_the_calibration_says_what_a_promise_is_worth(
     data: Dataset, unlabelled: Path, teacher: str, tmp_path: Path, ask: Callable[..., Oracle]
 ) -> None:
-    """A promise of 0.9 is a logit of 2.2; an offset of -1 leaves 0.77, and one organ gets its +1 back."""
+    """An expected Dice of 0.9 is a logit of 2.2; an offset of -1 leaves 0.77, and one organ gets its +1
+    back."""
     ask(calibration=Calibration(offset=-1.0, slope=1.0, organs={"Kidney_R": 1.0}, cases=4))
     out = tmp_path / "m"
     begin(data, out, unlabelled, teacher).label(CPU, Silent())
@@ -181,7 +183,7 @@ def test_what_is_labelled_is_not_labelled_again(
 def test_a_model_learns_from_both_and_goes_on(
     data: Dataset, unlabelled: Path, teacher: str, recipe: str, tmp_path: Path, ask: Callable[..., Oracle]
 ) -> None:
-    """The fold kept back has drawn cases alone, and nothing is planned from the others."""
+    """The held-out fold has only annotated cases, and nothing is planned from the others."""
     ask()
     out = tmp_path / "m"
     run = begin(data, out, unlabelled, teacher, recipe=recipe, folds=2, fold=1, seed=3)

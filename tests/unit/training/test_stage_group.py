@@ -1,4 +1,4 @@
-"""One step of stages trained at once: gradients between them, averaged weights, what is measured."""
+"""One step of stages trained together: gradients between them, averaged weights, measurements."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_an_organ_found_where_it_is_not_annotated_counts_as_background() -> None
 def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     data: Dataset, tmp_path: Path, patch: tuple[int, int, int], half: bool
 ) -> None:
-    """torch reads unwritten memory there: gradients would be anything, or not finite."""
+    """torch reads uninitialised memory there: gradients would be arbitrary, or not finite."""
     recipe = tiny_recipe(together=False)
     training = recipe.stages[0].training.model_copy(update={"patch": patch})
     coarse = recipe.stages[0].model_copy(update={"training": training})

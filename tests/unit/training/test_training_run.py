@@ -1,4 +1,4 @@
-"""A job decides once, writes down what it decided, and goes on from there."""
+"""A training decides once, records its decisions, and is resumed from them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: 
 
 
 def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    """Of published recipes and planned ones alike, the cases kept back left out; also when resumed."""
+    """For published and planned recipes alike, without the held-out cases; also when resumed."""
     for name, wanted in (("published", recipe), ("planned", small_plan(tmp_path / "plan.yaml"))):
         wish = TrainingRequest(wanted, epochs=1, folds=2, fold=1)
         model = training_run.start(data, tmp_path / name, wish, CPU, Silent())
@@ -154,7 +154,7 @@ def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: st
 
 
 class _Beside(Silent):
-    """Does something once, while a training runs."""
+    """Does something once, during a training."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self.do, self.done = do, 0
@@ -265,7 +265,7 @@ def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, float]) -> None:
 def test_a_job_file_with_a_number_that_cannot_be(
     data: Dataset, recipe: str, tmp_path: Path, key: str, value: str
 ) -> None:
-    """Of every kind one line."""
+    """One line for every kind."""
     split = {
         "train": data.ids,
         "validation": (),
@@ -313,7 +313,7 @@ def described(root: Path, **changes: object) -> Dataset:
 def test_resume_refuses_other_labels_and_channels(
     data: Dataset, recipe: str, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    """Same cases, same number of classes: a network would go on and mean something else."""
+    """Same cases, same number of classes: a network could be trained further with another meaning."""
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     other = described(tmp_path / "d", **changes)
     with pytest.raises(TrainingError, match=f"has {next(iter(changes))[:6]}.* but .* was trained with"):
@@ -334,7 +334,7 @@ PLANNED = load("default").model_dump(mode="json")
 
 
 def job_file(model: Path, **changes: object) -> None:
-    """What a training leaves that was killed before its first checkpoint."""
+    """The files of a training that was killed before its first checkpoint."""
     (model / "training").mkdir(parents=True)
     (model / "training" / "job.json").write_text(json.dumps(RECORD | changes))
 
@@ -430,7 +430,7 @@ def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> No
 
 
 def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planned batch is two, or as many as there are processes; nobody waits for three that are not."""
+    """The planned batch is two, or as many as there are processes; missing ones are not awaited."""
     monkeypatch.setattr(Processes, "wait_for_first", lambda self, stop: None)
     monkeypatch.setattr(training_run.loop, "train", lambda data, split, recipe, *rest: recipe)
     plan = TrainingRequest(small_plan(tmp_path / "plan.yaml"))
@@ -480,7 +480,7 @@ def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["planned", "concrete"])
 def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str, kind: str) -> None:
-    """A recipe with numbers says by itself how intensities are normalised; labels need names anyway."""
+    """A complete recipe states how intensities are normalised; labels need names in any case."""
     folder = tmp_path / "d"
     data = described(folder, channel_names={"0": "scan"}, labels={"label_3": 3, "label_7": 7})
     for file in (folder / "imagesTr").iterdir():

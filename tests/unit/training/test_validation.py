@@ -1,4 +1,4 @@
-"""Cases kept back are predicted and scored, and the model's confidence is calibrated by them."""
+"""Held-out cases are predicted and scored, and the model's confidence is calibrated on them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""nnU-Net v2's trained models: plans, data set description and checkpoints."""
+"""Trained models of nnU-Net v2: plans, data set description and checkpoints."""

@@ -1,7 +1,7 @@
 """``checkpoint_final.pth``: a pickle, of which nothing is executed.
 
-Torch's weights-only loader builds tensors and plain values, and refuses all else. What nnU-Net writes beside
-them are numpy's numbers in its training log; their constructors alone are allowed in addition.
+Torch's weights-only loader creates tensors and plain values, and refuses everything else. nnU-Net's training
+log also contains numpy's numbers; only their constructors are allowed in addition.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ ALLOWED = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says of prediction."""
+    """The parts of a checkpoint that are relevant for prediction."""
 
     weights: Mapping[str, Tensor]
     configuration: str
     trainer: str
     mirror_axes: tuple[int, ...]
-    """Of the network's input, that were mirrored in training, and may be in prediction."""
+    """Axes of the network's input that were mirrored in training, and may be in prediction."""
 
 
 def read(path: Path) -> Checkpoint:
-    """A checkpoint, by torch's weights-only loader.
+    """A checkpoint, read by torch's weights-only loader.
 
     Raises:
-        ModelError: it holds what would have to be executed, is damaged, or is no checkpoint of nnU-Net v2.
+        ModelError: it contains executable content, is damaged, or is not a checkpoint of nnU-Net v2.
     """
     try:
         with torch.serialization.safe_globals(ALLOWED):  # type: ignore[arg-type]

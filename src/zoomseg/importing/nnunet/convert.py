@@ -1,4 +1,4 @@
-"""A trained nnU-Net model as a recipe: every number that its prediction depends on is a key of the recipe."""
+"""A trained nnU-Net model as a recipe: every number that affects its prediction is a key of the recipe."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ SOURCE = (
     "segmentation"
 )
 STAGE, LOWRES, FULLRES = "whole", "lowres", "fullres"
-"""Names of stages: of one alone, and of the two of a cascade."""
+"""Names of stages: of a single one, and of the two of a cascade."""
 
 ITERATIONS = 250_000
-"""1000 epochs of 250, as nnU-Net trains."""
+"""1000 epochs of 250, as in nnU-Net's training."""
 
 OVERLAP = 0.5
 """``nnUNetPredictor``'s ``tile_step_size``."""
@@ -58,12 +58,12 @@ _ORIENTATIONS = {
     "NibabelIOWithReorient": "canonical",
     "SimpleITKIOWithReorient": "canonical",
 }
-"""By reader: whether it turns scans to RAS+."""
+"""By reader: whether it reorients scans to RAS+."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A model but for its weights."""
+    """A model without its weights."""
 
     recipe: Recipe
     schema: LabelSchema
@@ -72,7 +72,7 @@ class Converted:
 
     @property
     def stage(self) -> Stage:
-        """The configuration's own, which is the last."""
+        """The configuration's own stage, which is the last."""
         return self.recipe.stages[-1]
 
     @property
@@ -97,7 +97,7 @@ def converted(
         before: the configuration whose label map this one reads, if it reads one.
 
     Raises:
-        ModelError: what cannot be imported is named, with what can.
+        ModelError: names what cannot be imported, and what can.
     """
     _check(plans, name, configuration)
     channels = _channel_names(dataset)
@@ -120,7 +120,7 @@ def converted(
 
 
 def _cascade(own: Converted, before: Converted) -> Converted:
-    """A configuration behind the one whose label map it reads."""
+    """A configuration after the one whose label map it reads."""
     for what, one, other in (
         ("labels", own.schema, before.schema),
         ("channels", own.channel_names, before.channel_names),
@@ -197,14 +197,15 @@ def _mirror_axes(mirrored: Sequence[int], axes: Axes, dimensions: int) -> tuple[
 
 
 def _overlap(axes: Axes, dimensions: int) -> float | tuple[float, float, float]:
-    """Slices are answered once each."""
+    """Slices are predicted once each."""
     i, j, k = (0.0 if dimensions == 2 and axis == 0 else OVERLAP for axis in axes)
     return OVERLAP if dimensions == 3 else (i, j, k)
 
 
 def _augmentation(patch: Index3) -> Augmentation:
-    """As far as a recipe can say it, what ``nnUNetTrainer.get_training_transforms`` does, for fine-tuning.
-    Mirroring is left out: it would have to know which labels are pairs. A flat patch turns in its plane."""
+    """The augmentation of ``nnUNetTrainer.get_training_transforms``, as far as a recipe can express it, for
+    fine-tuning. Without mirroring, which requires knowledge of paired labels. A flat patch is rotated in its
+    plane."""
     flat = max(patch) / min(patch) > ANISOTROPY
     r, a, s = (30.0 if not flat or size == min(patch) else 0.0 for size in patch)
     return Augmentation(
@@ -220,7 +221,7 @@ def _augmentation(patch: Index3) -> Augmentation:
 
 
 def _check(plans: Plans, name: str, configuration: Configuration) -> None:
-    """Refuse what the recipe could not say."""
+    """Refuse configurations that a recipe cannot express."""
     dimensions = len(configuration.patch_size)
     if dimensions not in (2, 3) or len(configuration.spacing) != dimensions:
         raise ModelError(
@@ -240,7 +241,7 @@ def _check(plans: Plans, name: str, configuration: Configuration) -> None:
 
 
 def _threshold(configuration: Configuration) -> float | None:
-    """From which anisotropy on slices are resampled each for itself; None: never."""
+    """The anisotropy above which slices are resampled separately; None: never."""
     image = _resampling("data", configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs, 3)
     answer = _resampling(
         "probabilities",
@@ -313,7 +314,8 @@ def _channel_intensity(
 
 
 def _clipped(own: ChannelIntensities) -> Window:
-    """``CTNormalization``: clipped, less the mean, over the standard deviation; the same line as a window."""
+    """``CTNormalization``: clipped, minus the mean, divided by the standard deviation; the same function as a
+    window."""
     spread = max(own.std, 1e-8)
     lower, upper = own.percentile_00_5, own.percentile_99_5
     return Window(lower=lower, upper=upper, output=((lower - own.mean) / spread, (upper - own.mean) / spread))
@@ -327,11 +329,11 @@ def _channel_names(dataset: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _schema(dataset: dict[str, Any]) -> tuple[LabelSchema, bool]:
-    """The labels, and whether they are regions, in the order in which they are written over one another."""
+    """The labels, and whether they are regions, in the order in which they overwrite one another."""
     given = dataset.get("labels")
     if not isinstance(given, dict) or given.get("background") != 0:
         raise ModelError("dataset.json: labels must give every name its value, and background 0")
-    # The ignore label is one of references, never of predictions.
+    # The ignore label occurs in references, never in predictions.
     labels = {str(name): value for name, value in given.items() if name not in ("background", "ignore")}
     regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
     if regions:
@@ -353,7 +355,7 @@ def _schema(dataset: dict[str, Any]) -> tuple[LabelSchema, bool]:
 
 
 def _painted(labels: dict[str, Any], order: object) -> list[int]:
-    """The value that each region gets in the label map (nnU-Net's ``regions_class_order``)."""
+    """The value of each region in the label map (nnU-Net's ``regions_class_order``)."""
     if not isinstance(order, list) or len(order) != len(labels) or any(type(n) is not int for n in order):
         raise ModelError(
             f"dataset.json: labels are {len(labels)} regions, and regions_class_order is {quoted(order)}; "

@@ -23,18 +23,18 @@ from zoomseg.io.files import parse_json, read_file
 from zoomseg.io.zips import ZipLimits, checked_zip
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
-"""In the order in which they are looked for; nnU-Net predicts with the first."""
+"""In the order of the search; nnU-Net predicts with the first."""
 
 MAX_JSON_BYTES = 50_000_000
 _LIMITS = ZipLimits("models", 10_000, file_bytes=40_000_000_000, total_bytes=40_000_000_000)
-"""Five folds of the largest networks have some 10 GB."""
+"""Five folds of the largest networks have about 10 GB."""
 
 _WANTED = re.compile(r"(^|/)(plans\.json|dataset\.json|fold_[^/]+/checkpoint_(final|best)\.pth)$")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a trained model's folder holds."""
+    """The content of a trained model's folder."""
 
     plans: dict[str, Any]
     dataset: dict[str, Any]
@@ -44,7 +44,7 @@ class ModelFiles:
 
 @contextmanager
 def opened(source: Path) -> Iterator[Path]:
-    """The folder with ``plans.json``, in ``source`` or unpacked from it for as long as it is used.
+    """The folder with ``plans.json``, in ``source`` or temporarily unpacked from it.
 
     Raises:
         ModelError: there is none, or several; the zip is damaged, or would write outside its folder.
@@ -67,10 +67,10 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     """The files of a trained model.
 
     Args:
-        folds: those wanted; None: all that there are.
+        folds: requested ones; None: all that exist.
 
     Raises:
-        ModelError: a file is missing or is no JSON object, or a fold has no checkpoint.
+        ModelError: a file is missing or is not a JSON object, or a fold has no checkpoint.
     """
     found = {
         path.name.removeprefix("fold_"): file
@@ -84,7 +84,7 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     lacking = [fold for fold in folds or () if fold not in found]
     if lacking:
         raise ModelError(f"{folder} has no checkpoint of fold {listed(lacking)}; it has: {', '.join(found)}")
-    # nnU-Net takes the numbered folds; one that was trained on all cases answers alone.
+    # nnU-Net uses the numbered folds; one trained on all cases predicts alone.
     numbered = tuple(fold for fold in found if fold != "all")
     wanted = folds or numbered or tuple(found)
     checkpoints = {fold: found[fold] for fold in wanted}
@@ -95,7 +95,7 @@ def beside(folder: Path, configuration: str) -> Path:
     """The folder of another configuration of the same data set, trainer and plans.
 
     Raises:
-        ModelError: there is none under nnU-Net's name.
+        ModelError: there is none with nnU-Net's name.
     """
     trainer, _, _ = folder.resolve().name.rpartition("__")
     found = folder.resolve().parent / f"{trainer}__{configuration}"
@@ -132,7 +132,7 @@ def _is_read(folder: Path, others: list[Path]) -> bool:
 
 
 def _unpack(source: Path, folder: Path) -> None:
-    """The wanted files of a zip, each to its place below ``folder``."""
+    """Unpack the required files of a zip to their positions below ``folder``."""
     try:
         with checked_zip(source, _LIMITS, ModelError) as archive:
             members = archive.infolist()

@@ -1,9 +1,10 @@
-"""nnU-Net's networks: an architecture's numbers as a recipe's network, its weights under that one's names.
+"""nnU-Net's networks: convert an architecture's numbers to a recipe's network, and its weights to that
+network's names.
 
-nnU-Net's arrays have a scan's axes as k, j, i, transposed; here they are i, j, k. Instead of every scan, the
-kernels are turned. A network of slices, which lie across its first axis, has kernels of one voxel there.
-Biases of convolutions that a norm follows are left out, as the norm subtracts them again, and so are the
-heads of deep supervision, which answer in training alone.
+nnU-Net's arrays have a scan's axes as k, j, i, transposed; here they are i, j, k. The kernels are transposed,
+instead of every scan. A network of slices, which lie across its first axis, has kernels of one voxel there.
+Biases of convolutions followed by a norm, which subtracts them again, are omitted, and so are the heads of
+deep supervision, which are only used in training.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from zoomseg.networks.blocks import LEAKY_SLOPE
 from zoomseg.recipe.spec import PlainConvUNet, ResEncUNet
 
 LAST_LAYERS = ("last.", "heads.0.")
-"""How the tensors begin whose first axis stands for the classes."""
+"""Prefixes of the tensors whose first axis corresponds to the classes."""
 
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
-"""Those that are read."""
+"""Supported networks."""
 
 Axes = tuple[int, int, int]
 """For each axis of a scan here (i, j, k), the network's axis there."""
@@ -39,23 +40,23 @@ def axes_of(transpose_forward: Sequence[int]) -> Axes:
 
 
 def turned(values: Sequence[int], axes: Axes) -> Index3:
-    """Numbers by nnU-Net's axes, by i, j, k."""
+    """Numbers given by nnU-Net's axes, reordered to i, j, k."""
     return (int(values[axes[0]]), int(values[axes[1]]), int(values[axes[2]]))
 
 
 def in_space(values: Sequence[int], across: int = 1) -> list[int]:
-    """Numbers by nnU-Net's axes; of slices, with that ``across`` them."""
+    """Numbers by nnU-Net's axes; for networks of slices, with that ``across`` them."""
     return [across, *values] if len(values) == 2 else list(values)
 
 
 def spec_of(architecture: Architecture, axes: Axes, dimensions: int = 3) -> PlainConvUNet | ResEncUNet:
-    """The network of a recipe that computes the same.
+    """The equivalent network of a recipe.
 
     Args:
         dimensions: of its convolutions, 2 or 3.
 
     Raises:
-        ModelError: another class, or a norm, activation or block that is not read.
+        ModelError: another class, or an unsupported norm, activation or block.
     """
     numbers = architecture.arch_kwargs
     if architecture.name not in NETWORKS:
@@ -124,7 +125,7 @@ def _per_axis(given: Sizes, levels: int, dimensions: int, name: str) -> list[lis
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor comes from, and whether its input channels are those of a decoder (upsampled first)."""
+    """The source of a tensor, and whether its input channels are those of a decoder (upsampled first)."""
 
     source: str
     skip_last: bool = False
@@ -142,9 +143,9 @@ def weights_of(
 
     Args:
         channels: that the network reads.
-        classes: that it tells apart, background included.
-        regions: whether background is none of the checkpoint's, whose logits are each region's own: they
-            become those of a region to a background of zero.
+        classes: that it predicts, background included.
+        regions: whether the checkpoint has no background class and separate logits for regions: they become
+            those of a region relative to a background of zero.
 
     Raises:
         ModelError: a weight is missing, has another shape, or belongs to no such network.
@@ -185,13 +186,14 @@ def _turned(values: AnyNumpy, axes: Axes) -> AnyNumpy:
 
 
 def _skip_first(kernel: AnyNumpy) -> AnyNumpy:
-    """nnU-Net has a decoder's upsampled features first and the skip, of as many channels, behind them."""
+    """Swap the halves: nnU-Net has a decoder's upsampled features first, followed by the skip with as many
+    channels."""
     half = kernel.shape[1] // 2
     return np.ascontiguousarray(np.concatenate([kernel[:, half:], kernel[:, :half]], axis=1))
 
 
 def _check_known(given: Mapping[str, Tensor], places: Mapping[str, _Place]) -> None:
-    """Whether the checkpoint has no other modules than the network's."""
+    """Refuse a checkpoint with other modules than the network's."""
     known = {place.source.rpartition(".")[0] for place in places.values()}
     for name in given:
         module = name.rpartition(".")[0]
@@ -204,7 +206,7 @@ def _check_known(given: Mapping[str, Tensor], places: Mapping[str, _Place]) -> N
 
 
 def _places(spec: PlainConvUNet | ResEncUNet) -> dict[str, _Place]:
-    """By the names of weights here."""
+    """Sources by the names of weights here."""
     out: dict[str, _Place] = {}
 
     def block(own: str, theirs: str, skip_last: bool = False) -> None:
@@ -235,7 +237,7 @@ def _places(spec: PlainConvUNet | ResEncUNet) -> dict[str, _Place]:
                     own, theirs = f"encoder.{level}.{b}", f"encoder.stages.{level}.blocks.{b}"
                     block(f"{own}.first", f"{theirs}.conv1")
                     block(f"{own}.second", f"{theirs}.conv2")
-                    for part in (0, 1):  # the projection; behind the pooling, where there is one
+                    for part in (0, 1):  # the projection; after the pooling, if there is one
                         block(f"{own}.skip.{part}", f"{theirs}.skip.{part}")
             for n in range(levels - 1):
                 block(f"decoder.{n}", f"decoder.stages.{levels - 2 - n}.convs.0", True)

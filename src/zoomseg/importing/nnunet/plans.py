@@ -1,6 +1,5 @@
-"""``plans.json``: one configuration with what it inherits, in the form of today's plans and in that of plans
-before nnU-Net 2.4, which give a U-Net's numbers without an ``architecture``.
-"""
+"""``plans.json``: one configuration with its inherited values, in the current format and in that of plans
+before nnU-Net 2.4, which give a U-Net's numbers without an ``architecture``."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ Sizes = int | list[int] | list[list[int]]
 
 
 class _Part(BaseModel):
-    """Keys that say nothing of prediction may be there, too."""
+    """Further keys, irrelevant for prediction, are allowed."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
@@ -47,7 +46,7 @@ class Architecture(_Part):
 
     @property
     def name(self) -> str:
-        """The class alone, wherever nnU-Net had it at the time."""
+        """The class name alone, independent of its module in nnU-Net at the time."""
         return self.network_class_name.rpartition(".")[2]
 
 
@@ -65,7 +64,7 @@ class _OldNumbers(_Part):
 
     @property
     def architecture(self) -> Architecture:
-        """As nnU-Net itself reads it (``nnunetv2.utilities.plans_handling.plans_handler``)."""
+        """As in nnU-Net itself (``nnunetv2.utilities.plans_handling.plans_handler``)."""
         stages = len(self.n_conv_per_stage_encoder)
         features = [
             min(self.UNet_base_num_features * 2**n, self.unet_max_num_features) for n in range(stages)
@@ -86,7 +85,8 @@ class _OldNumbers(_Part):
 
 
 class Configuration(_Part):
-    """What a configuration says of prediction. Axes are nnU-Net's: a scan's k, j, i, transposed."""
+    """The parts of a configuration that are relevant for prediction. Axes are nnU-Net's: a scan's k, j, i,
+    transposed."""
 
     spacing: list[float]
     patch_size: list[int]
@@ -103,7 +103,7 @@ class Configuration(_Part):
 
 
 class ChannelIntensities(_Part):
-    """Of the foreground of all training scans."""
+    """Intensities of the foreground of all training scans."""
 
     mean: float
     std: float
@@ -122,10 +122,10 @@ class Plans(_Part):
 
 
 def parse(data: dict[str, Any]) -> Plans:
-    """The plans as a whole.
+    """The complete plans.
 
     Raises:
-        ModelError: they are no nnU-Net v2 plans.
+        ModelError: they are not nnU-Net v2 plans.
     """
     if "configurations" not in data and "plans_per_stage" in data:
         raise ModelError("plans are of nnU-Net v1; only v2's are read: convert or train the model with v2")
@@ -139,7 +139,7 @@ def parse(data: dict[str, Any]) -> Plans:
 
 
 def configuration_of(plans: Plans, name: str) -> Configuration:
-    """A configuration with all that it inherits.
+    """A configuration with all inherited values.
 
     Raises:
         ModelError: there is none of that name, it inherits from itself, or a number is missing or wrong.
@@ -168,7 +168,7 @@ def validated(model: type[PlansModel], data: dict[str, Any], where: str) -> Plan
     """A part of a JSON file as a value.
 
     Raises:
-        ModelError: the first thing that is wrong with it.
+        ModelError: its first problem.
     """
     try:
         return model.model_validate(data)

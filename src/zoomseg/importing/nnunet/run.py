@@ -1,4 +1,5 @@
-"""nnU-Net's trained model to a model folder: read, checked, converted, and written with its ONNX graph."""
+"""Convert nnU-Net's trained model to a model folder: read, checked, converted, and written with its ONNX
+graph."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from zoomseg.recipe import network_shapes
 def import_model(
     source: Path, out: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
 ) -> tuple[Path, ...]:
-    """``import_models`` of one."""
+    """``import_models`` for a single one."""
     return import_models((source,), out, folds, lowres)
 
 
@@ -39,22 +40,22 @@ def import_models(
     lowres: Path | None = None,
     body: bool = False,
 ) -> tuple[Path, ...]:
-    """Make a ZoomSeg model of a trained nnU-Net v2 model, or of several: one with the labels of all.
+    """Create a ZoomSeg model from a trained nnU-Net v2 model, or from several: one with the labels of all.
 
     Args:
-        sources: folders that nnU-Net's training wrote (``plans.json`` is in them), or zips of them. Where two
-            models found something in the same voxel, the later one's label stays.
-        out: the model folder to write. Of several folds it holds one model each, which predict together.
-        folds: those wanted; None: all that were trained.
-        lowres: of a cascade, the model whose label map it reads, as a folder or zip; None: it lies beside the
-            cascade's, under nnU-Net's name.
-        body: whether only the body is looked at.
+        sources: folders written by nnU-Net's training (with ``plans.json``), or zips of them. Where two
+            models label the same voxel, the later one's label is used.
+        out: the model folder to write. For several folds it contains one model each, which form an ensemble.
+        folds: requested ones; None: all that were trained.
+        lowres: for a cascade, the model whose label map it reads, as a folder or zip; None: it is beside the
+            cascade's, with nnU-Net's name.
+        body: whether the region is restricted to the body.
 
     Returns:
         The folders of the models written, one per fold.
 
     Raises:
-        ModelError: what came cannot be imported or does not go together; the line says what can.
+        ModelError: the models cannot be imported or combined; the message states what can.
         OutputError: no permission, full disk.
     """
     require_free(out)
@@ -92,7 +93,7 @@ def _previous(given: files.ModelFiles) -> str | None:
 
 
 def _together(models: Sequence[Mapping[str, Bundle]], sources: Sequence[Path]) -> Mapping[str, Bundle]:
-    """By fold, one model of all."""
+    """By fold, one model combined from all."""
     if len(models) == 1:
         return models[0]
     names = [
@@ -109,7 +110,8 @@ def _together(models: Sequence[Mapping[str, Bundle]], sources: Sequence[Path]) -
 
 
 def write_models(models: Mapping[str, Bundle], out: Path) -> tuple[Path, ...]:
-    """Write one model, or one per fold, with the networks as ONNX graphs; the folders of the models."""
+    """Write one model, or one per fold, with the networks as ONNX graphs; returns the folders of the
+    models."""
     if len(models) == 1:
         written = {out: next(iter(models.values()))}
     else:
@@ -123,10 +125,10 @@ def write_models(models: Mapping[str, Bundle], out: Path) -> tuple[Path, ...]:
 
 
 def require_free(out: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that is not empty.
 
     Raises:
-        ModelError: it does.
+        ModelError: it is not.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists already; choose another folder, or remove it first")

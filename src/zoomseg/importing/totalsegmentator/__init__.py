@@ -1,1 +1,1 @@
-"""TotalSegmentator v2's models, where a user has their weights: tasks of one or several nnU-Net models."""
+"""TotalSegmentator v2's models, from the weights on a user's disk: tasks of one or several nnU-Net models."""

@@ -1,4 +1,5 @@
-"""A folder of TotalSegmentator's weights to a model folder: parts of a task are found by data set number."""
+"""Convert a folder of TotalSegmentator's weights to a model folder: parts of a task are found by data set
+number."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.recipe import graph
 
 FOLD = "0"
-"""The one that TotalSegmentator's weights have, or that it predicts with."""
+"""The fold of TotalSegmentator's weights, or the one with which it predicts."""
 
 SOURCE = (
     "Wasserthal et al. 2023, TotalSegmentator: robust segmentation of 104 anatomic structures in CT images"
@@ -25,16 +26,16 @@ _DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 
 
 def import_task(folder: Path, out: Path, task: str = "total", body: bool = False) -> Path:
-    """Make a ZoomSeg model of a task's weights.
+    """Create a ZoomSeg model from a task's weights.
 
     Args:
         folder: TotalSegmentator's own (``~/.totalsegmentator``), or one with ``Dataset291_...`` and so on.
         out: the model folder to write.
         task: one of ``TASKS``.
-        body: whether only the body is looked at.
+        body: whether the region is restricted to the body.
 
     Raises:
-        ModelError: no such task, a part of it is not there, or it is not what the task's part is.
+        ModelError: no such task, a part of it is missing, or differs from the task's part.
         OutputError: no permission, full disk.
     """
     if task not in TASKS:
@@ -92,7 +93,7 @@ def _model(source: Path, part: Part, task: Task) -> Bundle:
             f"{source.parent.name} has {len(model.schema.names)} labels, data set {part.dataset} of "
             f"TotalSegmentator has {len(part.labels)}; is it of another version?"
         )
-    # TotalSegmentator turns scans to RAS+ before it gives them to nnU-Net.
+    # TotalSegmentator reorients scans to RAS+ before it passes them to nnU-Net.
     recipe = model.recipe.model_copy(update={"orientation": "canonical"})
     if task.overlap < 0.5:
         recipe = graph.with_less_overlap(recipe, task.overlap)

@@ -1,8 +1,8 @@
-"""What TotalSegmentator's public tasks are made of: data set numbers, trainers and labels, by task.
+"""The parts of TotalSegmentator's public tasks: data set numbers, trainers and labels, by task.
 
 Facts from its repository (github.com/wasserth/TotalSegmentator, Apache-2.0, August 2026):
-``map_tasks_config.py``, ``map_to_binary.py`` and ``nnunet.py``. Tasks are left out that first look for an
-organ and crop to it, that need a licence, or whose answer is mostly post-processing.
+``map_tasks_config.py``, ``map_to_binary.py`` and ``nnunet.py``. Not included are tasks that first search for
+an organ and crop to it, that need a licence, or whose result is mostly post-processing.
 """
 
 from __future__ import annotations
@@ -147,16 +147,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """``parts`` in the order in which they enter the label map; their labels one after the other are the
-    task's, with values 1, 2, 3 and so on."""
+    """``parts`` in the order in which they are written to the label map; their labels one after the other are
+    the task's, with values 1, 2, 3 and so on."""
 
     parts: tuple[Part, ...]
     trainer: str
-    """A model's folder begins with it."""
+    """Prefix of a model's folder."""
     overlap: float = 0.5
-    """Of tiles: 1 less TotalSegmentator's ``step_size``."""
+    """Of tiles: 1 minus TotalSegmentator's ``step_size``."""
     largest_component: tuple[str, ...] = ()
-    """Labels of which only the largest part is kept."""
+    """Labels of which only the largest component is kept."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -191,4 +191,4 @@ TASKS = {
         (Part(343, ("abdominal_cavity", "thoracic_cavity", "pericardium", "mediastinum")),), "nnUNetTrainer"
     ),
 }
-"""By name: TotalSegmentator's, with ``--fast`` and ``--fastest`` as ends of names."""
+"""By TotalSegmentator's name, with ``--fast`` and ``--fastest`` as suffixes."""

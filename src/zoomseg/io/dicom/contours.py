@@ -1,15 +1,15 @@
-"""Outlines of a mask in a slice, and the mask of an outline.
+"""Outlines of a mask in a slice, and masks of outlines.
 
 Outlines run half-way between the centres of voxels inside and outside (marching squares), so that filling
-them gives back the mask voxel by voxel, whatever rule a program has for voxels on an edge: none is. Their
-area is that of the voxels less half a voxel per outline.
+them recovers the mask voxel by voxel, independent of a program's rule for voxels on an edge: there are none.
+Their area is that of the voxels less half a voxel per outline.
 
-A hole is cut out by a keyhole: one polygon runs along the outer edge, crosses to the hole, runs around it and
-returns on the same way. Most systems fill such polygons right, while of separate contours for holes some make
-islands. The way never passes through a voxel's centre.
+A hole is connected by a keyhole: one polygon runs along the outer edge, crosses to the hole, runs around it
+and returns the same way. Most systems fill such polygons correctly, while some make islands of separate
+contours for holes. The connection never passes through a voxel's centre.
 
-Contours that others drew are put together by two rules (see ``xor_mask`` and ``drawn_mask``): the standard
-has one for those that are marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
+Contours drawn by other programs are combined by two rules (see ``xor_mask`` and ``drawn_mask``): the standard
+has one for those marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from zoomseg.core.geometry import FloatArray
 Mask = npt.NDArray[np.bool_]
 
 KEYHOLE_OFFSET = 0.25
-"""Voxels by which the way to a hole misses the centres of voxels; no horizontal edge lies there either."""
+"""Distance in voxels between the connection to a hole and the centres of voxels; no horizontal edge lies
+there either."""
 
 _Filled = tuple[list[FloatArray], list[npt.NDArray[np.uint32]]]
-"""What contourpy returns for ``FillType.OuterOffset``: points of each polygon, and where its rings start."""
+"""Result of contourpy for ``FillType.OuterOffset``: points of each polygon, and where its rings start."""
 
 _EDGES_AT_ONCE = 4096
-"""Edges that are filled at once, so that contours of any number of points take bounded memory."""
+"""Number of edges filled at once, so that contours of any number of points need bounded memory."""
 
 
 def outlines(mask: Mask) -> Iterator[FloatArray]:
     """Polygons ``[N, 2]`` of indices (i, j) around a mask ``[I, J]``, one per connected part; the last point
-    is joined to the first."""
+    is connected to the first."""
     where = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
     if not where[0].size:
         return
@@ -66,10 +67,10 @@ def _corners(ring: FloatArray) -> FloatArray:
 
 
 def _keyholed(outer: FloatArray, holes: Iterable[FloatArray]) -> FloatArray:
-    """One polygon for a ring and its holes. From the rightmost hole on, each is joined to what lies right of
-    it: that is finished by then."""
+    """One polygon for a ring and its holes. Starting with the rightmost hole, each is connected to the part
+    to its right, which is complete by then."""
     for hole in sorted(holes, key=lambda ring: float(ring[:, 0].max()), reverse=True):
-        rightmost = hole[np.argmax(hole[:, 0])]  # half-way between two columns, so on a row
+        rightmost = hole[np.argmax(hole[:, 0])]  # half-way between two columns, and therefore on a row
         at = float(rightmost[1]) + KEYHOLE_OFFSET
         leave, exits = _crossings(hole, at)
         last = int(np.argmax(exits))
@@ -85,7 +86,7 @@ def _keyholed(outer: FloatArray, holes: Iterable[FloatArray]) -> FloatArray:
 
 
 def _crossings(ring: FloatArray, at: float) -> tuple[npt.NDArray[np.intp], FloatArray]:
-    """Where a ring's edges cross the line j = ``at``: the edges' first points, and i."""
+    """Crossings of a ring's edges with the line j = ``at``: the edges' first points, and i."""
     following = np.roll(ring, -1, axis=0)
     edges = np.flatnonzero((ring[:, 1] < at) != (following[:, 1] < at))
     a, b = ring[edges], following[edges]
@@ -95,18 +96,18 @@ def _crossings(ring: FloatArray, at: float) -> tuple[npt.NDArray[np.intp], Float
 # --- filling --------------------------------------------------------------------------------------
 
 MAX_IN_SLICE = 1_000
-"""Contours of one structure in one slice; more are refused, as each is compared with all others."""
+"""Maximum number of contours of one structure in one slice, as each is compared with all others."""
 
 MAX_CROSSINGS = 2**22
-"""Crossings of one contour with the rows of its slice; more are refused, as they are held in memory."""
+"""Maximum number of crossings of one contour with the rows of its slice, as they are held in memory."""
 
 TOUCHING_VOX = 0.02
-"""A contour that comes this close to the one around it, along a row of voxels, touches it."""
+"""Distance along a row of voxels below which a contour touches the one around it."""
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnMask:
-    """The mask ``[I, J]`` of what was drawn in a slice; how many contours were there again, and whether some
+    """The mask ``[I, J]`` of the contours in a slice; the number of repeated contours, and whether some
     overlapped or touched."""
 
     mask: Mask
@@ -115,8 +116,9 @@ class DrawnMask:
 
 
 def xor_mask(polygons: Iterable[FloatArray], shape: tuple[int, int]) -> Mask:
-    """The mask ``[I, J]`` of voxels whose centre lies in an odd number of polygons ``[N, 2]`` (indices, which
-    may lie beyond the mask): CLOSEDPLANAR_XOR (PS3.3 C.8.8.6.3), and keyholes, whose ways cancel out."""
+    """The mask ``[I, J]`` of voxels whose centre lies in an odd number of polygons ``[N, 2]`` (indices,
+    which may lie beyond the mask): CLOSEDPLANAR_XOR (PS3.3 C.8.8.6.3), and keyholes, whose connections
+    cancel out."""
     mask = np.zeros(shape, dtype=bool)
     for polygon in polygons:
         contour = _Contour.of(polygon, shape)
@@ -128,10 +130,10 @@ def drawn_mask(polygons: Sequence[FloatArray], shape: tuple[int, int]) -> DrawnM
     """The mask ``[I, J]`` of voxels that CLOSED_PLANAR contours surround, polygons ``[N, 2]`` of indices that
     may lie beyond the mask.
 
-    The standard (PS3.3 C.8.8.6.3) has keyholes for holes, and does not say what several contours in a slice
-    mean. Drawn they are as rings all the same, and stored twice, and in parts that overlap. So: contours that
-    surround the same voxels are one; one that lies wholly in another without touching it is a hole, one in
-    that an island, and so on; all others add up.
+    The standard (PS3.3 C.8.8.6.3) has keyholes for holes, and does not define several contours in a slice.
+    They nevertheless occur as rings, stored twice, and in overlapping parts. Therefore contours that surround
+    the same voxels count once; one that lies completely in another without touching it is a hole, one in that
+    an island, and so on; all others are added.
     """
     contours = [c for c in (_Contour.of(polygon, shape) for polygon in polygons) if c.mask.any()]
     kept = _without_copies(contours)
@@ -146,7 +148,7 @@ def drawn_mask(polygons: Sequence[FloatArray], shape: tuple[int, int]) -> DrawnM
 
 
 def _nested(contours: Sequence[_Contour], around: Sequence[Sequence[int]], shape: tuple[int, int]) -> Mask:
-    """Contours at even depths, each without the holes in it, together."""
+    """The union of contours at even depths, each without the holes in it."""
     depth = [0] * len(contours)
     for one in sorted(range(len(contours)), key=lambda one: len(around[one])):
         depth[one] = 1 + max((depth[outer] for outer in around[one]), default=-1)
@@ -173,7 +175,7 @@ def _without_copies(contours: Iterable[_Contour]) -> list[_Contour]:
 
 
 def _near(contours: Sequence[_Contour]) -> Iterator[tuple[int, int]]:
-    """Pairs, both ways, of which one might lie in or overlap the other."""
+    """Pairs, in both orders, of which one might lie in or overlap the other."""
     low = np.array([c.low for c in contours]).reshape(-1, 2)
     high = low + np.array([c.mask.shape for c in contours]).reshape(-1, 2)
     for one in range(len(contours)):
@@ -184,12 +186,12 @@ def _near(contours: Sequence[_Contour]) -> Iterator[tuple[int, int]]:
 @dataclass(frozen=True, eq=False)
 class _Contour:
     """A closed polygon as its crossings with the rows of a slice: ``i`` of each, sorted within its row ``j``.
-    Between an odd crossing and the next lies its inside."""
+    Its inside lies between each odd crossing and the next."""
 
     i: FloatArray
     j: npt.NDArray[np.intp]
     length: int
-    """Of a row, in voxels."""
+    """Length of a row, in voxels."""
 
     @classmethod
     def of(cls, polygon: FloatArray, shape: tuple[int, int]) -> _Contour:
@@ -221,7 +223,7 @@ class _Contour:
 
     @cached_property
     def mask(self) -> Mask:
-        """Voxels whose centres lie inside, of the part of the slice that holds them."""
+        """Voxels whose centres lie inside, in the part of the slice that contains them."""
         if not self.i.size:
             return np.zeros((0, 0), dtype=bool)
         at, row = self._voxels - self.low[0], self.j - self.low[1]
@@ -236,15 +238,15 @@ class _Contour:
         return slice(i, i + n), slice(j, j + m)
 
     def lies_in(self, other: _Contour) -> bool:
-        """Whether every stretch of it lies within one of the other's, and touches neither end."""
+        """Whether each of its intervals lies within one of the other's, without touching either end."""
         before = np.tile((-TOUCHING_VOX, TOUCHING_VOX), len(self.i) // 2)
         left, right = other.crossings_before(self.i + before, self.j).reshape(-1, 2).T
         return bool((left == right).all() and (left % 2 == 1).all())
 
     def crossings_before(self, i: FloatArray, j: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """How many crossings lie before each place in its row."""
+        """The number of crossings before each position in its row."""
         starts = np.searchsorted(self.j, j)
-        # Complex numbers sort by their real part, then by their imaginary one: by row, then along it.
+        # Complex numbers are sorted by real part, then by imaginary part: by row, then along it.
         return np.searchsorted(self.j + 1j * self.i, j + 1j * i) - starts
 
     def shares_voxels(self, other: _Contour) -> bool:
@@ -258,7 +260,8 @@ class _Contour:
 
 
 def _row_crossings(a: FloatArray, b: FloatArray, rows: int) -> tuple[FloatArray, npt.NDArray[np.intp]]:
-    """Where edges from ``a`` to ``b`` cross the rows: i, and row j; an edge's upper end does not count."""
+    """Crossings of edges from ``a`` to ``b`` with the rows: i, and row j; an edge's upper end does not
+    count."""
     low = np.clip(np.ceil(np.minimum(a[:, 1], b[:, 1])), 0, rows).astype(np.intp)
     high = np.clip(np.ceil(np.maximum(a[:, 1], b[:, 1])), 0, rows).astype(np.intp)
     counts = high - low

@@ -1,4 +1,4 @@
-"""Grids in DICOM's words: LPS+ millimetres, positions of planes, directions along rows and columns."""
+"""Grids in DICOM's terms: LPS+ millimetres, positions of planes, directions along rows and columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_plane_directions(grid: Grid) -> tuple[float, ...]:
 def slice_affine(
     orientation: Sequence[float], spacing: Sequence[float], position: Sequence[float]
 ) -> FloatArray:
-    """``[4, 3]``: from (column, row, 1) of a slice to RAS+ millimetres, of Image Orientation and Position
+    """``[4, 3]``: from (column, row, 1) of a slice to RAS+ millimetres, from Image Orientation and Position
     (Patient) and Pixel Spacing (which has the distance between rows first)."""
     affine = np.zeros((4, 3))
     directions = np.array(orientation, dtype=np.float64).reshape(2, 3)

@@ -1,8 +1,8 @@
-"""What images say of their patient and study, for the objects that are made of them.
+"""Patient and study attributes of images, for the objects derived from them.
 
 The attributes of DICOM's modules Patient, General Study and Patient Study (PS3.3 Tables C.7-1, C.7-3, C.7-4a)
-but for photos, as text: several values as DICOM divides them, sequences as DICOM JSON (PS3.18 F). A header is
-hostile until checked: what does not have the form that the standard asks for is not passed on.
+except photos, as text: several values as DICOM separates them, sequences as DICOM JSON (PS3.18 F). A header
+is hostile until checked: values that do not have the form required by the standard are not passed on.
 """
 
 # mypy: allow-untyped-calls
@@ -27,7 +27,7 @@ REQUIRED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
 )
-"""There, if need be empty: type 2, and the description."""
+"""Always present, possibly empty: type 2, and the description."""
 
 KEYWORDS = (
     *REQUIRED,
@@ -58,15 +58,15 @@ KEYWORDS = (
 )
 
 MAX_SEQUENCE_CHARACTERS = 16_384
-"""A longer sequence is not passed on."""
+"""Longer sequences are not passed on."""
 
 _LONG = frozenset(("LO", "PN"))
-"""Names and the like: what is too long for its field is better cut than lost."""
+"""Names and the like: if they are too long for their field, they are cut rather than dropped."""
 
 _TEXT = frozenset(
     ["AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
 )
-"""Kinds of values that sequences may hold."""
+"""Value representations allowed in sequences."""
 
 _ENUMERATED: Mapping[str, tuple[str, ...]] = {
     "PatientSex": ("M", "F", "O"),
@@ -82,7 +82,7 @@ _ENUMERATED: Mapping[str, tuple[str, ...]] = {
 
 
 def texts(header: Dataset) -> tuple[tuple[str, str], ...]:
-    """Keyword and text of what a header says; what cannot be read is left out, as no scan depends on it."""
+    """Keyword and text of a header's attributes; unreadable ones are omitted, as no scan depends on them."""
     found = ((keyword, _text(header, keyword)) for keyword in KEYWORDS)
     return tuple((keyword, value) for keyword, value in found if value)
 
@@ -100,7 +100,7 @@ def _text(header: Dataset, keyword: str) -> str:
         if isinstance(value, MultiValue):
             return "\\".join(" ".join(str(one).split()) for one in value)
         return text(header, keyword)
-    except Exception:  # parsers of hostile bytes fail in any way they like
+    except Exception:  # on hostile bytes, parsers may raise any exception
         return ""
 
 
@@ -108,7 +108,7 @@ def _text(header: Dataset, keyword: str) -> str:
 
 
 def elements(known: Mapping[str, str]) -> Dataset:
-    """A data set of what is known; what is not, or has an impossible form, is empty or absent."""
+    """A data set of the known attributes; unknown ones, and those of an invalid form, are empty or absent."""
     found = Dataset()
     for keyword in KEYWORDS:
         vr, value = dictionary_VR(keyword), known.get(keyword, "")
@@ -124,7 +124,7 @@ def elements(known: Mapping[str, str]) -> Dataset:
 
 
 def _checked(keyword: str, vr: str, value: str) -> list[str] | str:
-    """One value, or several where there may be; '' for none."""
+    """One value, or several where allowed; '' if there is none."""
     parts = [value] if dictionary_VM(keyword) == "1" else value.split("\\")
     found = [one for one in (_fitting(keyword, vr, part) for part in parts) if one]
     return found if len(found) > 1 else "".join(found)
@@ -147,7 +147,7 @@ def _is_valid(vr: str, value: str) -> bool:
 
 
 def _sequence(keyword: str, value: str) -> DataElement | None:
-    """The sequence that DICOM JSON holds, if all in it has the form it should have."""
+    """The sequence encoded as DICOM JSON, if everything in it has the required form."""
     if not value:
         return None
     try:
@@ -155,7 +155,7 @@ def _sequence(keyword: str, value: str) -> DataElement | None:
         elements = list(found.iterall())
         as_it_should = all(_is_passed_on(element) for element in elements)
         return found[keyword] if as_it_should else None
-    except Exception:  # it was made of hostile bytes
+    except Exception:  # it may consist of hostile bytes
         return None
 
 

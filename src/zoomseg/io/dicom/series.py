@@ -1,4 +1,4 @@
-"""What a DICOM series is once its slices are in place: a grid, and what objects that refer to it need.
+"""A DICOM series as a volume: a grid, and the data needed by objects that refer to it.
 
 DICOM's patient coordinates are LPS+; grids are RAS+, as everywhere here. Series are found by
 ``io.dicom.read.series_discovery``, their voxels read by ``io.dicom.read.voxels``.
@@ -15,13 +15,13 @@ from zoomseg.io.dicom.read.archive import Source
 
 
 def plain(value: str) -> str:
-    """A header's text to be compared: names without regard to case and empty components (PS3.5 6.2.1)."""
+    """A header's text in comparable form: names without regard to case and empty components (PS3.5 6.2.1)."""
     return value.casefold().rstrip("^= ")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose image an object is, and what it belongs to: its own header's text, empty where it has none."""
+    """Patient and context of an object: the text of its own header, empty if missing."""
 
     KEYWORDS: ClassVar[tuple[str, ...]] = (
         *("PatientID", "PatientName", "PatientBirthDate"),
@@ -38,42 +38,41 @@ class Identity:
 
     @property
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """Keywords and what is compared of their values."""
+        """Keywords and comparable values."""
         return tuple((k, plain(value)) for k, value in zip(self.KEYWORDS, vars(self).values(), strict=True))
 
     def differing(self, other: Identity) -> tuple[str, ...]:
-        """Keywords of what differs."""
+        """Keywords of the values that differ."""
         pairs = zip(self.compared, other.compared, strict=True)
         return tuple(mine[0] for mine, its in pairs if mine != its)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One plane as it is stored: a single-frame object, or one frame of an enhanced multi-frame one."""
+    """One stored plane: a single-frame object, or one frame of an enhanced multi-frame one."""
 
     source: Source
     sop_uid: str
     frame: int | None
-    """Counted from 1, as DICOM references do; None for a single-frame object."""
+    """From 1, as in DICOM references; None for a single-frame object."""
     position_lps_mm: Vector3
     """Centre of the first voxel."""
     identity: Identity | None = field(default=None, kw_only=True)
-    """As its own header has it, whatever it was put together with; None where there is no header."""
+    """From its own header, independent of the series to which it was assigned; None without a header."""
 
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
     """One volume of a study: axis i runs along columns, j along rows, k along the normal of the slices (their
-    cross product), as they are stored; nothing is flipped.
+    cross product), as stored; nothing is flipped.
 
-    UIDs and texts are empty where the files lack them (badly anonymised files do).
+    UIDs and texts are empty if the files lack them (as badly anonymised files do).
     """
 
     grid: Grid
     slices: tuple[Slice | None, ...]
-    """The stored slice that lies in each plane of ``grid``, in order of k; None where the plane was
-    interpolated. Where the gantry was tilted, a slice lies in its plane, but its voxels are not the
-    grid's."""
+    """The stored slice in each plane of ``grid``, in order of k; None if the plane was interpolated. With a
+    tilted gantry, a slice lies in its plane, but its voxels are not the grid's."""
     sop_class_uid: str
     study_uid: str
     series_uid: str
@@ -82,13 +81,14 @@ class DicomSeries:
     number: int | None
     description: str
     patient: tuple[tuple[str, str], ...]
-    """DICOM keyword and value of what identifies patient and study, for objects that refer to this series."""
+    """DICOM keyword and value of the attributes that identify patient and study, for objects that refer to
+    this series."""
     notes: tuple[str, ...] = ()
-    """What the user should know of how this became a volume; one line each."""
+    """What the user should know about how this became a volume; one line each."""
 
     @property
     def identity(self) -> Identity:
-        """What all slices should have in their headers."""
+        """The identity that all slices should have in their headers."""
         known = dict(self.patient)
         return Identity(
             known.get("PatientID", ""),
@@ -106,5 +106,5 @@ class DicomSeries:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that this was read from, each once."""
+        """The files from which this was read, each once."""
         return tuple(dict.fromkeys(s.source.path for s in self.slices if s is not None))

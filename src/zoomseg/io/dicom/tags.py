@@ -12,7 +12,7 @@ from zoomseg.core.geometry import Vector3
 from zoomseg.io.dicom.read.archive import Source
 
 UNIT_TOLERANCE = 1e-2
-"""How far the direction cosines of rows and columns may be from unit length and a right angle."""
+"""Tolerance of unit length and perpendicularity of the direction cosines of rows and columns."""
 
 
 def text(header: Dataset, keyword: str) -> str:
@@ -36,7 +36,7 @@ def vector(source: Source, header: Dataset, keyword: str, length: int) -> tuple[
 
 
 def rescale(source: Source, header: Dataset) -> tuple[float, float] | None:
-    """Slope and intercept; None if it has neither."""
+    """Slope and intercept; None if neither is present."""
     given = header.get("RescaleSlope"), header.get("RescaleIntercept")
     if given == (None, None):
         return None

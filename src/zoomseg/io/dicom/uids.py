@@ -1,4 +1,4 @@
-"""UIDs of a series that objects made of it name: its own, or ones made up where files lost theirs."""
+"""UIDs of a series for objects derived from it: its own, or generated ones if files lost theirs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UID = r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+"
 
 
 def study_uid(series: DicomSeries) -> str:
-    """The series' study; for files that lost it, one that is the same for all that is made of them."""
+    """The series' study; for files that lost it, one common to all objects derived from them."""
     return valid_uid(series.study_uid) or _derived_uid(series, "study")
 
 
@@ -22,25 +22,25 @@ def series_uid(series: DicomSeries) -> str:
 
 
 def frame_of_reference_uid(series: DicomSeries) -> str:
-    """What positions of the series are relative to, or as ``study_uid``."""
+    """The frame of reference of the series' positions, or as ``study_uid``."""
     return valid_uid(series.frame_of_reference_uid) or _derived_uid(series, "frame of reference")
 
 
 def valid_uid(uid: str | None) -> str:
-    """The UID, or nothing where it is none: a writer would refuse it, or a reader the whole file."""
+    """The UID, or an empty text if it is invalid: a writer would refuse it, or a reader the whole file."""
     return uid if uid and len(uid) <= 64 and re.fullmatch(_UID, uid) else ""
 
 
 def _derived_uid(series: DicomSeries, what: str) -> str:
     known = [series.study_uid, series.series_uid, series.frame_of_reference_uid]
     uids = [uid for uid in (*known, *series.slice_uids) if uid]
-    # Files may have lost all of them: without the rest, all such patients would have one study.
+    # Files may have lost all of them: without the other values, all such patients would have the same study.
     rest = (series.patient, series.grid.shape, series.grid.affine.tolist())
     return str(generate_uid(entropy_srcs=[what, *uids, repr(rest)]))
 
 
 def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
-    """What a series lacks that objects made of it must name, one line; nothing if it lacks none."""
+    """A note, one line, on missing values that derived objects must contain; empty if none are missing."""
     uids = {
         "StudyInstanceUID": series.study_uid,
         "SeriesInstanceUID": series.series_uid,

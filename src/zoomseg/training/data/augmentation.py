@@ -1,9 +1,9 @@
-"""``augment``: randomness is drawn first, as data; then applied alike to every stage's image,
+"""``augment``: random parameters are drawn first, as data, then applied identically to every stage's image,
 labels, region and priors.
 
-A patch lives in local coordinates: millimetres along the scan's voxel axes, zero at the pivot (the
-centre of the largest patch). The spatial change maps local to scan coordinates; each stage turns it
-into source indices for ONE resample that crops, rotates, scales, mirrors and bends at once.
+A patch is defined in local coordinates: millimetres along the scan's voxel axes, zero at the pivot (the
+centre of the largest patch). The spatial change maps local to scan coordinates; each stage converts it to
+source indices for ONE resampling that combines crop, rotation, scaling, mirroring and elastic deformation.
 
 Shapes: C channels, I J K voxels of the patch, A B D control points.
 """
@@ -29,7 +29,7 @@ from zoomseg.recipe.spec import Augmentation
 CPU = torch.device("cpu")
 _AXES = {"R": 0, "A": 1, "S": 2}
 SHORTEST_SCAN = 0.15
-"""What is left of a scan's height, at least, where it is cut."""
+"""Minimum share of a scan's height that remains when it is truncated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Elastic:
     pitch_mm: Vector3
 
     def at(self, axes_mm: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Displacement ``[I, J, K, 3]`` at the lattice of local coordinates ``axes_mm``, where these are."""
+        """Displacement ``[I, J, K, 3]`` at the lattice of local coordinates ``axes_mm``, on their device."""
         out = torch.from_numpy(self.displacement_mm).to(axes_mm[0].device)
         weights = [
             _bspline_weights(axis / pitch + (n - 1) / 2, n)
@@ -66,10 +66,10 @@ class Spatial:
     shift_mm: Vector3
     elastic: Elastic | None
     mirrored: bool
-    """Whether left and right changed places, so that paired names must be swapped."""
+    """Whether left and right are swapped, so that paired names must be swapped, too."""
     shown_mm: tuple[FloatArray, FloatArray] | None = None
-    """First and last corner, from the pivot, of what is shown of the scan: beyond, its edge goes on.
-    None: all."""
+    """First and last corner of the visible part of the scan, relative to the pivot: beyond, its edge is
+    repeated. None: the whole scan."""
 
     @classmethod
     def identity(cls) -> Spatial:
@@ -84,7 +84,7 @@ class Spatial:
             patch: the patch's grid in local coordinates (axis-aligned).
             spacing_mm: spacing of the source grid.
             pivot: fractional source index of local zero.
-            place: the device that computes them.
+            place: the device on which they are computed.
         """
         axes = cast(
             "tuple[Tensor, Tensor, Tensor]",
@@ -110,8 +110,8 @@ class Spatial:
         return out.clamp(torch.minimum(low, high), torch.maximum(low, high))
 
     def stretched(self, shares: FloatArray) -> Spatial:
-        """That of the scan whose axes are longer by ``1 / shares`` about the pivot: a patch shows that part
-        of what it did."""
+        """The change for a scan whose axes are longer by ``1 / shares`` about the pivot: a patch shows that
+        part of the previous extent."""
         if (shares == 1).all():
             return self
         shift = cast("Vector3", tuple((np.array(self.shift_mm) * shares).tolist()))
@@ -119,15 +119,15 @@ class Spatial:
         return replace(self, matrix=np.diag(shares) @ self.matrix, shift_mm=shift, shown_mm=shown)
 
     def local(self, offset_mm: FloatArray) -> FloatArray:
-        """The local point that shows the scan point ``pivot + offset_mm``, bending and shift left aside
-        (so a patch placed there is shifted off the voxel it was drawn for, as it should be)."""
+        """The local point that shows the scan point ``pivot + offset_mm``, ignoring elastic deformation and
+        shift (so a patch placed there is shifted off the voxel for which it was drawn, as intended)."""
         out: FloatArray = np.asarray(offset_mm) @ np.linalg.inv(self.matrix).T
         return out
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """Changes of a normalised image; every number neutral when nothing happens."""
+    """Changes of a normalised image; by default, all are neutral."""
 
     brightness: float = 0.0
     contrast: float = 1.0
@@ -139,11 +139,11 @@ class Intensity:
     organs: float = 0.0
     organs_probability: float = 0.0
     seed: int = 0
-    """Of the noise, and of what happens to each organ."""
+    """Of the noise, and of the changes of each organ."""
 
     def organ_factors(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
-        """By class index, 256 entries: how many times as bright a label becomes. It follows from the name, so
-        that all stages see the same."""
+        """By class index, 256 entries: factors on the brightness of labels. They follow from the names, so
+        that they are the same in all stages."""
         out = np.ones(256, dtype=np.float32)
         for c, name in enumerate(names, start=1):
             rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
@@ -158,12 +158,12 @@ def draw_spatial(
     reach_mm: Vector3,
     rng: np.random.Generator,
 ) -> Spatial:
-    """Draw a spatial change. Which labels allow mirroring, ``check_flips`` says once, before training.
+    """Draw a spatial change. Whether labels allow mirroring is checked once by ``check_flips``, before
+    training.
 
     Args:
-        spacing_mm: spacing of the stage that the numbers in voxels refer to.
-        reach_mm: half the largest patch among the stages trained at once: the control lattice
-            covers it.
+        spacing_mm: spacing of the stage to which numbers in voxels refer.
+        reach_mm: half the largest patch among the stages trained together: the control lattice covers it.
     """
     mirror = np.ones(3)
     for name in spec.flip_axes:
@@ -195,7 +195,7 @@ def draw_spatial(
 def _draw_control_points(
     spec: Augmentation, shape: tuple[int, ...], rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Displacements in voxels."""
+    """Displacements of the control points in voxels."""
     match spec.elastic_distribution:
         case "uniform":
             return rng.uniform(-spec.elastic_vox, spec.elastic_vox, shape)
@@ -206,9 +206,10 @@ def _draw_control_points(
 def draw_extent(
     spec: Augmentation, height_mm: float, keep_mm: float, rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """First and last mm along S of a shorter scan that still shows ``keep_mm``; None: all of it is shown.
+    """First and last mm along S of a shorter scan that still shows ``keep_mm``; None: the whole scan is
+    shown.
 
-    Short ones are as likely as long ones: the length is drawn on a logarithmic scale.
+    The length is drawn on a logarithmic scale.
     """
     if spec.shorter_scan == 0 or rng.random() >= spec.shorter_scan:
         return None
@@ -218,8 +219,8 @@ def draw_extent(
 
 
 def cut_coordinates(coordinates_IJKx: Tensor, first: float, last: float) -> tuple[Tensor, Tensor]:
-    """Source indices as a scan of the slices ``first`` to ``last`` alone would be read: beyond its edges the
-    edge's slices go on. And where that is, ``[I, J, K]``."""
+    """Source indices for a scan of only the slices ``first`` to ``last``: beyond these, the edge slices are
+    repeated. Also returns a mask of these positions, ``[I, J, K]``."""
     along = coordinates_IJKx[..., 2]
     out = coordinates_IJKx.clone()
     out[..., 2] = along.clamp(first, last)
@@ -227,15 +228,15 @@ def cut_coordinates(coordinates_IJKx: Tensor, first: float, last: float) -> tupl
 
 
 def check_flips(spec: Augmentation, schema: LabelSchema, data_set: LabelSchema) -> None:
-    """Mirroring along R is refused where a label has a side but its counterpart is not predicted, and where
-    labels may have a side.
+    """Refuse mirroring along R if a label has a side but its counterpart is not predicted, or if labels may
+    have a side.
 
     Args:
-        schema: of what a patch carries.
-        data_set: that of the data set, in which names that differ in a letter tell of doubt.
+        schema: the labels that a patch contains.
+        data_set: the schema of the data set, in which names that differ in one letter indicate doubt.
 
     Raises:
-        RecipeError: naming the label.
+        RecipeError: names the label.
     """
     if "R" not in spec.flip_axes:
         return
@@ -264,7 +265,7 @@ def _rotation(angles: list[float]) -> FloatArray:
 
 
 def mirror_table(schema: LabelSchema) -> npt.NDArray[np.uint8]:
-    """Class index -> class index after left and right changed places; 256 entries, IGNORE stays."""
+    """Class index -> class index after swapping left and right; 256 entries, IGNORE is unchanged."""
     table = np.arange(256, dtype=np.uint8)
     for one, other in schema.pairs:
         a, b = schema.class_of(one), schema.class_of(other)
@@ -278,7 +279,7 @@ def draw_intensity(spec: Augmentation, rng: np.random.Generator) -> Intensity:
 
     bends = happens(spec.gamma[1] - spec.gamma[0])
 
-    # Drawn only where they are asked for, so that other recipes draw what they did.
+    # Drawn only if requested, so that the random numbers of other recipes do not change.
     shift = rng.uniform(-1, 1) * spec.shift_intensity if spec.shift_intensity and happens(1) else 0.0
     scale = 1 + rng.uniform(-1, 1) * spec.scale_intensity if spec.scale_intensity and happens(1) else 1.0
 
@@ -297,8 +298,9 @@ def draw_intensity(spec: Augmentation, rng: np.random.Generator) -> Intensity:
 
 
 def brighten_organs(image_CIJK: Tensor, target_IJK: Tensor, factors: npt.NDArray[np.float32]) -> Tensor:
-    """Every organ by its own factor, counted from the patch's darkest voxel; softly over a voxel at its edge.
-    Iron, fat or another sequence make one organ of a patient dark, and the next one not."""
+    """Change the brightness of every organ by its own factor, relative to the patch's darkest voxel, with a
+    soft transition over one voxel at its edge. Iron, fat or another sequence may darken one organ of a
+    patient and not the next."""
     by_voxel = torch.from_numpy(factors).to(image_CIJK.device)[target_IJK.long()]
     soft = F.avg_pool3d(by_voxel[None, None], 3, stride=1, padding=1, count_include_pad=False)[0]
     low = image_CIJK.amin(dim=(1, 2, 3), keepdim=True)
@@ -306,7 +308,7 @@ def brighten_organs(image_CIJK: Tensor, target_IJK: Tensor, factors: npt.NDArray
 
 
 def apply_intensity(image_CIJK: Tensor, change: Intensity, limits: tuple[float, float] | None) -> Tensor:
-    """Apply to a normalised patch; ``limits`` are the window's output range, where it has one."""
+    """Apply to a normalised patch; ``limits`` are the window's output range, if there is one."""
     out = image_CIJK
     axes = (1, 2, 3)
     if change.blur_vox > 0.3:

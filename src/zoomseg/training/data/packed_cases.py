@@ -1,6 +1,6 @@
-"""Training cases made ready once per stage: sampled on the stage's grid, compressed, on disk.
+"""Training cases prepared once per stage: sampled on the stage's grid, compressed, on disk.
 
-A random crop later reads only the blocks it touches. What a stage sees is decided by
+A random crop then reads only the blocks it touches. The input of a stage is determined by
 ``pipeline.stage_input``, as in prediction.
 """
 
@@ -34,13 +34,13 @@ from zoomseg.training.data import sampler
 from zoomseg.training.data.warp import sample_linear
 
 OnDevice = Mapping[Path, Tensor]
-"""Whole arrays that lie on the training's device, by the file that they are stored in."""
+"""Complete arrays on the training's device, by the file in which they are stored."""
 NOTHING_HELD: OnDevice = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
 class StoredPrior:
-    """An earlier stage's answer on a training case, for stages trained apart."""
+    """An earlier stage's prediction for a training case, for stages trained separately."""
 
     data: ChunkedArray
     grid: Grid
@@ -49,8 +49,8 @@ class StoredPrior:
 
 @dataclass(frozen=True, eq=False)
 class PackedCase:
-    """One case on one stage's grid. Arrays hold ``box`` of ``grid``; labels are class indices of the
-    stage, IGNORE where nothing counts."""
+    """One case on one stage's grid. Arrays cover ``box`` of ``grid``; labels are class indices of the stage,
+    IGNORE for voxels that do not count."""
 
     case: str
     grid: Grid
@@ -61,7 +61,7 @@ class PackedCase:
     counts: npt.NDArray[np.int64]
     """Voxels of each class in the region (``[1 + labels]``)."""
     annotated: npt.NDArray[np.bool_]
-    """Which classes were drawn in this case (``[1 + labels]``, background always). Voxels of the others are
+    """The classes annotated in this case (``[1 + labels]``, background always). Voxels of the others are
     background in ``labels`` and in ``counts``."""
     priors: Mapping[str, StoredPrior]
 
@@ -77,13 +77,13 @@ class PackedCase:
         """Normalised image channels ``[C, A, B, D]`` at indices ``[A, B, D, 3]`` of ``grid``.
 
         Args:
-            coordinates: on the device that the answer is to be on.
-            held: arrays that are on this device already; others are read from disk.
+            coordinates: on the device of the result.
+            held: arrays already on this device; others are read from disk.
         """
         return _read_at(self.image, self.box, coordinates, held)
 
     def labels_at(self, coordinates: Tensor, held: OnDevice = NOTHING_HELD) -> Tensor:
-        """Class indices ``[A, B, D]`` (uint8), IGNORE beyond what is stored."""
+        """Class indices ``[A, B, D]`` (uint8), IGNORE outside the stored box."""
         local = coordinates - torch.tensor(self.box.start, dtype=torch.float32, device=coordinates.device)
         data, local = _around(self.labels, local, held)
         labels: Tensor = sample_nearest(data[None], local, IGNORE)[0]
@@ -105,8 +105,8 @@ def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: OnDevice)
 
 
 def _around(array: ChunkedArray, local: Tensor, held: OnDevice) -> tuple[Tensor, Tensor]:
-    """Voxels that sampling at these indices of an array reads, and the indices in them: all of an array that
-    is held, so that nothing has to be known of the indices before a GPU has computed them."""
+    """The voxels read by sampling at these indices of an array, and the indices in them: the whole array if
+    it is held on the device, so that the indices need not be known before a GPU has computed them."""
     if (whole := held.get(array.path)) is not None:
         return whole, local
     i, j, k = array.shape[-3:]
@@ -116,8 +116,8 @@ def _around(array: ChunkedArray, local: Tensor, held: OnDevice) -> tuple[Tensor,
 
 
 def load_to_device(packs: Iterable[PackedCase], place: torch.device, room_bytes: int) -> OnDevice:
-    """As many whole arrays of these cases as there is room for, on a device. One that takes a tenth of it is
-    read in windows: each patch turns what is held into float32 as a whole."""
+    """Load as many complete arrays of these cases as fit to a device. An array that takes a tenth of the
+    space is read in windows instead, as each patch converts a whole array to float32."""
     held: dict[Path, Tensor] = {}
     largest = room_bytes / 10
     for array in (array for packed in packs for array in packed.arrays):
@@ -139,8 +139,8 @@ def pack(
     folder: Path,
     rng: np.random.Generator,
 ) -> PackedCase | None:
-    """Sample a labelled case for one stage and write it to ``folder``; None where the stage has
-    nothing to look at."""
+    """Sample a labelled case for one stage and write it to ``folder``; None if the stage's region is
+    empty."""
     assert scan.labels is not None
     seen = _view(stage, recipe, scan, scan.labels, priors)
     if seen is None:
@@ -174,12 +174,12 @@ def pack(
 def _with_reference(
     seen: stage_input.StageView, reference: LabelMap, labels: tuple[str, ...]
 ) -> stage_input.StageView:
-    """The view whose region holds all voxels of the stage's labels, too."""
+    """The view with a region that also contains all voxels of the stage's labels."""
     whole = seen.grid.box
     region = Region.of_mask(
         seen.grid, seen.region.mask_in(whole) | (stage_labels(reference, labels, seen.grid) > 0)
     )
-    assert region is not None  # a region has a voxel at least
+    assert region is not None  # a region has at least one voxel
     return replace(seen, region=region)
 
 
@@ -190,7 +190,7 @@ def _view(
     reference: LabelMap,
     priors: Mapping[str, StagePrediction],
 ) -> stage_input.StageView | None:
-    """Where a stage looks in training: in the widest of its reference boxes, or as in prediction."""
+    """A stage's region in training: its widest reference box, or as in prediction."""
     look, spec = stage.roi, stage.grid
     if not (isinstance(look, BoxAround) and look.reference_margin_mm and isinstance(spec, FixedShape)):
         return stage_input.view(stage, recipe, scan, priors)
@@ -220,12 +220,11 @@ def _store_priors(
 def reference_priors(
     recipe: Recipe, names: tuple[str, ...], scan: stage_input.PreparedScan
 ) -> dict[str, StagePrediction]:
-    """What stages would say if they were right: the reference on their grids, as probabilities.
+    """Perfect predictions of stages: the reference on their grids, as probabilities.
 
-    Regions of stages that are trained together with those they depend on are placed by these, as the
-    earlier stages know nothing yet. No network is shown them. In a case that is annotated in part, they know
-    what is annotated: a region lies around that, and around nothing (see ``on_missing``) where it would lie
-    around other labels alone.
+    Stages that are trained together get their regions from these, as the earlier stages have not learned
+    anything yet. No network reads them. In a partially annotated case, only annotated labels are known:
+    regions contain these, and are empty (see ``on_missing``) if they would contain only other labels.
     """
     assert scan.labels is not None
     out: dict[str, StagePrediction] = {}

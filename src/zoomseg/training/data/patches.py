@@ -1,5 +1,5 @@
-"""From packed cases to a batch: one draw of case, centre and change, applied alike to every stage
-that is trained (or asked) at once.
+"""From packed cases to a batch: one draw of case, centre and change, applied identically to all stages that
+are trained (or evaluated) together.
 
 Shapes: B batch, C channels, I J K voxels.
 """
@@ -26,8 +26,8 @@ from zoomseg.training.data.sampler import Draw, Sampler
 
 @dataclass(frozen=True, eq=False)
 class StageBatch:
-    """``grids`` are the patches' places in local coordinates, one per case: equal places of two
-    stages show the same tissue. ``stored`` are priors read from disk, by stage name."""
+    """``grids`` are the patches' positions in local coordinates, one per case: equal positions of two stages
+    show the same tissue. ``stored`` are priors read from disk, by stage name."""
 
     image_BCIJK: Tensor
     target_BIJK: Tensor
@@ -36,19 +36,19 @@ class StageBatch:
     grids: tuple[Grid, ...]
     stored: Mapping[str, Tensor]
     annotated_BC: Tensor | None
-    """Which classes are annotated in the cases, as they are shown; None: all of them in every one."""
+    """The classes annotated in the cases of the patches; None: all of them in every case."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """``cases`` are those of the whole batch, also where only a share of its patches is here."""
+    """``cases`` are those of the whole batch, even if only a share of its patches is here."""
 
     cases: tuple[str, ...]
     stages: Mapping[str, StageBatch]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that are as large as patches."""
+        """All tensors of the size of patches."""
         of_stages = ((s.image_BCIJK, s.target_BIJK, *s.stored.values()) for s in self.stages.values())
         return tuple(itertools.chain.from_iterable(of_stages))
 
@@ -65,7 +65,8 @@ class _Patch:
 
 @dataclass(frozen=True, eq=False)
 class _Changes:
-    """What was drawn for one patch. ``extent`` is where the scan begins and ends (mm), if it is cut."""
+    """The changes drawn for one patch. ``extent`` is the first and last mm of the scan, if it is
+    truncated."""
 
     spatial: augmentation.Spatial
     tone: augmentation.Intensity
@@ -73,15 +74,14 @@ class _Changes:
 
 
 class PatchSource:
-    """Draws batches for stages that run together; the last stage decides what is sampled and how it
-    is augmented.
+    """Draws batches for stages that run together; the last stage determines sampling and augmentation.
 
     Args:
         stages: in the recipe's order.
         packs: for each stage, the same cases in the same order.
         schemas: for each stage, the labels it predicts.
-        place: the device that patches are made on.
-        held: arrays of the packs that are there already.
+        place: the device on which patches are computed.
+        held: arrays of the packs that are already there.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class PatchSource:
         self._limits = {s.name: limits_of(graph.intensity_of(recipe, s)) for s in stages}
 
     def draw(self, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
-        """``size`` patches, of which those of ``share`` are made. All randomness comes from ``rng``: equal
-        generators, equal batches, whatever the share."""
+        """Draw ``size`` patches and compute those of ``share``. All randomness comes from ``rng``: equal
+        generators give equal batches, for any share."""
         if self._lead.training.distinct_cases:
             draws = self._sampler.draw_distinct(size, rng)
         else:
@@ -137,8 +137,8 @@ class PatchSource:
         return _Changes(spatial, tone, extent)
 
     def _box_share(self, lead: PackedCase, rng: np.random.Generator) -> FloatArray:
-        """Of the widest reference box, along each axis, the part that this patch shows: all of it, where
-        there is none, and without augmentation the part that has the margin of prediction."""
+        """The part of the widest reference box, along each axis, that this patch shows: all of it if there is
+        no such box; without augmentation, the part with the margin of prediction."""
         roi = self._lead.roi
         if not isinstance(roi, BoxAround) or roi.reference_margin_mm is None:
             return np.ones(3)
@@ -168,9 +168,9 @@ class PatchSource:
         return out
 
     def _stays_inside(self, stage: Stage) -> bool:
-        """A patch that reaches beyond the scan spends work on nothing, so patches stay inside. A valid
-        network's input may reach beyond, as its answer is smaller: the stage that was drawn for then has
-        the voxel drawn in its answer's middle."""
+        """Whether patches stay inside the scan, as the part of a patch beyond it would be wasted. A valid
+        network's input may extend beyond it, as its output is smaller: the voxel drawn for a stage is then in
+        the middle of the output."""
         return stage is not self._lead or stage.grid.padding == "same"
 
     def _reach(self, packs: Mapping[str, PackedCase]) -> Vector3:
@@ -190,8 +190,8 @@ class PatchSource:
         tone: augmentation.Intensity,
         slices: tuple[int, int] | None,
     ) -> _Patch:
-        """``grid`` is the patch's place in local coordinates, ``pivot`` the index where they are zero,
-        ``slices`` the first and the last that there are, where the scan is cut."""
+        """``grid`` is the patch's position in local coordinates, ``pivot`` the index of their origin,
+        ``slices`` the first and last slices, if the scan is truncated."""
         coordinates = change.coordinates(grid, packed.spacing_mm, pivot, self._place)
         beyond = None
         if slices is not None:
@@ -215,15 +215,15 @@ class PatchSource:
 
 
 def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
-    """Where an index of ``grid`` lies: distance (mm) from ``frame``'s first corner, along the axes that
-    all grids of a scan share."""
+    """Position of an index of ``grid``: distance (mm) from ``frame``'s first corner, along the axes that all
+    grids of a scan share."""
     out: FloatArray = (frame.index(grid.world(index)) + 0.5) * np.array(frame.spacing_mm)
     return out
 
 
 def _slices(frame: Grid, grid: Grid, extent_mm: tuple[float, float]) -> tuple[int, int]:
-    """First and last slice of ``grid`` whose middles lie in ``extent_mm`` along the frame's third axis; the
-    nearest one where none does."""
+    """First and last slice of ``grid`` whose centres lie in ``extent_mm`` along the frame's third axis; the
+    nearest one if there is none."""
     low, high = (
         float(grid.index(frame.world(np.array([0.0, 0.0, mm / frame.spacing_mm[2] - 0.5])))[2])
         for mm in extent_mm
@@ -233,11 +233,11 @@ def _slices(frame: Grid, grid: Grid, extent_mm: tuple[float, float]) -> tuple[in
 
 
 def _centre(patch: Index3, grid: Grid, frame: Grid, drawn_mm: FloatArray, inside: bool) -> FloatArray:
-    """The middle of a stage's patch for a point of the patient, in mm from ``frame``'s first corner.
+    """The centre of a stage's patch for a point of the patient, in mm from ``frame``'s first corner.
 
-    Patches begin at a voxel of the stage's grid, as tiles do: unless it is turned or bent, a patch shows
-    the scan's own voxels and not blends of them. The point is in the middle (voxel ``n // 2``), or, where
-    the patch must stay ``inside`` its grid, as near to it as that allows.
+    Patches begin at a voxel of the stage's grid, as tiles do: unless it is rotated or deformed, a patch shows
+    the scan's own voxels without interpolation. The point is in the middle (voxel ``n // 2``) or, if the
+    patch must stay ``inside`` its grid, as near to it as possible.
     """
     size, span = np.array(patch), np.array(grid.shape)
     start = np.floor(grid.index(drawn_mm) + 0.5) - size // 2

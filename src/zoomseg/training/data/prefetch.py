@@ -1,4 +1,4 @@
-"""Batches made beside the training: while a GPU computes a step, threads make those of the next ones."""
+"""Prefetch of batches: while a GPU computes a step, threads prepare the batches of the next ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def prefetched(make: Callable[[int], Batch], first: int, ahead: int) -> Generato
     """``make(first)``, ``make(first + 1)`` ... without end, in order.
 
     Args:
-        ahead: so many are being made, each in a thread, before they are asked for; 0: each when it is. To be
-            closed when no more are wanted.
+        ahead: number of batches prepared in advance, each in a thread; 0: each is made when requested. The
+            iterator is to be closed when no more are needed.
     """
     if ahead == 0:
         yield from map(make, itertools.count(first))
@@ -34,23 +34,23 @@ def prefetched(make: Callable[[int], Batch], first: int, ahead: int) -> Generato
 
 
 def on_side_stream(make: Callable[[], Batch], place: torch.device) -> Batch:
-    """A batch that is complete; on a GPU made on a stream of its own, so that the many small copies to it do
-    not each wait for all that the training has given it to do."""
+    """A complete batch; on a GPU made on a separate stream, so that its many small copies do not each wait
+    for all pending work of the training."""
     if place.type != "cuda":
         return make()
-    # A thread begins on the first GPU: leaving a stream would open that one, too, for whoever uses another.
+    # A thread starts on the first GPU: leaving a stream would initialise that one, too, if another is used.
     with torch.cuda.device(place):
         stream = _side_stream(place)
         with torch.cuda.stream(stream):
             batch = make()
         stream.synchronize()
         for tensor in batch.tensors:
-            if tensor.device.type == "cuda":  # its memory is free only when the training is done with it
+            if tensor.device.type == "cuda":  # its memory is released only after the training has used it
                 tensor.record_stream(torch.cuda.default_stream(place))
     return batch
 
 
 @functools.cache
 def _side_stream(place: torch.device) -> torch.cuda.Stream:
-    """Before the training's, as its kernels are many and small."""
+    """With priority over the training's stream, as its kernels are many and small."""
     return torch.cuda.Stream(place, priority=-1)  # type: ignore[no-untyped-call]

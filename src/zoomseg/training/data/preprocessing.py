@@ -1,4 +1,4 @@
-"""Every case of a training group made ready, one after the other, before the group's first step."""
+"""Prepare every case of a training group, one after the other, before the group's first step."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from zoomseg.training.log import Observer
 from zoomseg.training.stage_group import StageGroup
 
 Finished = Callable[[str], Mapping[str, nn.Module]]
-"""The finished stages' networks, by stage name, that answer for a case."""
+"""Returns the finished stages' networks for a case, by stage name."""
 
 
 def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Sequence[str]) -> None:
-    """Refuse a label that no case teaches: the network would be free to find it anywhere.
+    """Refuse a label that is annotated in no case: the network could predict it anywhere.
 
     Args:
-        ids: of the cases that ``stage`` learns from.
-        labels: what it predicts.
+        ids: cases on which ``stage`` is trained.
+        labels: labels of the stage.
 
     Raises:
-        TrainingError: naming the label.
+        TrainingError: names the label.
     """
     drawn = [case.annotated for case in dataset.cases if case.id in ids]
     for label in labels:
@@ -50,7 +50,7 @@ def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Se
 
 @dataclass(frozen=True, eq=False)
 class PackedCases:
-    """By stage name, the cases in one order."""
+    """By stage name, the cases in the same order."""
 
     train: Mapping[str, Sequence[packed_cases.PackedCase]]
     validation: Mapping[str, Sequence[packed_cases.PackedCase]]
@@ -58,8 +58,8 @@ class PackedCases:
 
 @dataclass(frozen=True, eq=False)
 class Preprocessing:
-    """What all groups of a run have in common. ``labels`` are those that every stage predicts, ``cache``
-    the folder that packed cases are written to."""
+    """The settings common to all groups of a run. ``labels`` are those that every stage predicts, ``cache``
+    is the folder for packed cases."""
 
     dataset: Dataset
     recipe: Recipe
@@ -80,9 +80,9 @@ class Preprocessing:
     ) -> PackedCases:
         """Sample every case on the grids of the group's stages.
 
-        Stages trained apart from those they follow look where these, finished, found something, or in their
-        reference boxes; stages that run together look where the reference says. A case in which none of the
-        labels that are being learned is annotated has nothing to teach, and is left out.
+        Stages that are trained separately have regions from the predictions of the finished stages before
+        them, or their reference boxes; stages that run together have regions from the reference. Cases in
+        which none of the group's labels is annotated are left out.
 
         Raises:
             InterruptedTrainingError: ``stop`` was set.
@@ -137,7 +137,8 @@ class Preprocessing:
         return out
 
     def _without_reference_boxes(self, trained: Sequence[str]) -> Recipe:
-        """The recipe in which stages that are trained around the reference ask nobody where to look."""
+        """The recipe in which stages trained in reference boxes do not take their regions from other
+        stages."""
         stages = tuple(
             stage.model_copy(update={"roi": WholeVolume()})
             if stage.name in trained and stage.reference_margin_mm is not None
@@ -149,8 +150,8 @@ class Preprocessing:
     def _priors(
         self, group: StageGroup, scan: stage_input.PreparedScan, finished: Mapping[str, nn.Module]
     ) -> dict[str, StagePrediction]:
-        """What the group's stages read: the reference for those that run together, the answers of the
-        finished stages that they follow."""
+        """The priors of the group's stages: the reference for those that run together, the predictions of the
+        finished stages before them."""
         together = tuple(s.name for s in group.stages)
         shown = self._without_reference_boxes(together)
         read = {name for stage in together for name in graph.ancestors(shown, stage)}

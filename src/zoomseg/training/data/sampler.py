@@ -1,7 +1,7 @@
-"""``sampler``: which case, and which voxel the next patch is centred on.
+"""``sampler``: the case and the centre voxel of the next patch.
 
-Voxels of every class are listed once per case (a bounded random choice of them), so that a draw
-costs nothing and small organs are not drowned by large ones.
+Voxels of every class are listed once per case (a random choice of limited size), so that draws are cheap and
+large organs do not dominate small ones.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def list_candidates(
 
 
 Source = int | None
-"""What a centre is drawn from: the voxels of a class, or (None) all of the region."""
+"""Source of a centre: the voxels of a class, or (None) the whole region."""
 
 
 class Sampler:
-    """Draws patch centres over a whole data set, with the randomness handed in."""
+    """Draws patch centres over a whole data set, with a given random generator."""
 
     def __init__(
         self, spec: SamplerSpec, candidates: Sequence[Candidates], counts: Sequence[npt.NDArray[np.int64]]
@@ -96,12 +96,12 @@ class Sampler:
         return self._draw_from(self._source(self._usable, rng), self._usable, rng)
 
     def draw_distinct(self, size: int, rng: np.random.Generator) -> tuple[Draw, ...]:
-        """``size`` draws from different cases; with fewer cases than that, each comes once before any comes
-        again.
+        """``size`` draws from different cases; with fewer cases than that, each is drawn once before any is
+        drawn again.
 
-        Classes keep the probabilities of ``draw`` as far as that is possible: all are drawn first, and the
-        rarest (in the fewest cases) chooses its case first. Only a class whose cases are all taken is drawn
-        anew, as ``draw`` would if there were only the cases left.
+        Classes keep the probabilities of ``draw`` as far as possible: all are drawn first, and the rarest (in
+        the fewest cases) gets its case first. Only a class whose cases are all taken is drawn again, as
+        ``draw`` would from the remaining cases.
         """
         sources = [self._source(self._usable, rng) for _ in range(size)]
         left: frozenset[int] = frozenset()
@@ -114,7 +114,7 @@ class Sampler:
         return tuple(draws)
 
     def _source(self, cases: frozenset[int], rng: np.random.Generator) -> Source:
-        """A class that some of ``cases`` have, or anywhere in their regions."""
+        """A class that some of ``cases`` have, or None for any voxel of their regions."""
         counts = self._counts[sorted(cases)].sum(axis=0)
         match self._spec:
             case UniformInRegion():

@@ -1,6 +1,7 @@
-"""Training cases that the first process has made ready, handed to the others through the cache.
+"""Training cases prepared by the first process and passed to the others through the cache.
 
-What a packed case keeps in memory is written beside its arrays: tensors as safetensors, the rest as JSON.
+The parts of a packed case that are kept in memory are written beside its arrays: tensors as safetensors, the
+rest as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def shared_between_processes(
     processes: Processes,
     stop: threading.Event,
 ) -> PackedCases:
-    """A group's cases, made by the first process and read by the others, which need none to validate on.
+    """A group's cases, prepared by the first process and read by the others, which need no validation cases.
 
     Raises:
         InterruptedTrainingError: ``stop`` was set.
@@ -63,7 +64,7 @@ def _write_all(packed: Mapping[str, Sequence[PackedCase]], folder: Path) -> dict
 
 
 def write(packed: PackedCase, path: Path) -> None:
-    """Beside the case's arrays.
+    """Write a packed case beside its arrays.
 
     Raises:
         OutputError: cannot be written.
@@ -90,7 +91,7 @@ def write(packed: PackedCase, path: Path) -> None:
 
 
 def read(path: Path) -> PackedCase:
-    """What ``write`` wrote, with its arrays opened."""
+    """Read a case that ``write`` wrote, and open its arrays."""
     with safe_open(path, framework="np") as file:
         meta = json.loads(file.metadata()[_META])
     tensors = safetensors.load_file(path)

@@ -1,4 +1,4 @@
-"""Checkpoints: read with numpy's numbers in them; nothing in one is executed."""
+"""Checkpoints are read including numpy's numbers; nothing in them is executed."""
 
 from __future__ import annotations
 

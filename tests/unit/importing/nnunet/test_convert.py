@@ -1,4 +1,4 @@
-"""Plans as a recipe: every number in its place, and what the recipe cannot say refused by name."""
+"""Plans as a recipe: every number in its place, and unsupported ones refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders and zips: what is found in them, and what is refused."""
+"""Folders and zips: their contents, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks: the same logits as nnU-Net's, whatever the order of axes; what is not read is refused by name."""
+"""Networks: the same logits as nnU-Net's, for any order of axes; unsupported ones are refused by name."""
 
 from __future__ import annotations
 

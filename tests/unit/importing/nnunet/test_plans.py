@@ -1,4 +1,4 @@
-"""Plans: inheritance, the form before nnU-Net 2.4, and what is wrong with others."""
+"""Plans: inheritance, the format before nnU-Net 2.4, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From nnU-Net's folder to a model that predicts: against nnU-Net's steps, written with scipy and torch."""
+"""From nnU-Net's folder to a model that predicts: compared with nnU-Net's steps, written with scipy and
+torch."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ PEER = "ZOOMSEG_NNUNET_PYTHON"
 
 
 def scan(spacing: tuple[float, float, float] = (1.5, 1.0, 2.0)) -> Volume:
-    """Noise that is smooth, in CT's numbers, with a margin of zeros; stored left to right reversed."""
+    """Smooth noise in the range of CT, with a margin of zeros; stored left to right reversed."""
     rng = np.random.default_rng(3)
     smooth = ndimage.gaussian_filter(rng.normal(size=(22, 26, 14)), 1.5) * 900 + 60
     data = np.zeros((26, 28, 17), dtype=np.float32)
@@ -50,7 +51,7 @@ def resized(data: Floats, shape: tuple[int, ...], order: int) -> Floats:
 
 
 def resampled(data: Floats, shape: tuple[int, int, int], order: int, apart: bool) -> Floats:
-    """``resample_data_or_seg`` of one channel, k, j, i; ``apart``: slices along k each for itself."""
+    """``resample_data_or_seg`` of one channel, k, j, i; ``apart``: slices along k separately."""
     if not apart:
         return resized(data, shape, order)
     slices = np.stack([resized(plane, shape[1:], order) for plane in data])
@@ -417,6 +418,6 @@ def test_label_maps_are_nnunets_own(tmp_path: Path) -> None:
 
 
 def with_known_trainer(path: Path) -> dict[str, object]:
-    """A checkpoint whose trainer nnU-Net knows."""
+    """A checkpoint with the name of a trainer of nnU-Net."""
     content: dict[str, object] = torch.load(path, weights_only=False)
     return content | {"trainer_name": "nnUNetTrainer"}

@@ -1,4 +1,4 @@
-"""A simulated folder of weights becomes one model: the parts that the task has, found and joined."""
+"""A simulated folder of weights becomes one model: the task's parts are found and combined."""
 
 from __future__ import annotations
 

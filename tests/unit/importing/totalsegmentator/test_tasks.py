@@ -1,4 +1,4 @@
-"""The table of tasks: numbers of labels and places that TotalSegmentator's own documentation states."""
+"""The table of tasks: numbers of labels and positions from TotalSegmentator's own documentation."""
 
 from __future__ import annotations
 

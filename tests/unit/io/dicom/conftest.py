@@ -1,4 +1,4 @@
-"""A series, and objects written for it, that tests of both ways share."""
+"""A series, and objects written for it, shared by tests of reading and writing."""
 
 from __future__ import annotations
 

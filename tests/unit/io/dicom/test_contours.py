@@ -1,4 +1,4 @@
-"""Outlines are filled by a rasteriser of another library, matplotlib's paths, and must give the mask back."""
+"""Outlines are filled by a rasteriser of another library, matplotlib's paths, which must recover the mask."""
 
 import numpy as np
 import numpy.typing as npt

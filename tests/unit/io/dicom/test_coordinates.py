@@ -1,4 +1,4 @@
-"""Grids in DICOM's words and back."""
+"""Grids in DICOM's terms and back."""
 
 from __future__ import annotations
 

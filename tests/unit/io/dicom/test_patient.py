@@ -1,4 +1,4 @@
-"""What images say of their patient arrives in objects made of them, and nothing of impossible form does."""
+"""Patient attributes of images are copied to derived objects, unless they have an invalid form."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_the_files_say_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_three_modules_are_whole() -> None:
-    """But for photos, and the UID of the study, which is checked elsewhere."""
+    """Except photos, and the UID of the study, which is checked elsewhere."""
     assert len(set(patient.KEYWORDS)) == len(patient.KEYWORDS)
     assert all(pydicom.datadict.tag_for_keyword(keyword) for keyword in patient.KEYWORDS)
     standard = Path(highdicom.__file__).parent / "_standard" / "module_attribute_map.json"
@@ -109,13 +109,13 @@ def test_what_is_not_known_is_empty_where_it_must_be_and_absent_elsewhere() -> N
 def test_only_values_of_the_right_form_are_passed_on(keyword: str, value: str, kept: object) -> None:
     found = patient.elements({keyword: value})
     assert (found[keyword].value if keyword in found else None) == kept
-    found.to_json_dict()  # converts, and with that checks, every element
+    found.to_json_dict()  # converts, and thereby checks, every element
 
 
 def _sequence(**tags: object) -> str:
     alone = Dataset()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of values of a wrong form
+        warnings.simplefilter("ignore")  # pydicom's warning about values of a wrong form
         alone.OtherPatientIDsSequence = [item(**tags)]
         return json.dumps(alone.to_json_dict())
 
@@ -149,7 +149,7 @@ def test_good_sequences_are_kept_and_endless_ones_not_even_read() -> None:
 
 
 def test_a_header_that_cannot_be_read_hinders_no_scan(tmp_path: Path) -> None:
-    """A number of one byte, and text for a number."""
+    """A number of one byte, and text instead of a number."""
     scan = write(tmp_path / "in", stack(ramp(), PatientWeight="1234.5", PatientAge="066Y", PregnancyStatus=4))
     for file in scan.iterdir():
         data = file.read_bytes()

@@ -1,4 +1,4 @@
-"""What a series says of its slices, those that were interpolated included."""
+"""The slices of a series, including interpolated ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of elements: as they are, or refused in a line that names file and element."""
+"""Values of elements: unchanged, or refused in a line that names file and element."""
 
 from __future__ import annotations
 

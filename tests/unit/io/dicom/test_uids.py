@@ -1,4 +1,4 @@
-"""UIDs that objects name: the series' own, or made up where it lost them."""
+"""UIDs for derived objects: the series' own, or generated ones if it lost them."""
 
 from __future__ import annotations
 

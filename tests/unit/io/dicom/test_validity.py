@@ -1,4 +1,5 @@
-"""Objects of all kinds of series as dciodvfy of dicom3tools judges them: no errors, and no new warnings."""
+"""Validation by dciodvfy of dicom3tools for objects of all kinds of series: no errors, and no new
+warnings."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def bare() -> DicomSeries:
 
 
 def tilted() -> DicomSeries:
-    """Slices that lie in their planes, but not where the grid's voxels are."""
+    """Slices that lie in their planes, but not at the grid's voxels."""
     series = series_on(grid_of("axial"))
     slices = []
     for k, one in enumerate(series.slices):

@@ -1,4 +1,4 @@
-"""Random changes: drawn as data, bounded as promised, applied as one resample."""
+"""Random changes: drawn as data, within their limits, applied by one resampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed cases hold what prediction would see, and the reference beside it."""
+"""Packed cases contain the input of prediction, and the reference."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_only_the_region_and_a_patch_around_it_are_stored(
 def test_what_the_earlier_stage_missed_is_in_the_region_that_includes_the_reference(
     scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
-    """It found the left kidney alone. The right one then counts, with the voxels around it that do not."""
+    """It found only the left kidney. The right one then counts, but not the voxels around it."""
     half = priors["coarse"].probabilities.copy()
     half[0] += half[2]
     half[2] = 0
@@ -130,7 +130,7 @@ def test_what_the_earlier_stage_missed_is_in_the_region_that_includes_the_refere
 def test_reading_beyond_what_is_stored(
     scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
-    """The image's edge goes on; labels do not count there."""
+    """The image's edge is repeated; labels do not count there."""
     held = packed(SMALL_PATCH, scan, priors, tmp_path)
     i, j, k = held.box.start
     assert j > 0
@@ -256,7 +256,7 @@ def test_stored_priors_lie_where_the_earlier_stage_said_them(
 def test_arrays_that_are_held_answer_as_those_on_disk(
     scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
 ) -> None:
-    """Also where a patch reaches beyond what is stored."""
+    """Including patches that extend beyond the stored box."""
     case = packed(FINE, scan, priors, tmp_path)
     held = packed_cases.load_to_device([case], torch.device("cpu"), 1 << 20)
     assert [held[a.path].shape for a in case.arrays] == [a.shape for a in case.arrays]

@@ -1,4 +1,4 @@
-"""Patches: on the voxels that prediction sees, alike in every stage, and repeatable."""
+"""Patches: on the voxels of prediction, alike in every stage, and reproducible."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def source(
     recipe: Recipe = RECIPE,
     **training: object,
 ) -> PatchSource:
-    """The stages that are packed; ``training`` changes the last one's section."""
+    """The packed stages; ``training`` changes the last one's section."""
     change = training if augmentation is None else {**training, "augmentation": augmentation}
     stages = [s for s in (COARSE, FINE) if s.name in packs]
     stages[-1] = trained(stages[-1], **change)
@@ -107,7 +107,7 @@ def placed(centre: Index3, patch: Index3, span: Index3 = (24, 20, 16)) -> Box:
 
 
 def read(stage: Stage, scan: stage_input.PreparedScan, box: Box) -> torch.Tensor:
-    """What prediction would see there."""
+    """The input of prediction there."""
     priors = packed_cases.reference_priors(RECIPE, ("coarse",), scan)
     seen = stage_input.view(stage, RECIPE, scan, priors)
     assert seen is not None
@@ -118,7 +118,7 @@ def read(stage: Stage, scan: stage_input.PreparedScan, box: Box) -> torch.Tensor
 def test_an_unaugmented_patch_is_a_crop_around_the_voxel_drawn(
     apart: dict[str, list[PackedCase]], centre: Index3
 ) -> None:
-    """Inside the scan: what is beyond shows nothing new."""
+    """Inside the scan: the part beyond contains nothing new."""
     data = draw(centred(apart, centre)).stages["fine"]
     scan, box = scan_of(1), placed(centre, (16, 16, 12))
     shown = read(FINE, scan, box)
@@ -129,7 +129,7 @@ def test_an_unaugmented_patch_is_a_crop_around_the_voxel_drawn(
 
 
 def test_beyond_the_scan_nothing_counts(apart: dict[str, list[PackedCase]]) -> None:
-    """A patch larger than the scan has it in its middle, and prediction's tile does, too."""
+    """A patch larger than the scan has it in its middle, like prediction's tile."""
     wide = centred(apart, (3, 10, 8))
     target = draw(wide, patch=(32, 16, 12)).stages["fine"].target_BIJK[0]
     outside = torch.ones(32, 16, 12, dtype=torch.bool)
@@ -191,7 +191,7 @@ def test_outside_the_region_nothing_counts_with_mask_loss(tmp_path: Path) -> Non
 
 
 def test_a_valid_network_has_the_class_drawn_in_its_middle(together: dict[str, list[PackedCase]]) -> None:
-    """Its answer is smaller than its input, so the input may reach beyond the scan."""
+    """Its output is smaller than its input, so the input may extend beyond the scan."""
     sampled = trained(FINE, sampler=ClassBalanced(background_share=0.0))
     valid = sampled.model_copy(update={"grid": FINE.grid.model_copy(update={"padding": "valid"})})
     patches = PatchSource(RECIPE, (COARSE, valid), together, dict.fromkeys(together, SCHEMA), augmented=False)
@@ -308,7 +308,7 @@ def test_mirrored_patches_swap_labels_counts_and_stored_priors(apart: dict[str, 
 def partly(
     packs: Mapping[str, Sequence[PackedCase]], *annotated: Sequence[bool]
 ) -> dict[str, list[PackedCase]]:
-    """The cases, with what was drawn in each."""
+    """The cases with the given annotated labels."""
     return {
         name: [replace(p, annotated=np.array(own)) for p, own in zip(cases, annotated, strict=True)]
         for name, cases in packs.items()

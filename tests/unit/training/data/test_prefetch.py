@@ -1,4 +1,4 @@
-"""Batches come in order, whoever makes them, and none is made for nobody for long."""
+"""Batches arrive in order from any thread, and unneeded ones are soon no longer made."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for() -> None:
 
 
 def test_later_ones_are_made_while_one_is_used() -> None:
-    """Three threads meet: steps 1 to 3 are on their way when step 0 is there."""
+    """Three threads meet: steps 1 to 3 are being prepared when step 0 is ready."""
     meeting = threading.Barrier(4, timeout=30)
 
     def make(step: int) -> int:
@@ -76,7 +76,7 @@ def test_on_a_cpu_a_batch_is_just_made() -> None:
 
 
 def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins write down what happens: memory is kept from the side's stream while the training uses it."""
+    """Stand-ins record the calls: memory stays reserved while the training uses it."""
     told: list[object] = []
 
     @contextmanager

@@ -1,4 +1,5 @@
-"""Cases made ready for a group: who looks at them first, where nobody finds anything, stopping."""
+"""Preparation of cases for a group: regions from earlier stages or the reference, empty regions,
+interruption."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class Watch(Silent):
 
 
 class Says(nn.Module):
-    """A finished network: sure of one class in the first half of every tile, of background elsewhere."""
+    """A finished network: certain of one class in the first half of every tile, of background elsewhere."""
 
     def __init__(self, winner: int) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ def test_patches_of_a_reference_box_have_margins_between_the_two(data: Dataset, 
 
 
 def drawn_in(data: Dataset, drawn: dict[str, set[str]]) -> Dataset:
-    """The data set with what was drawn in some of its cases."""
+    """The data set with the given annotated labels in some of its cases."""
     partly = [replace(c, annotated=frozenset(drawn[c.id])) if c.id in drawn else c for c in data.cases]
     return replace(data, cases=tuple(partly))
 

@@ -1,4 +1,4 @@
-"""What one process made ready is, to the last bit, what the others learn from."""
+"""Cases prepared by one process equal, bit for bit, those from which the others learn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STOP = threading.Event()
 
 
 def turned(shape: tuple[int, int, int], spacing: float) -> Grid:
-    """Numbers that no short decimal holds."""
+    """Numbers without a short decimal form."""
     c, s = np.cos(0.3) * spacing, np.sin(0.3) * spacing
     return Grid(
         shape, np.array([[c, -s, 0, 1 / 3], [s, c, 0, -2 / 7], [0, 0, spacing, 0.1 + 0.2], [0, 0, 0, 1]])
@@ -40,7 +40,7 @@ def stored(path: Path, values: np.ndarray) -> ChunkedArray:  # type: ignore[type
 
 
 def packed(folder: Path, case: str, seed: int = 0, prior: bool = True) -> PackedCase:
-    """A case of two labels, the second of which was not drawn."""
+    """A case of two labels, the second of which is not annotated."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(2, *BOX.shape)).astype(np.float16)
     labels = rng.choice(np.array([0, 1, IGNORE], dtype=np.uint8), BOX.shape)
@@ -91,7 +91,7 @@ def assert_same(a: PackedCase, b: PackedCase) -> None:
 
 @dataclass(frozen=True)
 class Waiting(Processes):
-    """One of several processes, whose waiting the test does."""
+    """One of several processes, whose waiting the test implements."""
 
     waited: Callable[[], None] = lambda: None
 

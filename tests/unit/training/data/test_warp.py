@@ -1,4 +1,4 @@
-"""Torch's kernel gives what the package's own interpolation gives."""
+"""Torch's kernel agrees with the package's own interpolation."""
 
 from __future__ import annotations
 

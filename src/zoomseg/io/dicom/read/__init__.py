@@ -1,1 +1,1 @@
-"""DICOM files as volumes and label maps: discovery, splitting, geometry, decoding."""
+"""DICOM files read as volumes and label maps: discovery, splitting, geometry, decoding."""

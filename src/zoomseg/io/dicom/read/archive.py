@@ -1,7 +1,7 @@
-"""Where DICOM objects lie: files in nested folders, or members of a zip.
+"""Locations of DICOM objects: files in nested folders, or members of a zip.
 
-A zip is read where it is: nothing is extracted, so its names are never paths. It is hostile until its
-directory of contents has been checked (``io.zips``).
+A zip is read in place: nothing is extracted, so its names are never paths. It is hostile until its directory
+has been checked (``io.zips``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zoomseg.core.errors import ScanError
 from zoomseg.io.zips import ZipLimits, checked_zip
 
 MAX_FILES = 200_000
-"""More files in one folder or zip are refused."""
+"""Maximum number of files in one folder or zip."""
 
 _LIMITS = ZipLimits("scans", MAX_FILES, file_bytes=4 * 1024**3, total_bytes=64 * 1024**3)
 
@@ -36,8 +36,8 @@ class Source:
 
 
 class BoundedReader(io.BufferedReader):
-    """Reads no more than there is: a damaged length of gigabytes would else be allocated before anything is
-    read."""
+    """Limits reads to the remaining bytes: otherwise, for a damaged length, gigabytes would be allocated
+    before anything is read."""
 
     def __init__(self, raw: io.RawIOBase, size: int) -> None:
         super().__init__(raw, 65536)
@@ -56,7 +56,7 @@ class Opener:
     _zips: dict[Path, zipfile.ZipFile] = field(default_factory=dict)
 
     def add_zip(self, path: Path) -> zipfile.ZipFile:
-        """The checked zip; call it before threads share this."""
+        """Add a checked zip; to be called before threads share this."""
         if path not in self._zips:
             self._zips[path] = self._stack.enter_context(checked_zip(path, _LIMITS, ScanError))
         return self._zips[path]
@@ -77,10 +77,10 @@ class Opener:
 
 @contextmanager
 def opening(*zips: Path) -> Iterator[Opener]:
-    """An opener that knows these zips.
+    """An opener for these zips.
 
     Raises:
-        ScanError: a zip is damaged, or promises more than anything real does.
+        ScanError: a zip is damaged, or claims more than any real one contains.
     """
     with ExitStack() as stack:
         opener = Opener(stack)
@@ -90,13 +90,13 @@ def opening(*zips: Path) -> Iterator[Opener]:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file's name says that it is a zip."""
+    """Whether a file has the suffix of a zip."""
     return path.suffix.lower() == ".zip"
 
 
 def sources_in(path: Path, opener: Opener) -> list[Source]:
-    """Everything that may be a DICOM object in a file, a zip, or a folder with its folders and zips; sorted.
-    Hidden files are left out, links to folders are not followed.
+    """Every possible DICOM object in a file, a zip, or a folder with its folders and zips; sorted. Hidden
+    files are ignored, links to folders are not followed.
 
     Raises:
         ScanError: too many files, a folder that cannot be listed, or as ``opening``.
@@ -112,7 +112,8 @@ def sources_in(path: Path, opener: Opener) -> list[Source]:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All files in a folder and its folders, in order, but for hidden ones and what only looks like a file.
+    """All files in a folder and its folders, in order, except hidden ones and those that are not regular
+    files.
 
     Raises:
         ScanError: a folder that cannot be listed.
@@ -124,10 +125,10 @@ def files_in(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(here, name) for name in sorted(files) if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())  # no pipe, and no link to nothing
+        yield from (path for path in paths if path.is_file())  # not pipes or broken links
 
 
 def _members(path: Path, opener: Opener) -> list[Source]:
     names = (info.filename for info in opener.add_zip(path).infolist())
-    files = (name for name in names if name and not name.endswith("/"))  # a hostile one may have no name
+    files = (name for name in names if name and not name.endswith("/"))  # hostile ones may have none
     return [Source(path, name) for name in files if not name.rpartition("/")[2].startswith(".")]

@@ -1,5 +1,4 @@
-"""What compressed frames say of their own size: decoders believe it, so that a few bytes could ask for all
-memory there is."""
+"""Sizes stored in compressed frames: decoders trust them, so that a few bytes could request all memory."""
 
 from __future__ import annotations
 
@@ -8,16 +7,17 @@ import struct
 from pydicom.uid import RLELossless
 
 _J2K_START = b"\xff\x4f\xff\x51"
-"""Start of codestream, then the SIZ marker (ISO/IEC 15444-1 A.5.1), in high-throughput JPEG 2000, too."""
+"""Start of codestream, then the SIZ marker (ISO/IEC 15444-1 A.5.1), also in high-throughput JPEG 2000."""
 
 _NO_FRAME = {0xC4, 0xC8, 0xCC}
-"""Of the markers 0xC0 to 0xCF, those that begin no frame (ISO/IEC 10918-1 B.1.1.3)."""
+"""Of the markers 0xC0 to 0xCF, those that do not begin a frame (ISO/IEC 10918-1 B.1.1.3)."""
 
 _JPEG_LS = 0xF7
 
 
 def frame_size(frame: bytes, syntax: str) -> tuple[int, int] | None:
-    """Rows and columns by a compressed frame itself; None if it does not say (RLE), or not where it should.
+    """Rows and columns stored in a compressed frame; None if it does not contain them (RLE), or not at the
+    expected position.
 
     Raises:
         ValueError: no JPEG or JPEG 2000 codestream.
@@ -40,7 +40,7 @@ def _j2k_size(frame: bytes, start: int) -> tuple[int, int]:
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int]:
-    """From the frame header, which comes after some tables."""
+    """The size in the frame header, which follows some tables."""
     at = 2
     while at + 9 <= len(frame):
         if frame[at] != 0xFF:

@@ -1,6 +1,6 @@
-"""Stored values of DICOM objects, decoded frame by frame.
+"""Decode stored values of DICOM objects, frame by frame.
 
-Decoders believe what a compressed frame says of itself, so that is checked before them.
+Decoders trust the sizes stored in a compressed frame, which are therefore checked before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AnyArray = npt.NDArray[Any]
 
 
 def stored_values(stored: Sequence[StoredSlice], opener: Opener) -> Iterator[tuple[int, AnyArray]]:
-    """Number of the slice and its stored values ``[rows, columns]``; every file is opened once."""
+    """Yield the number of each slice and its stored values ``[rows, columns]``; every file is opened once."""
     by_source: dict[Source, list[int]] = defaultdict(list)
     for k, one in enumerate(stored):
         by_source[one.source].append(k)
@@ -45,14 +45,14 @@ def stored_values(stored: Sequence[StoredSlice], opener: Opener) -> Iterator[tup
 
 @contextmanager
 def reading_source(source: Source) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one ScanError that names the object."""
+    """Convert any exception inside to one ScanError that names the object."""
     try:
         yield
     except (ScanError, MemoryError):
         raise
     except OSError as error:
         raise ScanError(f"{source}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # decoders of hostile bytes fail in any way they like
+    except Exception as error:  # on hostile bytes, decoders may raise any exception
         raise ScanError(f"{source}: voxels cannot be decoded ({reason_of(error)})") from error
 
 
@@ -106,7 +106,7 @@ def _decoded(source: Source, data: bytes, pixels: Pixels) -> AnyArray:
     decode = partial(get_decoder(uid).as_array, encapsulated, raw=True, **options)
     values: AnyArray
     for plugin in others:
-        with suppress(RuntimeError):  # what pydicom makes of any failure
+        with suppress(RuntimeError):  # pydicom's exception for any failure
             values, _ = decode(decoding_plugin=plugin)
             return values
     values, _ = decode(decoding_plugin=last)
@@ -114,10 +114,10 @@ def _decoded(source: Source, data: bytes, pixels: Pixels) -> AnyArray:
 
 
 def _plugins(uid: UID) -> list[str]:
-    """Decoders to try in turn, the fastest first; '' leaves the choice to pydicom.
+    """Decoders to be tried in order, the fastest first; '' leaves the choice to pydicom.
 
-    Only of JPEG-LS a second one is asked: GDCM is more lenient with markers, and still refuses damaged
-    voxels. Of JPEG 2000, others make up what is damaged.
+    Only JPEG-LS has a second one: GDCM is more lenient with markers, and still refuses damaged voxels. For
+    JPEG 2000, other decoders invent damaged parts.
     """
     installed = get_decoder(uid).available_plugins
     wanted = _FASTEST.get(uid, ())

@@ -1,5 +1,4 @@
-"""Files of SEG and RTSTRUCT objects: that they are what is wanted, of a credible size, and in whose frame of
-reference they were drawn."""
+"""Checks of SEG and RTSTRUCT files: their kind, a plausible size, and their frame of reference."""
 
 # mypy: allow-untyped-calls
 
@@ -22,14 +21,14 @@ from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import reading
 
 MAX_OBJECT_BYTES = 4 * 1024**3
-"""A larger SEG or RTSTRUCT is refused."""
+"""Maximum size of a SEG or RTSTRUCT."""
 
 
 def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
     """A DICOM file of one of the SOP classes ``kinds`` (UID to name).
 
     Raises:
-        ScanError: unreadable, too large, packed in a way that hides its size, or something else.
+        ScanError: unreadable, too large, compressed in a way that hides its size, or something else.
     """
     with reading(path, "DICOM"):
         if path.stat().st_size > MAX_OBJECT_BYTES:
@@ -47,7 +46,7 @@ def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
 
 
 def require_frame(path: Path, frame_of_reference: str, series: DicomSeries) -> None:
-    """Refuse what was drawn in another coordinate system. Where either does not say, geometry has to tell.
+    """Refuse an object of another coordinate system. If either does not state it, geometry must decide.
 
     Raises:
         ScanError: the frames of reference differ.

@@ -1,7 +1,7 @@
-"""Objects that are there twice: of true copies one is used, others are refused.
+"""Duplicate objects: of true copies one is used, others are refused.
 
-A SOP Instance UID names one object. Two objects of one UID that differ in their voxels were processed by a
-program that should have given new UIDs, and nobody knows which one is meant.
+A SOP Instance UID identifies one object. Two objects of one UID with different voxels were processed by a
+program that should have assigned new UIDs, and it is unknown which one is meant.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from zoomseg.io.dicom.read.decoding import reading_source, stored_values
 from zoomseg.io.dicom.read.object_header import Image, StoredSlice
 
 _Copies = dict[tuple[Source, Source], list[tuple[StoredSlice, StoredSlice]]]
-"""By two objects, their slices of one UID and frame."""
+"""Pairs of objects -> their slices with the same UID and frame."""
 
 
 def without_copies(images: Iterable[Image]) -> tuple[list[StoredSlice], list[str]]:
-    """All slices, of copies of one object only the first; and a note if there are copies.
+    """All slices, with only the first of copies of an object; and a note if there are copies.
 
     Raises:
-        ScanError: two objects have one UID, but differ in their places or voxels; or voxels of copies cannot
-            be read.
+        ScanError: two objects have one UID, but differ in their positions or voxels; or voxels of copies
+            cannot be read.
     """
     kept: dict[object, StoredSlice] = {}
     copies: _Copies = defaultdict(list)
@@ -58,7 +58,7 @@ def _lie_apart(one: StoredSlice, other: StoredSlice) -> bool:
 
 
 def _values_differ(slices: Sequence[tuple[StoredSlice, StoredSlice]], opener: Opener) -> bool:
-    """Decodes where it must: one of two copies may have been compressed."""
+    """Compare values, decoded if necessary: one of two copies may have been compressed."""
     meaning = ("slope", "intercept", "rescale_type")
     layout = ("rows", "columns", "stored", "signed", "inverted", "padding")
     for one, other in slices:
@@ -74,7 +74,7 @@ def _values_differ(slices: Sequence[tuple[StoredSlice, StoredSlice]], opener: Op
 
 
 def _same_content(one: StoredSlice, other: StoredSlice, opener: Opener) -> bool:
-    """Whether two objects hold the same bytes from their voxels on, in the same transfer syntax."""
+    """Whether two objects contain the same bytes from their voxels on, in the same transfer syntax."""
     if (one.pixels.syntax, one.pixels.order) != (other.pixels.syntax, other.pixels.order):
         return False
     with (

@@ -1,7 +1,7 @@
-"""What one DICOM object says about its planes: where they lie, how their voxels are stored.
+"""The header of one DICOM object: positions of its planes, and storage of their voxels.
 
 Single-frame CT and MR objects and enhanced multi-frame ones (PS3.3 A.3, A.4, A.36, A.38, functional groups in
-C.7.6.16) give the same ``StoredSlice``; everything else is left out by name. A header is hostile until
+C.7.6.16) give the same ``StoredSlice``; all other objects are excluded by name. A header is hostile until
 checked.
 """
 
@@ -34,7 +34,7 @@ MULTI_FRAME = {
     "1.2.840.10008.5.1.4.1.1.4.1": "MR",
     "1.2.840.10008.5.1.4.1.1.4.4": "MR",
 }
-"""SOP classes that hold scans: the classical ones, and the enhanced and the converted ones."""
+"""SOP classes of scans: the classical ones, and the enhanced and the converted ones."""
 
 DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -50,8 +50,8 @@ REQUIRED: Mapping[str, str] = {
     "FrameOfReferenceUID": "whether the patient was moved between its images is not known",
     "Modality": "it was told from the kind of the object",
 }
-"""What says whose an image is and where it belongs, and what it means to lack it; an object without one of
-them is read with a note."""
+"""Attributes that identify the patient and the context of an image, and the consequence of their absence; an
+object without one of them is read with a note."""
 
 PHASES = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID"),
@@ -60,7 +60,7 @@ PHASES = (
     *("ConvolutionKernel", "KVP", "SliceThickness", "ScanOptions", "AcquisitionTime"),
     *("AcquisitionDateTime", "IrradiationEventUID", "ContentTime"),
 )
-"""What may tell slices at one place apart, most telling first."""
+"""Attributes that may distinguish slices at the same position, the most informative first."""
 
 _WANTED = [
     Tag(keyword)
@@ -85,59 +85,60 @@ _GROUPS = {
     "CTReconstructionSequence": ("ConvolutionKernel",),
     "PixelMeasuresSequence": ("SliceThickness",),
 }
-"""Functional groups that may tell frames apart, and by what."""
+"""Functional groups that may distinguish frames, and their attributes."""
 
 
 @dataclass(frozen=True)
 class StoredSlice(Slice):
-    """A plane with all that is needed to place and to decode it."""
+    """A plane with everything needed to place and decode it."""
 
     along_row: Vector3
-    """Direction, in LPS, in which column numbers grow."""
+    """Direction, in LPS, of increasing column numbers."""
     along_column: Vector3
     spacing_mm: tuple[float, float]
-    """From column to column, from row to row: the order of i and j, not that of the file."""
+    """Between columns, between rows: the order of i and j, not that of the file."""
     slope: float
     intercept: float
     rescale_type: str | None
-    """Unit of the rescaled values by the header, '' if that does not say; None if there was no rescale."""
+    """Unit of the rescaled values by the header, '' if it is not stated; None if there was no rescale."""
     pixels: Pixels
     padding_may_be_scanned: bool
-    """Whether what was scanned may have the value of pixel padding, too, as soft tissue has 0 HU."""
+    """Whether scanned voxels may also have the value of pixel padding, as soft tissue has 0 HU."""
     phase: tuple[tuple[str, str], ...]
-    """What may tell it apart from others at its place: keyword and value."""
+    """Attributes that may distinguish it from others at its position: keyword and value."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An object that holds slices of a scan."""
+    """An object with slices of a scan."""
 
     sop_class_uid: str
     identity: Identity
     modality: str
-    """By its SOP class."""
+    """From its SOP class."""
     number: int | None
     description: str
     patient: tuple[tuple[str, str], ...]
     lacking: tuple[str, ...]
-    """Of ``REQUIRED``, what it does not have."""
+    """Missing attributes of ``REQUIRED``."""
     slices: tuple[StoredSlice, ...]
 
 
 @dataclass(frozen=True)
 class Other:
-    """A DICOM object that is no scan: what it is."""
+    """A DICOM object that is not a scan: its kind."""
 
     kind: str
     sop_class_uid: str
     source: Source
     scan: Damaged | None = None
-    """Set for what would be a slice of a scan, did its header say where it lies: what to say of it there."""
+    """Set for an object that would be a slice of a scan if its header stated a position: the message for that
+    case."""
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """An object that seems to belong to a scan, and cannot be used."""
+    """An object that seems to belong to a scan, but cannot be used."""
 
     source: Source
     reason: str
@@ -149,7 +150,7 @@ class Damaged:
 
 
 def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | None:
-    """What a file holds; None if it is not DICOM. Only its header is read."""
+    """The content of a file; None if it is not DICOM. Only its header is read."""
     header, begin, syntax = Dataset(), _Begin.NO_DICOM, UID("")
     try:
         with opener.open(source) as stream:
@@ -175,7 +176,7 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
             if kind is not None:
                 return _other(source, kind, header) if kind else None
             return _image(source, header, stream, opener.size(source))
-    except Exception as error:  # parsers of hostile bytes fail in any way they like
+    except Exception as error:  # on hostile bytes, parsers may raise any exception
         if begin is _Begin.BARE and not isinstance(error, ScanError):
             return None
         return _damaged(source, _reason(source, error, syntax), header)
@@ -188,7 +189,7 @@ def _other(source: Source, kind: str, header: Dataset) -> Other:
 
 
 def _damaged(source: Source, reason: str, header: Dataset) -> Damaged:
-    """What else is wrong with the header must not hide the reason."""
+    """A damaged object; other problems of the header must not hide the reason."""
     try:
         uids = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
         whole = _sop_class(header) in MULTI_FRAME or int(header.get("NumberOfFrames") or 1) > 1
@@ -207,7 +208,7 @@ _META_START = b"\x02\x00"
 
 
 class _Begin(Enum):
-    """What a file begins with."""
+    """The kind of a file's first bytes."""
 
     NO_DICOM = "no DICOM"
     MAGIC = "preamble and magic word (PS3.10 7.1)"
@@ -216,9 +217,9 @@ class _Begin(Enum):
 
 
 def _begin(start: bytes) -> _Begin:
-    """Old and hurried writers leave out the preamble, or the file's own header, too. Elements are in order,
-    so that the first one is of group 2, which is in explicit little endian, or of group 8, its number small.
-    """
+    """The kind of a file by its first bytes. Old and careless writers omit the preamble, or also the file's
+    own header. Elements are in order, so that the first one is of group 2, which is in explicit little
+    endian, or of group 8, with a small number."""
     if start[_MAGIC_AT:] == _MAGIC:
         return _Begin.MAGIC
     long = len(start) == _MAGIC_AT + len(_MAGIC)
@@ -230,9 +231,10 @@ def _begin(start: bytes) -> _Begin:
 
 
 def _transfer_syntax(stream: BinaryIO) -> str:
-    """Looked for before anything else is: a deflated file could inflate to more than there is memory.
+    """The transfer syntax, determined before anything else: a deflated file could inflate to more than the
+    memory.
 
-    Explicit little endian, as PS3.10 has it for the file's own header; '' if it is not there.
+    Explicit little endian, as PS3.10 requires for the file's own header; '' if it is missing.
     """
     for _ in range(_META_ELEMENTS):
         element = stream.read(8)
@@ -251,7 +253,7 @@ _META_ELEMENTS = 32
 
 
 def _reason(source: Source, error: Exception, syntax: UID) -> str:
-    if syntax and not syntax.is_transfer_syntax:  # nobody knows how to read it, so that anything may fail
+    if syntax and not syntax.is_transfer_syntax:  # the syntax is unknown, so that anything may fail
         return f"{source}: {unread_syntax(syntax)}"
     if isinstance(error, ScanError):
         return str(error)
@@ -259,13 +261,13 @@ def _reason(source: Source, error: Exception, syntax: UID) -> str:
 
 
 def _sop_class(header: Dataset) -> str:
-    """Badly anonymised files have it in the file's own header only."""
+    """The SOP class; badly anonymised files have it in the file's own header only."""
     meta = getattr(header, "file_meta", None) or Dataset()
     return text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
 
 
 def _kind(header: Dataset) -> str | None:
-    """What an object is that holds no scan; '' for what nobody needs to hear of; None for scans."""
+    """The kind of an object that contains no scan; '' if it need not be reported; None for scans."""
     sop_class = _sop_class(header)
     if sop_class == DIRECTORY:
         return ""
@@ -278,7 +280,7 @@ def _kind(header: Dataset) -> str | None:
     if isinstance(samples, int) and samples != 1:
         return "colour image"
     placed = header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
-    # Sizes come later in a file: without them, too, it is truncated, which is told elsewhere.
+    # Sizes come later in a file: if they are missing, too, it is truncated, which is reported elsewhere.
     if not placed and not _by_frame(header) and header.get("Rows") is not None:
         return _UNPLACED
     return None
@@ -288,8 +290,8 @@ _UNPLACED = "image without a place in the patient"
 
 
 def _by_frame(header: Dataset) -> bool:
-    """Whether frames have a place each, as in enhanced objects; some writers do so in a single-frame class,
-    too."""
+    """Whether each frame has a position, as in enhanced objects; some writers do this in a single-frame
+    class."""
     return _sop_class(header) in MULTI_FRAME or "PerFrameFunctionalGroupsSequence" in header
 
 
@@ -322,7 +324,7 @@ def _image(source: Source, header: Dataset, stream: BinaryIO, size: int) -> Imag
 
 
 def _require_readable(source: Source, header: Dataset, modality: str) -> None:
-    """Refuse by name what would be read wrong."""
+    """Refuse by name objects that would be misread."""
     stated = text(header, "Modality")
     if stated not in ("", modality):
         name = UID(_sop_class(header)).name
@@ -366,7 +368,7 @@ def _slices(
 
 
 def _finder(own: Dataset, shared: Dataset, rest: Dataset) -> Callable[[str], Dataset]:
-    """A frame's functional group by name: its own, else the one shared by all, else ``rest``."""
+    """Finds a frame's functional group by name: its own, otherwise the shared one, otherwise ``rest``."""
 
     def group(name: str) -> Dataset:
         found = own.get(name) or shared.get(name) or ()
@@ -392,7 +394,8 @@ def _slice(
     phase: tuple[tuple[str, str], ...],
     group: Callable[[str], Dataset],
 ) -> StoredSlice:
-    """``group`` finds what a functional group holds; of single-frame objects all is in one place."""
+    """A slice; ``group`` finds the content of a functional group, which in single-frame objects is the object
+    itself."""
     x, y, z = vector(source, group("PlanePositionSequence"), "ImagePositionPatient", 3)
     along_row, along_column = orientation(source, group("PlaneOrientationSequence"))
     distances = spacing(source, group("PixelMeasuresSequence"))
@@ -400,7 +403,7 @@ def _slice(
     given = rescale(source, transformation)
     if modality == "CT":
         _require_hounsfield(source, transformation, given)
-    slope, intercept = given or (1.0, 0.0)  # as PS3.3 C.11.1 has it for values without a transformation
+    slope, intercept = given or (1.0, 0.0)  # as PS3.3 C.11.1 defines for values without a transformation
     return StoredSlice(
         source,
         sop_uid,
@@ -419,7 +422,7 @@ def _slice(
 
 
 SCANNED_HU = (-900.0, 4000.0)
-"""Above air, to metal."""
+"""From above air to metal."""
 
 
 def _may_be_scanned(pixels: Pixels, slope: float, intercept: float, modality: str) -> bool:
@@ -432,11 +435,12 @@ def _may_be_scanned(pixels: Pixels, slope: float, intercept: float, modality: st
 
 
 _OTHER_QUANTITIES = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
-"""Of PS3.3 C.11.1.1.2, what no Hounsfield unit is near to."""
+"""Quantities of PS3.3 C.11.1.1.2 that are not close to Hounsfield units."""
 
 
 def _require_hounsfield(source: Source, header: Dataset, given: tuple[float, float] | None) -> None:
-    """Refuse CT values that are none, or not known to be (PS3.3 C.8.2.1: both are required in CT)."""
+    """Refuse CT values that are not Hounsfield units, or not known to be (PS3.3 C.8.2.1: slope and intercept
+    are required in CT)."""
     if given is None:
         raise ScanError(
             f"{source}: CT without RescaleSlope and RescaleIntercept, so that its values are not known to be "

@@ -1,4 +1,4 @@
-"""How the voxels of one DICOM object are stored, and where in its file they begin."""
+"""Storage of the voxels of one DICOM object, and their position in its file."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from zoomseg.io.dicom.tags import number, text
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _FLOAT_PIXEL_DATA = ((0x7FE0, 0x0008), (0x7FE0, 0x0009))
 _NATIVE = ("", ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-"""Transfer syntaxes of values that follow each other; '' is that of files without a header of their own."""
+"""Transfer syntaxes of uncompressed values; '' is that of files without their own header."""
 
 MAX_COMPRESSION = 2000
-"""A file that promises more bytes of voxels than so many times its own is refused: with its header, even a
-slice of air shrinks less."""
+"""Maximum ratio of declared bytes of voxels to those of a file: including its header, even a slice of air
+compresses less."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How the voxels of one object are stored."""
+    """Storage of the voxels of one object."""
 
     rows: int
     columns: int
     frames: int
     allocated: int
-    """Bits of a stored value: 8, 16 or 32. Of these ``stored`` are meant, the highest being ``high_bit``."""
+    """Bits of a stored value: 8, 16 or 32. Of these, ``stored`` are used, the highest being ``high_bit``."""
     stored: int
     high_bit: int
     signed: bool
     syntax: str
-    """Transfer syntax if it is a compressed one; '' if values follow each other in this byte ``order``."""
+    """Transfer syntax if it is a compressed one; '' if values are uncompressed in this byte ``order``."""
     order: Literal["<", ">"]
     offset: int
-    """Byte of the file where the pixel data begin."""
+    """Byte of the file at which the pixel data begin."""
     inverted: bool
-    """MONOCHROME1 of a scan that has no physical unit: bright is low."""
+    """MONOCHROME1 of a scan without a physical unit: high values are dark."""
     padding: tuple[int, int] | None
-    """Stored values from, to that stand for 'nothing was scanned here'."""
+    """Range of stored values that mean "nothing was scanned here"."""
 
     @property
     def frame_bytes(self) -> int:
@@ -56,15 +56,15 @@ class Pixels:
 def read_pixels(
     source: Source, header: Dataset, stream: BinaryIO, size: int, frames: int, ct: bool
 ) -> Pixels:
-    """From a header that ``stream`` was read of, to where the pixel data begin.
+    """From a header that was read from ``stream``, up to the start of the pixel data.
 
     Args:
         size: bytes of the whole object.
-        frames: how many the object promises.
-        ct: Hounsfield units stay what they are whether air is to be shown black or white.
+        frames: number declared by the object.
+        ct: Hounsfield units are the same whether air is displayed black or white.
 
     Raises:
-        ScanError: a value that cannot be, colours, or fewer bytes than promised.
+        ScanError: an invalid value, colours, or fewer bytes than declared.
     """
     allocated = number(source, header, "BitsAllocated", 1, 64)
     if allocated not in (8, 16, 32):
@@ -104,7 +104,7 @@ def read_pixels(
 
 
 def unread_syntax(uid: UID) -> str:
-    """Why voxels of a transfer syntax are not read, and what helps."""
+    """The reason why voxels of a transfer syntax are not read, and the remedy."""
     name, todo = uid.name[:64], "convert it to an uncompressed DICOM file"
     if lacks_gdcm(uid):
         install = how_to_install("gdcm")
@@ -113,7 +113,7 @@ def unread_syntax(uid: UID) -> str:
 
 
 def lacks_gdcm(uid: UID) -> bool:
-    """Whether GDCM would read a transfer syntax, and is not there."""
+    """Whether GDCM would read a transfer syntax, but is not installed."""
     return uid in GDCM_SYNTAXES and "gdcm" not in get_decoder(uid).available_plugins
 
 
@@ -125,7 +125,7 @@ def _has_decoder(uid: UID) -> bool:
 
 
 def _offset(source: Source, stream: BinaryIO, size: int, order: str, implicit: bool, needed: int) -> int:
-    """Where the values of the pixel data element begin; the reader has stopped before it."""
+    """Start of the values of the pixel data element; the reader has stopped before it."""
     offset = stream.tell() + (8 if implicit else 12)
     element = stream.read(offset - stream.tell())
     tag = struct.unpack_from(order + "HH", element) if stream.tell() == offset else ()
@@ -152,6 +152,7 @@ def _padding(header: Dataset, allocated: int, signed: bool) -> tuple[int, int] |
 
 
 def _as_stored(value: int, bits: int, signed: bool) -> int:
-    """Files give negative values as large ones and the other way round; the bits are right."""
+    """Convert a value to its stored form: files give negative values as large ones and vice versa; the bits
+    are correct."""
     value %= 1 << bits
     return value - (1 << bits) if signed and value >> (bits - 1) else value

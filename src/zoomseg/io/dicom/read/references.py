@@ -1,4 +1,4 @@
-"""Which series a SEG or RTSTRUCT was drawn on, by what it refers to, and whether patient and study agree."""
+"""The series to which a SEG or RTSTRUCT belongs, by its references, and whether patient and study agree."""
 
 # mypy: allow-untyped-calls
 
@@ -29,7 +29,7 @@ _TAGS = (
 
 @dataclass(frozen=True)
 class _References:
-    """UIDs that an object refers to."""
+    """UIDs to which an object refers."""
 
     series: frozenset[str]
     instances: frozenset[str]
@@ -37,11 +37,11 @@ class _References:
 
 
 def series_of(source: Source, stacks: Sequence[Stack]) -> int:
-    """Which of the volumes an object was drawn on: that of the series it names (by UID, or by its images)
-    or, where it names none, the only one in its frame of reference. Of several, that with images it names.
+    """The volume to which an object belongs: that of the series it names (by UID, or by its images) or, if it
+    names none, the only one in its frame of reference. Of several, the one with images that it names.
 
     Raises:
-        ScanError: unreadable, or none or several of the volumes come into question.
+        ScanError: unreadable, or none or several of the volumes are possible.
     """
     if source.member is not None:
         raise ScanError(f"{source}: labels in zips are not read; unpack it")
@@ -100,14 +100,14 @@ def _instances(series: Iterable[Dataset]) -> Iterator[Dataset]:
 
 
 def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple[str, ...]:
-    """Refuse what was drawn on another patient, or on images that are none of ``series`` and lie elsewhere.
-    Frames of reference are compared by ``objects.require_frame``.
+    """Refuse an object of another patient, or of images that are not of ``series`` and lie elsewhere. Frames
+    of reference are compared by ``objects.require_frame``.
 
     Returns:
-        What cannot be told for sure: one line each. No patient's name or ID is in them.
+        Notes on uncertainties: one line each, without names or IDs of patients.
 
     Raises:
-        ScanError: the patient or the images are others.
+        ScanError: the patient or the images differ.
     """
     _require_patient(path, dataset, dict(series.patient))
     notes, named = [], _named_in(dataset)
@@ -129,7 +129,8 @@ def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple
 
 
 def _require_patient(path: Path, dataset: Dataset, patient: Mapping[str, str]) -> None:
-    """By ID and date of birth; without IDs, by name. The series' value may be cut to a field's length."""
+    """Compare patients by ID and date of birth; without IDs, by name. The series' value may be cut to a
+    field's length."""
     pairs = {
         keyword: (plain(text(dataset, keyword)), patient.get(keyword, ""))
         for keyword in ("PatientID", "PatientBirthDate", "PatientName")

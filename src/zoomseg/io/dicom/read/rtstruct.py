@@ -1,4 +1,4 @@
-"""RTSTRUCT read: closed planar contours as voxels (see ``io.dicom.contours``)."""
+"""Read RTSTRUCT: closed planar contours as voxels (see ``io.dicom.contours``)."""
 
 # mypy: allow-untyped-calls
 
@@ -27,12 +27,12 @@ KINDS = {str(RTStructureSetStorage): "RTSTRUCT"}
 """SOP classes that are read."""
 
 PLANE_TOLERANCE = 0.2
-"""A contour whose points lie further than so many slice distances off a slice is refused."""
+"""Maximum distance of a contour's points from a slice, in slice distances."""
 
 MAX_STRUCTURES = 2_000
 MAX_CONTOURS = 500_000
 MAX_POINTS = 2_000_000
-"""More points in one contour are refused."""
+"""Maximum number of points in one contour."""
 
 _XOR = "CLOSEDPLANAR_XOR"
 _CLOSED = ("CLOSED_PLANAR", _XOR)
@@ -40,15 +40,15 @@ _CONTOUR_DATA = Tag("ContourData")
 
 
 def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
-    """The closed contours of an RTSTRUCT that was drawn on ``series``, as voxels whose centres lie within,
-    and what lies between contours on every second, third ... slice (see
+    """The closed contours of an RTSTRUCT of ``series``, as voxels whose centres lie within, and the
+    interpolation between contours on every second, third ... slice (see
     ``io.dicom.read.slice_interpolation``).
 
-    A structure that cannot be read is left out with a note that names it, and so is one without closed
-    contours (points, open lines); what lies beyond the series is cut.
+    A structure that cannot be read is omitted with a note that names it, and so is one without closed
+    contours (points, open lines); parts beyond the series are cut.
 
     Raises:
-        ScanError: unreadable, no RTSTRUCT, drawn on another patient or series, or no structure can be read.
+        ScanError: unreadable, no RTSTRUCT, of another patient or series, or no structure can be read.
     """
     path = Path(path)
     dataset = derived_objects.read_object(path, KINDS)
@@ -83,7 +83,7 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
 
 
 def _rois(path: Path, dataset: Dataset) -> tuple[dict[int, list[Dataset]], int]:
-    """As ``_by_number``, of what is said of structures."""
+    """As ``_by_number``, for the descriptions of structures."""
     rois = dataset.get("StructureSetROISequence", [])
     if not 1 <= len(rois) <= MAX_STRUCTURES:
         raise ScanError(f"{path}: names {len(rois)} structures; 1 to {MAX_STRUCTURES} are read")
@@ -91,14 +91,14 @@ def _rois(path: Path, dataset: Dataset) -> tuple[dict[int, list[Dataset]], int]:
 
 
 def _by_number(items: Iterable[Dataset], keyword: str) -> tuple[dict[int, list[Dataset]], int]:
-    """Items by the number of the structure they belong to, and how many have none. That several have one
-    number is a fault of that structure alone."""
+    """Items by the number of their structure, and the number of items without one. Duplicate numbers are an
+    error of that structure alone."""
     found: dict[int, list[Dataset]] = {}
     without = 0
     for item in items:
         try:
             found.setdefault(int(item[keyword].value), []).append(item)
-        except Exception:  # parsers of hostile bytes fail in any way they like
+        except Exception:  # on hostile bytes, parsers may raise any exception
             without += 1
     return found, without
 
@@ -106,7 +106,7 @@ def _by_number(items: Iterable[Dataset], keyword: str) -> tuple[dict[int, list[D
 def _structure(
     path: Path, name: str, rois: Sequence[Dataset], drawn: Sequence[Dataset], series: DicomSeries
 ) -> tuple[Indices, list[str]]:
-    """A structure's voxels, and what is to be said of them."""
+    """A structure's voxels, and notes on it."""
     if len(rois) > 1 or len(drawn) > 1:
         raise ScanError(f"'{name}' has the number of another structure, or contours in two places")
     derived_objects.require_frame(path, str(rois[0].get("ReferencedFrameOfReferenceUID", "")), series)
@@ -137,8 +137,8 @@ def _voxels(name: str, roi: Dataset, grid: Grid) -> tuple[Indices, list[str]]:
 def _filled(
     name: str, slices: Mapping[int, Sequence[FloatArray]], shape: tuple[int, int], exclusive: bool
 ) -> tuple[dict[int, InSlice], list[str]]:
-    """Voxels that the contours of each slice surround. Where one is to be combined by exclusive or, all are:
-    the standard has no mixture (PS3.3 C.8.8.6.1)."""
+    """Voxels that the contours of each slice surround. If one is to be combined by exclusive or, all are: the
+    standard allows no mixture (PS3.3 C.8.8.6.1)."""
     if exclusive:
         return {k: np.flatnonzero(xor_mask(polygons, shape)) for k, polygons in slices.items()}, []
     found, copies, overlapping = {}, 0, 0
@@ -153,7 +153,7 @@ def _filled(
 
 
 def _plane(name: str, k: FloatArray) -> int:
-    """The slice that a contour lies in; far ones are all alike beyond the series."""
+    """The slice of a contour; contours far beyond the series are all assigned alike."""
     nearest = float(np.rint(np.clip(np.median(k), -2, 2**20)))
     off = float(np.abs(k - np.median(k)).max()), abs(float(np.clip(np.median(k), -2, 2**20)) - nearest)
     if max(off) > PLANE_TOLERANCE:
@@ -165,8 +165,8 @@ def _plane(name: str, k: FloatArray) -> int:
 
 
 def _closed_contours(name: str, roi: Dataset) -> tuple[list[tuple[str, FloatArray]], int]:
-    """Kind, and points ``[N, 3]`` in LPS+ millimetres; and how many contours surround nothing: points, open
-    lines, less than three points."""
+    """Kind, and points ``[N, 3]`` in LPS+ millimetres; and the number of contours without an area: points,
+    open lines, fewer than three points."""
     found: list[tuple[str, FloatArray]] = []
     contours = roi.get("ContourSequence") or []
     if len(contours) > MAX_CONTOURS:
@@ -184,7 +184,7 @@ def _closed_contours(name: str, roi: Dataset) -> tuple[list[tuple[str, FloatArra
 
 
 def _numbers(contour: Dataset) -> FloatArray:
-    """The contour's coordinates; of what pydicom has not looked at yet, without its checks of each number."""
+    """The contour's coordinates; if pydicom has not parsed them yet, without its checks of each number."""
     raw = contour.get_item(_CONTOUR_DATA)
     value = None if raw is None else raw.value
     if isinstance(value, bytes):

@@ -1,6 +1,6 @@
-"""DICOM SEG read: binary, fractional and label map segmentations on the voxels of a series.
+"""Read DICOM SEG: binary, fractional and label map segmentations on the voxels of a series.
 
-Frames may come in any order and orientation. With checks of our own, as the file may be anyone's.
+Frames may have any order and orientation. All values are checked, as the file may come from anywhere.
 """
 
 # mypy: allow-untyped-calls
@@ -42,19 +42,19 @@ KINDS = {str(SegmentationStorage): "DICOM SEG", "1.2.840.10008.5.1.4.1.1.66.7": 
 """SOP classes that are read."""
 
 LATTICE_TOLERANCE_VOX = 0.05
-"""Frames whose voxels lie further than this beside the series' voxels are refused."""
+"""Maximum distance of a frame's voxels from the series' voxels."""
 
 MAX_FRAMES = 200_000
 MAX_SEGMENTS = 2_000
 MAX_VOXELS = 2**36
-"""A SEG that promises more voxels in all its frames is refused."""
+"""Maximum number of declared voxels in all frames of a SEG."""
 
 
 def read_seg(path: Path, series: DicomSeries) -> Structures:
-    """The segments of a SEG that was drawn on ``series``. A fractional segment is where at least half is.
+    """The segments of a SEG of ``series``. A fractional segment consists of voxels with at least half.
 
     Raises:
-        ScanError: unreadable, no SEG, made for another patient or series, or on other voxels than these.
+        ScanError: unreadable, no SEG, for another patient or series, or on other voxels than these.
     """
     path = Path(path)
     dataset = derived_objects.read_object(path, KINDS)
@@ -92,7 +92,7 @@ def _names(path: Path, dataset: Dataset) -> dict[int, str]:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Which segment a frame is of (None: its values say), and (column, row, 1) to the series' indices."""
+    """The segment of a frame (None: its values state it), and (column, row, 1) to the series' indices."""
 
     segment: int | None
     matrix: npt.NDArray[np.int64]
@@ -129,7 +129,7 @@ def _places(path: Path, dataset: Dataset, grid: Grid) -> Iterator[_Place]:
 
 
 def _on_lattice(path: Path, affine: FloatArray, size: tuple[int, int], grid: Grid) -> npt.NDArray[np.int64]:
-    """The whole-numbered map from (column, row, 1) to the grid's indices.
+    """The integer map from (column, row, 1) to the grid's indices.
 
     Raises:
         ScanError: a frame's voxels are not voxels of the grid.
@@ -183,7 +183,8 @@ def _frames(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
 
 
 def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[AnyArray]:
-    """The values of each frame; native data is cut here, as frames of single bits do not end with a byte."""
+    """The values of each frame; native data are split here, as frames of single bits do not end with a
+    byte."""
     if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
         yield from _decoded(path, dataset)
         return
@@ -203,10 +204,10 @@ _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 
 
 def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
-    """Frames that are stored in another way, by pydicom's decoders.
+    """Frames in other encodings, by pydicom's decoders.
 
     Raises:
-        ScanError: there is none for that way, or it fails; the way is named.
+        ScanError: there is no decoder, or it fails; the encoding is named.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     way = short_text(syntax) if syntax.name == syntax else f"{syntax.name} ({syntax})"
@@ -220,7 +221,7 @@ def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
         raise ScanError(f"{path}: its frames are stored as {way}, which is not read; {install}{todo}")
     try:
         yield from iter_pixels(dataset, raw=True)
-    except Exception as error:  # decoders of hostile bytes fail in any way they like
+    except Exception as error:  # on hostile bytes, decoders may raise any exception
         raise ScanError(
             f"{path}: its frames, stored as {way}, cannot be decoded ({reason_of(error)}); {todo}, unless it "
             "is damaged"

@@ -1,9 +1,9 @@
-"""Which volumes there are in a folder, a zip or a file of DICOM objects; only headers are read.
+"""Find the volumes in a folder, a zip or a file of DICOM objects; only headers are read.
 
-Whose images are and where they belong is cross-checked: what one series UID holds of several patients,
-studies or frames of reference is apart. A series is split where its slices differ in size, spacing or
-orientation, and where several phases, echoes or the like share their places or lie between each other. What
-cannot become a volume is refused with its reason, one by one; what is no scan is left out with a note.
+The identity of images is cross-checked: images of several patients, studies or frames of reference under one
+series UID are separated. A series is split if its slices differ in size, spacing or orientation, and if
+several phases, echoes or the like share positions or interleave. Series that cannot become a volume are
+refused with a reason, one by one; objects that are not scans are ignored with a note.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from zoomseg.io.dicom.uids import notes_on_identity
 from zoomseg.io.header_limits import MAX_VOXELS
 
 LOOKED_AT = 1000
-"""So many files are looked at where it is only asked whether there is DICOM."""
+"""Maximum number of files examined for whether there is DICOM."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A series with what is needed to read its voxels (see ``io.dicom.read.voxels``)."""
+    """A series with everything needed to read its voxels (see ``io.dicom.read.voxels``)."""
 
     series: DicomSeries
     stored: tuple[StoredSlice, ...]
@@ -51,7 +51,7 @@ class Stack:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that it is read from."""
+        """The files from which it is read."""
         return self.series.paths
 
     def usable(self) -> Stack:
@@ -60,7 +60,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Refused:
-    """A series that cannot become a volume, and why: one line that names it."""
+    """A series that cannot become a volume, and the reason: one line that names it."""
 
     study_uid: str
     number: int | None
@@ -80,9 +80,9 @@ class Found:
     stacks: tuple[Stack, ...]
     refused: tuple[Refused, ...]
     notes: tuple[str, ...]
-    """What was left out; one line each."""
+    """Notes on ignored objects; one line each."""
     objects: tuple[Other, ...] = ()
-    """What else was asked for."""
+    """Other requested objects."""
 
 
 def holds_dicom(path: Path) -> bool:
@@ -94,7 +94,7 @@ def holds_dicom(path: Path) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings, which are of values that are checked here."""
+    """Suppress pydicom's warnings about values that are checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -120,14 +120,14 @@ def the_series(path: Path) -> Stack:
 
 
 def find_series(path: Path, objects: Container[str] = ()) -> Found:
-    """All volumes in ``path``, ordered by study and series number; nothing if it holds no DICOM at all.
+    """All volumes in ``path``, ordered by study and series number; empty if it contains no DICOM at all.
 
     Args:
-        objects: SOP classes whose objects are wanted, too; a folder may hold nothing but these.
+        objects: SOP classes whose objects are requested, too; a folder may contain only these.
 
     Raises:
-        ScanError: no such file, DICOM objects but no volume among them, or a zip that is damaged or hostile
-            (see ``io.dicom.read.archive``).
+        ScanError: no such file, DICOM objects without a volume, or a zip that is damaged or hostile (see
+            ``io.dicom.read.archive``).
     """
     path = Path(path)
     if not path.exists():
@@ -149,14 +149,14 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
 
 @dataclass
 class _Objects:
-    """The DICOM objects of a folder, by what they are; images and damaged ones by series UID."""
+    """The DICOM objects of a folder, by kind; images and damaged ones by series UID."""
 
     images: dict[str, list[Image]] = field(default_factory=lambda: defaultdict(list))
     damaged: dict[str, list[Damaged]] = field(default_factory=lambda: defaultdict(list))
     others: Counter[str] = field(default_factory=Counter)
     wanted: list[Other] = field(default_factory=list)
     strays: list[Source] = field(default_factory=list)
-    """Files that are called DICOM and are none."""
+    """Files named like DICOM that are not."""
 
 
 def _read_objects(path: Path, objects: Container[str]) -> _Objects:
@@ -182,8 +182,7 @@ def _read_objects(path: Path, objects: Container[str]) -> _Objects:
 
 
 def _without_images(met: _Objects) -> tuple[list[Refused], list[Damaged]]:
-    """Of series of which no image could be read: those that are refused, and single objects that are left
-    out."""
+    """Series without a readable image: refused ones, and single objects that are ignored."""
     series = {uid: broken for uid, broken in met.damaged.items() if uid not in met.images}
     whole = {uid for uid, broken in series.items() if uid and (len(broken) > 1 or broken[0].whole)}
     refused = [_all_damaged(broken) for uid, broken in series.items() if uid in whole]
@@ -203,7 +202,7 @@ def _is_called_dicom(source: Source) -> bool:
 
 
 def _stray_notes(path: Path, strays: Sequence[Source]) -> list[str]:
-    """Of files that are called DICOM and are none: slices may be missing for it."""
+    """Notes on files named like DICOM that are not: slices may be missing because of them."""
     if not strays:
         return []
     what = (
@@ -218,11 +217,11 @@ def _no_volume(path: Path, notes: Sequence[str]) -> str:
 
 
 _Volumes = tuple[list[Stack], list[Refused], list[str]]
-"""Volumes, what is refused, and notes on what was left out."""
+"""Volumes, refused series, and notes on ignored objects."""
 
 
 def _all_volumes(path: Path, met: _Objects) -> _Volumes:
-    """What becomes of all images."""
+    """The volumes from all images."""
     stacks, refused, notes = [], [], []
     for uid, images in met.images.items():
         for made, failed, left_out in _of_series(path, images, met.damaged.get(uid, [])):
@@ -233,7 +232,7 @@ def _all_volumes(path: Path, met: _Objects) -> _Volumes:
 
 
 def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
-    """What becomes of the objects under one series UID, which may be of several series."""
+    """The volumes from the objects under one series UID, which may belong to several series."""
     if broken:
         return [([], [_refused(images, broken[0].reason)], [])]
     parts, differ_in = by_identity(images)
@@ -250,10 +249,10 @@ def _refused(images: Sequence[Image], reason: str) -> Refused:
 
 
 def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
-    """What becomes of the objects of one series.
+    """The volumes from the objects of one series.
 
     Args:
-        differ_in: what tells them from others under their series UID.
+        differ_in: attributes that distinguish them from others under their series UID.
     """
     first, name = images[0], f"{path}: {_named(images[0])}"
     try:
@@ -285,7 +284,7 @@ def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volu
 
 
 def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[str]:
-    """What is said of whose the images are and where they belong, if that is not as it should be."""
+    """Notes on missing or inconsistent identity of the images."""
     lacking = [keyword for keyword in REQUIRED if any(keyword in image.lacking for image in images)]
     meaning = "; ".join(REQUIRED[keyword] for keyword in lacking)
     notes = [f"its headers lack {', '.join(lacking)}; {meaning}"] if lacking else []
@@ -297,8 +296,8 @@ def _identity_notes(images: Sequence[Image], differ_in: Sequence[str]) -> list[s
 
 
 def _require_complete(stacks: Iterable[Stack], differ_in: Sequence[str]) -> None:
-    """Where images of several identities lie under one UID, nothing is made up for what another part may
-    have."""
+    """Refuse interpolation if images of several identities are under one UID: missing slices may be in
+    another part."""
     if differ_in and not all(is_complete(stack.stored) for stack in stacks):
         raise ScanError(
             f"its images differ in {', '.join(differ_in)}, and those that agree lack slices; "
@@ -345,10 +344,10 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
 
 
 def _value_notes(stored: Sequence[StoredSlice], modality: str) -> list[str]:
-    """What is not certain of what its values mean.
+    """Notes on the meaning of its values, where it is not certain.
 
     Raises:
-        ScanError: they do not mean the same in all slices.
+        ScanError: the meaning differs between slices.
     """
     types = {one.rescale_type for one in stored}
     if None in types and len(types) > 1:

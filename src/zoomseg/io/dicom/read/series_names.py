@@ -1,4 +1,4 @@
-"""Names of the volumes in a folder or zip, by which they are told apart."""
+"""Names that distinguish the volumes in a folder or zip."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def base_name(path: Path) -> str:
 def case_names(path: Path, found: Found) -> tuple[str, ...]:
     """A name for each of ``found``'s stacks, then for each refused series; all different.
 
-    A single series is called like the folder or zip. Of several, each has its series number behind that.
-    Where several studies lie in one folder, each is called like the folder or zip in it that holds it.
+    A single series has the name of the folder or zip. Of several, each has its series number as a suffix. If
+    several studies are in one folder, each has the name of its folder or zip in it.
     """
     series = [(s.series.study_uid, s.series.number, tuple(p.source for p in s.stored)) for s in found.stacks]
     series += [(r.study_uid, r.number, r.sources) for r in found.refused]
@@ -36,7 +36,7 @@ def case_names(path: Path, found: Found) -> tuple[str, ...]:
 
 
 def _all_different(wanted: Sequence[str]) -> Iterator[str]:
-    """Names; those that are there several times are numbered."""
+    """Names made unique: duplicates are numbered."""
     often, taken = Counter(wanted), set(wanted)
     numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
     for name in wanted:
@@ -49,7 +49,7 @@ def _all_different(wanted: Sequence[str]) -> Iterator[str]:
 
 
 def _entry(path: Path, sources: Iterable[Source]) -> str:
-    """The folder or zip directly in ``path`` that holds all ``sources``; else ``path`` itself."""
+    """The folder or zip directly in ``path`` that contains all ``sources``; otherwise ``path`` itself."""
     entries = {s.path.relative_to(path).parts[0] for s in sources} if path.is_dir() else set()
     entry = path / entries.pop() if len(entries) == 1 else path
     return base_name(entry) if entry.is_dir() or is_zip(entry) else base_name(path)

@@ -1,7 +1,8 @@
-"""Slices of one series that do not belong to one volume, apart.
+"""Split a series into volumes.
 
-What belongs together is told by geometry: headers only say in what slices differ. A volume may consist of
-several acquisitions, one after the other; two acquisitions that lie between each other's slices are two.
+Geometry decides which slices belong together; headers only state in which attributes slices differ. A volume
+may consist of several acquisitions, one after the other; two acquisitions with interleaved slices are two
+volumes.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
 SAME_DIRECTION = 1e-3
-"""Direction cosines of slices of one volume differ by at most this: half a millimetre over half a metre."""
+"""Maximum difference of direction cosines between slices of one volume: half a millimetre over half a
+metre."""
 
 SAME_SPACING = 1e-3
-"""Their voxel sizes differ by at most this share."""
+"""Maximum relative difference of their voxel sizes."""
 
 MAX_TRACKING_PLACES = 2
-"""Bolus tracking takes its images at one place, the one that is planned on perhaps at another."""
+"""Maximum number of positions of bolus tracking: one for the images, perhaps another for planning."""
 
 MAX_DENSE_SPACING = 1.5
-"""Slices further apart, in their thickness, leave room for others between them."""
+"""Slices farther apart, relative to their thickness, leave space for others between them."""
 
 OTHER_SPACING = 1.25
-"""Acquisitions one after the other whose spacings differ by more are no table positions of one volume; by
-less, positions in the header may be rounded."""
+"""Consecutive acquisitions whose spacings differ by a larger factor are not table positions of one volume;
+with a smaller one, positions in the header may be rounded."""
 
 _ACQUISITIONS = (
     *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "EchoNumbers"),
@@ -46,14 +48,14 @@ _ACQUISITIONS = (
     *("KVP", "SliceThickness", "ScanOptions", "AcquisitionTime", "AcquisitionDateTime"),
     "IrradiationEventUID",
 )
-"""Of ``PHASES``, what all slices of a volume share, or all of a table position; the rest may differ from
-slice to slice."""
+"""Attributes of ``PHASES`` that all slices of a volume, or of a table position, share; the others may differ
+from slice to slice."""
 
 
 def by_geometry(slices: Sequence[StoredSlice]) -> list[list[StoredSlice]]:
-    """Slices of one size, voxel size and orientation each, in the order of their first ones."""
+    """Groups of slices with the same size, voxel size and orientation, in the order of their first ones."""
     features = np.array([_features(one) for one in slices])
-    # Sorted by the number in which they differ most, so that only few are compared, however many there are.
+    # Sorted by the number in which they differ most, so that only few are compared, for any number of slices.
     telling = features[:, np.ptp(features, axis=0).argmax()]
     order, placed = np.argsort(telling), np.zeros(len(slices), dtype=bool)
     groups: list[list[StoredSlice]] = []
@@ -70,7 +72,7 @@ def by_geometry(slices: Sequence[StoredSlice]) -> list[list[StoredSlice]]:
 
 
 def _features(one: StoredSlice) -> tuple[float, ...]:
-    """Numbers of which none differs by more than 1 between slices of one volume."""
+    """Numbers, none of which differs by more than 1 between slices of one volume."""
     columns, rows = (math.log(x) / math.log1p(SAME_SPACING) for x in one.spacing_mm)
     directions = (x / SAME_DIRECTION for x in (*one.along_row, *one.along_column))
     return (2.0 * one.pixels.rows, 2.0 * one.pixels.columns, columns, rows, *directions)
@@ -78,20 +80,20 @@ def _features(one: StoredSlice) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What becomes of slices of one size and orientation."""
+    """The parts of slices of one size and orientation."""
 
     volumes: tuple[tuple[list[StoredSlice], tuple[str, ...]], ...]
-    """Slices that belong together, with notes of what tells them from those of the other volumes."""
+    """Slices that belong together, with notes on the attributes that distinguish them from other volumes."""
     left_out: tuple[StoredSlice, ...]
-    """Slices at a place of their own or on top of a volume, as bolus tracking takes them."""
+    """Slices at a separate position or overlapping a volume, as in bolus tracking."""
 
 
 def by_phase(slices: Sequence[StoredSlice], modality: str) -> Parts:
-    """Slices of one orientation, so split that no two of a part lie at one place, and that no two
+    """Slices of one orientation, split so that no two of a part have the same position, and that no two
     acquisitions interleave.
 
     Raises:
-        ScanError: slices share places, and nothing in their headers says which belong together.
+        ScanError: slices share positions, and nothing in their headers states which belong together.
     """
     left_out: list[StoredSlice] = []
     parts = list(_split(list(slices), (), modality, left_out))
@@ -103,7 +105,7 @@ def by_phase(slices: Sequence[StoredSlice], modality: str) -> Parts:
 
 
 _Part = tuple[list[StoredSlice], tuple[str, ...], tuple[str, ...]]
-"""Slices, what tells them apart, and notes on what may be wrong with them."""
+"""Slices, their distinguishing attributes, and notes on possible errors."""
 
 
 def _split(
@@ -137,15 +139,15 @@ def _split(
 def _are_volumes(
     groups: Mapping[str, list[StoredSlice]], crowding: _Crowding, most: int, overlays: bool
 ) -> bool:
-    """Whether groups of slices, of which up to ``most`` lie at one place, are volumes of their own."""
+    """Whether groups of slices, of which up to ``most`` have the same position, are separate volumes."""
     if most > 1:
         return len(groups) <= most and bool((crowding.most < most).all())
     return _interleave(list(groups.values()), overlays)
 
 
 def _tracking(slices: Sequence[StoredSlice], along: FloatArray, flat: Mask, most: int) -> Mask:
-    """Of the images that are ``flat``, each at one place with all of its acquisition, those that are no
-    slices of the volume that the rest is: several at one place, between its slices, or far away."""
+    """Of the images that are ``flat``, each with all of its acquisition at one position, those that are not
+    slices of the volume formed by the others: several at one position, between its slices, or far away."""
     none = np.zeros_like(flat)
     if flat.all() or _one(along[flat]).places[0] > MAX_TRACKING_PLACES:
         return none
@@ -164,16 +166,16 @@ def _tracking(slices: Sequence[StoredSlice], along: FloatArray, flat: Mask, most
 
 @dataclass(frozen=True, eq=False)
 class _Crowding:
-    """Of groups of slices, ``[group]``."""
+    """Positions of groups of slices, ``[group]``."""
 
     places: Counts
-    """At how many different places their slices lie."""
+    """Number of different positions of their slices."""
     most: Counts
-    """How many of them at most lie at one."""
+    """Maximum number of slices at one position."""
 
 
 def _crowding(along: FloatArray, group: Counts) -> _Crowding:
-    """Of slices that lie at ``along`` mm and belong to groups 0, 1, ..."""
+    """For slices at ``along`` mm that belong to groups 0, 1, ..."""
     order = np.lexsort((along, group))
     begins = (np.diff(along[order]) >= SAME_PLACE_MM) | (np.diff(group[order]) > 0)
     starts = np.flatnonzero(np.concatenate([[True], begins]))
@@ -184,7 +186,7 @@ def _crowding(along: FloatArray, group: Counts) -> _Crowding:
 
 
 def _one(along: FloatArray) -> _Crowding:
-    """Of a single group."""
+    """For a single group."""
     return _crowding(along, np.zeros(len(along), dtype=int))
 
 
@@ -193,7 +195,7 @@ def at_one_place(slices: Sequence[StoredSlice]) -> bool:
 
 
 def _at_their_places(along: FloatArray) -> Counts:
-    """How many lie at the place of each, itself included."""
+    """The number of slices at the position of each, including itself."""
     ordered = np.sort(along)
     after = np.searchsorted(ordered, along + SAME_PLACE_MM, side="left")
     before = np.searchsorted(ordered, along - SAME_PLACE_MM, side="right")
@@ -201,7 +203,7 @@ def _at_their_places(along: FloatArray) -> Counts:
 
 
 def _by_value(slices: Sequence[StoredSlice], keyword: str) -> tuple[dict[str, list[StoredSlice]], Counts]:
-    """Slices by what they have there, in the order of their first ones; and of each slice, the number of its
+    """Slices by their value, in the order of their first ones; and for each slice, the number of its
     group."""
     groups: dict[str, list[StoredSlice]] = defaultdict(list)
     values = [dict(one.phase).get(keyword, "") for one in slices]
@@ -215,18 +217,18 @@ def _by_value(slices: Sequence[StoredSlice], keyword: str) -> tuple[dict[str, li
 
 
 def _overlays(keyword: str, modality: str) -> bool:
-    """Whether slices that differ in this are never those of one volume in turns. MR takes the slices of one
-    volume in several turns, so that neighbours do not disturb each other; CT does not."""
+    """Whether slices that differ in this attribute never belong to one volume if they interleave. MR acquires
+    the slices of one volume in several passes, so that neighbours do not disturb each other; CT does not."""
     in_turns = ("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime")
     return modality == "CT" or keyword not in in_turns
 
 
 def _interleave(groups: list[list[StoredSlice]], overlays: bool) -> bool:
-    """Whether groups, none at a place of another, are volumes of their own: they lie between each other's
-    slices, and none lacks what another has.
+    """Whether groups without common positions are separate volumes: they interleave, and none lacks slices
+    that another has.
 
-    Groups one after the other are those of one volume, as tables move between acquisitions, unless they have
-    spacings of their own.
+    Consecutive groups belong to one volume, as tables move between acquisitions, unless they have different
+    spacings.
     """
     if not all(is_complete(group) for group in groups):
         return False
@@ -248,13 +250,13 @@ def _range_mm(slices: Sequence[StoredSlice], like: StoredSlice) -> tuple[float, 
 
 def _is_stray(along: FloatArray, low: float, high: float) -> Mask:
     """Whether slices lie between those of a volume from ``low`` to ``high``, or so far away that they cannot
-    be its next one."""
+    continue it."""
     within = (low < along) & (along < high)
     return within | (np.maximum(low - along, along - high) > MAX_GAP_MM)
 
 
 def _is_dense(slices: Sequence[StoredSlice]) -> bool:
-    """Whether neighbours leave no room for a further slice between them."""
+    """Whether neighbours leave no space for a further slice between them."""
     thickness = max(_number(dict(one.phase).get("SliceThickness", "")) for one in slices)
     return _spacing_mm(slices) <= MAX_DENSE_SPACING * thickness
 
@@ -273,7 +275,7 @@ def _number(value: str) -> float:
 
 
 def _doubts(slices: list[StoredSlice]) -> Iterator[str]:
-    """Acquisitions that lie between each other's slices, but are no volumes by themselves."""
+    """Notes on acquisitions that interleave, but are not volumes by themselves."""
     groups = list(_by_value(slices, "AcquisitionNumber")[0].values())
     if _alternate(groups):
         yield f"slices of {len(groups)} acquisitions alternate; taken as one volume, as none is one by itself"
@@ -283,8 +285,8 @@ def _doubts(slices: list[StoredSlice]) -> Iterator[str]:
 
 
 def by_identity(images: Sequence[Image]) -> tuple[list[list[Image]], tuple[str, ...]]:
-    """Objects with one SeriesInstanceUID (or none), so split that patient, study, series number, kind and
-    frame of reference of a part agree; and what the parts differ in."""
+    """Objects with one SeriesInstanceUID (or none), split so that patient, study, series number, kind and
+    frame of reference of a part agree; and the attributes in which the parts differ."""
     groups: dict[tuple[tuple[str, str], ...], list[Image]] = defaultdict(list)
     for image in images:
         groups[_identity(image)].append(image)
@@ -293,7 +295,7 @@ def by_identity(images: Sequence[Image]) -> tuple[list[list[Image]], tuple[str, 
 
 
 def _identity(image: Image) -> tuple[tuple[str, str], ...]:
-    """Keywords and what is compared of their values (see ``series.plain``)."""
+    """Keywords and comparable values (see ``series.plain``)."""
     patient = dict(image.patient)
     return (
         *image.identity.compared,

@@ -1,7 +1,7 @@
-"""From the places of slices to a grid: order, spacing, missing slices, uneven spacing, gantry tilt.
+"""From positions of slices to a grid: order, spacing, missing slices, uneven spacing, gantry tilt.
 
-A grid needs slices at even distances, each exactly above the one before. Where they are not, what is done
-about it is said in notes, or the series is refused: anatomy that nobody scanned is not made up.
+A grid needs evenly spaced slices, each exactly above the previous one. If they are not, the correction is
+reported in notes, or the series is refused: anatomy that was not scanned is not invented.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.io.dicom.read.object_header import StoredSlice
 
 SAME_PLACE_MM = 1e-2
-"""Slices less apart along their normal lie in one place."""
+"""Slices closer than this along their normal are at the same position."""
 
 EVEN_TOLERANCE = 0.05
-"""Slices that lie so close to an even lattice, in spacings, are taken as they are."""
+"""Slices this close to an even lattice, in spacings, are used unchanged."""
 
 STRAIGHT_TOLERANCE_VOX = 0.1
-"""Slices that lie so far from a straight column, in voxels, are taken as they are."""
+"""Slices this close to a straight column, in voxels, are used unchanged."""
 
 MAX_GAP_MM = 10.0
 MAX_GAP_SPACINGS = 3
-"""A wider gap than both between two slices is refused. So much is interpolated."""
+"""A gap between two slices that exceeds both is refused; others are interpolated."""
 
 MAX_MISSING = 0.25
-"""A series that lacks a larger share of its slices is refused."""
+"""Maximum share of missing slices of a series."""
 
 MAX_UNEVENNESS = 4.0
-"""Largest distance of neighbours over the smallest; more is refused."""
+"""Maximum ratio of the largest to the smallest distance of neighbours."""
 
 MAX_GROWTH = 2.0
-"""Slices that are shifted in their planes until the rows or columns needed grow by more are refused."""
+"""Maximum factor by which in-plane shifts of slices may increase the number of rows or columns."""
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Plane:
-    """What a plane of the grid is made of: stored slice ``first``, or ``weight`` of the one after it."""
+    """Composition of a plane of the grid: stored slice ``first``, with ``weight`` of the next one."""
 
     first: int
     weight: float = 0.0
@@ -51,21 +51,21 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """How stored slices become a volume."""
+    """Arrangement of stored slices in a volume."""
 
     grid: Grid
     order: tuple[int, ...]
-    """The slices as they were given, sorted along their normal: ``Plane.first`` counts in this order."""
+    """The given slices, sorted along their normal: ``Plane.first`` counts in this order."""
     planes: tuple[Plane, ...]
     """One for each k."""
     shifts_vox: tuple[tuple[float, float], ...] | None
-    """Column and row of ``grid`` at which each slice's first voxel lies, sorted as ``order``; None if that is
-    (0, 0) for all."""
+    """Column and row of ``grid`` at the first voxel of each slice, sorted as ``order``; None if that is (0,
+    0) for all."""
     notes: tuple[str, ...]
 
     @property
     def as_stored(self) -> bool:
-        """Whether the volume is its slices, one on the other."""
+        """Whether the volume is the stack of its slices."""
         return self.shifts_vox is None and _is_each(self.planes, len(self.order))
 
 
@@ -82,16 +82,16 @@ def normal(one: StoredSlice) -> FloatArray:
 
 
 def places_mm(slices: Sequence[StoredSlice]) -> FloatArray:
-    """Where each slice lies along the normal of the first one."""
+    """Position of each slice along the normal of the first one."""
     out: FloatArray = np.array([s.position_lps_mm for s in slices]) @ normal(slices[0])
     return out
 
 
 def place(slices: Sequence[StoredSlice]) -> Placement:
-    """The grid of slices of one size and orientation, none of them at the place of another.
+    """The grid of slices of one size and orientation, no two at the same position.
 
     Raises:
-        ScanError: fewer than two slices, or so far from even or straight that the volume would be made up.
+        ScanError: fewer than two slices, or so far from even or straight that the volume would be invented.
     """
     if len(slices) < 2:
         raise ScanError("a single slice; a volume needs at least two")
@@ -104,7 +104,7 @@ def place(slices: Sequence[StoredSlice]) -> Placement:
 
 
 def is_complete(slices: Sequence[StoredSlice]) -> bool:
-    """Whether slices lie at even distances, none missing and no two at one place."""
+    """Whether slices are evenly spaced, with none missing and no two at one position."""
     along = np.sort(places_mm(slices))
     try:
         planes, _, _ = _planes(along - along[0])
@@ -136,7 +136,7 @@ def _planes(along: FloatArray) -> tuple[tuple[Plane, ...], float, tuple[str, ...
 def _filled(
     counts: np.ndarray, at: np.ndarray, steps: FloatArray, spacing: float
 ) -> tuple[tuple[Plane, ...], float, tuple[str, ...]]:
-    """Missing slices are interpolated between their neighbours, if they are few."""
+    """Interpolate missing slices between their neighbours, if they are few."""
     missing = int((counts - 1).sum())
     wide = float(steps.max())
     if wide > max(MAX_GAP_MM, (MAX_GAP_SPACINGS + EVEN_TOLERANCE) * spacing) or (
@@ -157,7 +157,7 @@ def _filled(
 
 
 def _resampled(along: FloatArray, steps: FloatArray) -> tuple[tuple[Plane, ...], float, tuple[str, ...]]:
-    """Unevenly spaced slices, linearly on an even lattice of about their median distance."""
+    """Unevenly spaced slices, resampled linearly to an even lattice of about their median distance."""
     low, high = float(steps.min()), float(steps.max())
     if high > MAX_UNEVENNESS * low or high > max(MAX_GAP_MM, 2 * float(np.median(steps))):
         raise ScanError(
@@ -175,7 +175,7 @@ def _resampled(along: FloatArray, steps: FloatArray) -> tuple[tuple[Plane, ...],
 
 
 def _plane(first: int, weight: float, step_mm: float) -> Plane:
-    """A plane that all but coincides with a slice is that slice."""
+    """A plane that almost coincides with a slice is that slice."""
     if weight * step_mm < SAME_PLACE_MM:
         return Plane(first)
     if (1 - weight) * step_mm < SAME_PLACE_MM:
@@ -189,7 +189,8 @@ def _plane(first: int, weight: float, step_mm: float) -> Plane:
 def _grid(
     ordered: Sequence[StoredSlice], along: FloatArray, planes: int, spacing_mm: float
 ) -> tuple[Grid, tuple[tuple[float, float], ...] | None, tuple[str, ...]]:
-    """The grid of all planes; and where in it each slice lies, if gantry tilt or a moved table shifted it."""
+    """The grid of all planes; and the position of each slice in it, if gantry tilt or a moved table shifted
+    it."""
     one = ordered[0]
     axes = np.column_stack([one.along_row, one.along_column, normal(one)])
     step = np.array([*one.spacing_mm, spacing_mm])

@@ -1,9 +1,9 @@
-"""Slices between those that a structure was drawn on: clinics often draw every second or third one.
+"""Slices between the contoured ones of a structure: clinics often contour every second or third slice.
 
 Shape-based interpolation (Raya and Udupa, IEEE Trans. Med. Imaging 9(1), 1990, 32-42): the signed distances
-to the outlines on both sides are averaged, and where the mean lies inside is the structure. Only gaps that
-repeat are filled, only within the structure's own range, and only over short ways: any other gap may be what
-was meant.
+to the outlines on both sides are averaged, and the structure is where the mean lies inside. Only regular gaps
+are filled, only within the structure's own range, and only over short distances: any other gap may be
+intended.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ InSlice = npt.NDArray[np.int64]
 """Voxels of a slice as sorted indices into its flattened (C order) array."""
 
 MAX_STEP_MM = 10.0
-"""Contours further apart are not interpolated between."""
+"""Maximum distance of contours for interpolation."""
 
 ROUNDING = 1e-6
-"""Relative error of distances, which are float32, and above which a mean of two lies inside."""
+"""Relative error of distances, which are float32; a mean of two lies inside if it exceeds this."""
 
 
 @dataclass(frozen=True, eq=False)
 class Between:
-    """Voxels of slices that were interpolated, by k; and what is to be said of this and of other gaps."""
+    """Voxels of interpolated slices, by k; and notes on these and on other gaps."""
 
     voxels: Mapping[int, InSlice]
     notes: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Between:
 def between(
     name: str, drawn: Mapping[int, InSlice], shape: tuple[int, int], spacing_mm: FloatArray
 ) -> Between:
-    """The slices between the drawn ones, where a structure was drawn on every second, third ... slice.
+    """The slices between the contoured ones, for a structure contoured on every second, third ... slice.
 
     Args:
         name: of the structure, for notes.
@@ -50,7 +50,7 @@ def between(
         spacing_mm: along i, j and k.
 
     Raises:
-        ScanError: its contours are so far apart throughout that most of it is not there.
+        ScanError: its contours are all so far apart that most of it is missing.
     """
     planes, thickness = sorted(drawn), float(spacing_mm[2])
     gaps = list(itertools.pairwise(planes))
@@ -75,7 +75,7 @@ def between(
 
 
 def _commonest(gaps: list[int]) -> tuple[int, int]:
-    """The step between drawn slices that occurs most, the smallest of several; and how often it does."""
+    """The most frequent step between contoured slices, the smallest of several; and its frequency."""
     steps, counts = np.unique(np.array(gaps or [1]), return_counts=True)
     at = int(counts.argmax())
     return int(steps[at]), int(counts[at])
@@ -92,7 +92,7 @@ def _told(name: str, step: int, found: Mapping[int, InSlice]) -> str:
 def _weighted(
     before: InSlice, after: InSlice, weight: float, shape: tuple[int, int], spacing_mm: FloatArray
 ) -> InSlice:
-    """Voxels where the mean of both signed distances, ``weight`` for that of ``after``, lies inside."""
+    """Voxels where the mean of both signed distances, with ``weight`` for that of ``after``, lies inside."""
     if not (before.size and after.size):
         return np.empty(0, dtype=np.int64)
     i, j = np.unravel_index(np.concatenate([before, after]), shape)

@@ -1,4 +1,4 @@
-"""Structures drawn on a series, as a SEG or RTSTRUCT holds them: they may overlap, label maps may not."""
+"""Structures of a SEG or RTSTRUCT on a series: they may overlap, labels of a label map may not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Structures:
-    """What was drawn on ``grid``: name to voxels, in the order of the file. ``notes``: what was left out."""
+    """The structures on ``grid``: name to voxels, in the order of the file. ``notes``: omitted structures."""
 
     grid: Grid
     voxels: Mapping[str, Indices]
@@ -30,8 +30,8 @@ class Structures:
         return tuple(self.voxels)
 
     def named(self, schema: LabelSchema) -> dict[str, Indices]:
-        """Voxels by the schema's names, in any spelling; structures that the schema does not know are left
-        out, those that mean one label are put together."""
+        """Voxels by the schema's names, in any spelling; unknown structures are omitted, those of the same
+        label are merged."""
         found: dict[str, Indices] = {}
         for name, voxels in self.voxels.items():
             label = schema.find(name)
@@ -40,14 +40,14 @@ class Structures:
         return found
 
     def label_map(self, schema: LabelSchema | None = None) -> tuple[LabelMap, frozenset[str]]:
-        """A label map, and the labels that were drawn. Where structures overlap the smaller one is on top: a
-        voxel of an organ is the organ's, not the body's.
+        """A label map, and its annotated labels. Where structures overlap the smaller one is used: a voxel of
+        an organ is the organ's, not the body's.
 
         Args:
             schema: None for all structures, in the order of the file.
 
         Raises:
-            LabelError: nothing was drawn that the schema knows.
+            LabelError: no structure is known to the schema.
         """
         if schema is None:
             if not self.voxels:
@@ -65,7 +65,7 @@ class Structures:
 
 
 def unused_name(name: str, taken: Container[str]) -> str:
-    """A name that a label may have, unlike those taken: files may name structures alike, or not at all."""
+    """A valid label name different from those taken: structures in files may have equal names, or none."""
     plain = " ".join(name.split()) or "unnamed"
     if plain == BACKGROUND:
         plain = f"{plain} structure"

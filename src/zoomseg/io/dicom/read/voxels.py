@@ -1,4 +1,4 @@
-"""Voxels of a DICOM series: stored values, decoded, made intensities, brought onto the series' grid."""
+"""Voxels of a DICOM series: stored values, decoded, rescaled to intensities, on the series' grid."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _INT16 = np.iinfo(np.int16)
 
 
 def read_volume(stack: Stack) -> Volume:
-    """Intensities ``[1, I, J, K]`` on the series' grid: int16 where rescaled values are whole numbers of that
-    range, else float32. What was not scanned (pixel padding, corners that a tilted gantry leaves) has the
-    lowest value of the rest.
+    """Intensities ``[1, I, J, K]`` on the series' grid: int16 if rescaled values are whole numbers of that
+    range, otherwise float32. Voxels that were not scanned (pixel padding, corners due to a tilted gantry)
+    have the lowest value of the others.
 
     Raises:
-        ScanError: a file that vanished, is truncated or damaged, or whose compression cannot be read.
+        ScanError: a file that disappeared, is truncated or damaged, or whose compression cannot be read.
     """
     paths = {s.source.path for s in stack.stored if s.source.member is not None}
     intensities = _Intensities.empty(stack.stored)
@@ -46,7 +46,7 @@ def read_volume(stack: Stack) -> Volume:
 
 
 def reading_bytes(stack: Stack) -> int:
-    """How much memory ``read_volume`` takes."""
+    """Memory that ``read_volume`` needs."""
     one = stack.stored[0].pixels
     stored = len(stack.stored) * one.rows * one.columns
     kept = all(_is_small(s) for s in stack.stored)
@@ -62,7 +62,7 @@ def reading_bytes(stack: Stack) -> int:
 
 @dataclass(eq=False)
 class _Intensities:
-    """Slices ``[k, rows, columns]`` as they come; small integers until one does not fit."""
+    """Slices ``[k, rows, columns]`` as they arrive; small integers until one does not fit."""
 
     stored: Sequence[StoredSlice]
     voxels: AnyArray
@@ -92,14 +92,14 @@ class _Intensities:
         if self.voxels.dtype == np.int16 and not (_is_small(one) or _fits(values, one)):
             self.voxels = self.voxels.astype(np.float32)
         if self.voxels.dtype == np.int16 and one.slope == 1:
-            # What wraps in the first step wraps back in the second, as the sum is known to fit.
+            # An overflow in the first step is reversed in the second, as the sum is known to fit.
             self.voxels[k] = values
             self.voxels[k] += np.array(int(one.intercept) & 0xFFFF, np.uint16).view(np.int16)
         else:
             self.voxels[k] = values.astype(np.float64) * one.slope + one.intercept
 
     def fill(self) -> float:
-        """Gives what was not scanned the lowest value of the rest; that value."""
+        """Set voxels that were not scanned to the lowest value of the others, which is returned."""
         lowest = [self.voxels[k].min() for k in range(len(self.stored)) if k not in self.unscanned]
         for k, mask in self.unscanned.items():
             lowest += [self.voxels[k][~mask].min()] if not mask.all() else []
@@ -110,11 +110,11 @@ class _Intensities:
 
 
 def _cleaned(raw: AnyArray, pixels: Pixels) -> AnyArray:
-    """Values without bits that mean something else (overlays, in old files), the sign extended."""
+    """Values without bits of another meaning (overlays, in old files), with the sign extended."""
     if pixels.stored == pixels.allocated:
         return raw
     above = pixels.allocated - pixels.stored
-    # Decoders put values into the lowest bits, wherever an uncompressed file would have them.
+    # Decoders put values into the lowest bits, regardless of their position in an uncompressed file.
     shift = 0 if pixels.syntax else pixels.high_bit + 1 - pixels.stored
     kind = raw.dtype.type
     if pixels.signed:
@@ -125,14 +125,14 @@ def _cleaned(raw: AnyArray, pixels: Pixels) -> AnyArray:
 
 
 def _is_whole(one: StoredSlice) -> bool:
-    """Whether whole numbers come of it, of a size that can be counted on."""
+    """Whether rescaling gives whole numbers small enough to be exact."""
     return (
         one.slope.is_integer() and one.intercept.is_integer() and abs(one.slope) + abs(one.intercept) < 2**31
     )
 
 
 def _is_small(one: StoredSlice) -> bool:
-    """Whether any value that it may hold fits into 16 bits."""
+    """Whether all possible values fit into 16 bits."""
     bits = one.pixels.stored
     ends = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if one.pixels.signed else (0, (1 << bits) - 1)
     return _is_whole(one) and _in_range(ends, one)
@@ -164,7 +164,7 @@ def _on_grid(stored: AnyArray, place: Placement, outside: float) -> AnyArray:
 
 
 def _moved(stored: AnyArray, place: Placement, k: int, outside: float) -> FloatArray:
-    """One stored slice ``[rows, columns]`` where it lies in the grid."""
+    """One stored slice ``[rows, columns]`` at its position in the grid."""
     values: FloatArray = stored[k].astype(np.float64)
     if place.shifts_vox is None:
         return values

@@ -1,4 +1,4 @@
-"""What SEG and RTSTRUCT have in common when they are written: what they refer to, and who made them."""
+"""Common parts of written SEG and RTSTRUCT objects: references and provenance."""
 
 # mypy: allow-untyped-calls
 
@@ -27,14 +27,15 @@ MANUFACTURER = "ZoomSeg"
 ARTIFICIAL_INTELLIGENCE = Code("123110", "Artificial Intelligence", "DCM")
 
 _MODEL_CHARACTERS = 36
-"""Of a model's name in a series' description, so that the time of its making fits into the 64 there are."""
+"""Maximum length of a model's name in a series description, so that the time of creation fits into its 64
+characters."""
 
 
 def found_classes(labels: LabelMap, series: DicomSeries) -> list[int]:
-    """Classes of the organs that a label map has, in ascending order.
+    """Classes of the organs present in a label map, in ascending order.
 
     Raises:
-        GeometryError: it does not lie on the series' own grid.
+        GeometryError: it is not on the series' own grid.
     """
     if not labels.grid.same_as(series.grid):
         off = labels.grid.distance_mm(series.grid)
@@ -46,8 +47,8 @@ def found_classes(labels: LabelMap, series: DicomSeries) -> list[int]:
 
 
 def patient_and_study(series: DicomSeries) -> Dataset:
-    """A data set that holds what an object repeats of the patient and study it belongs to. What the series
-    lacks, or has in an impossible form, is empty or absent."""
+    """A data set with the patient and study attributes that an object repeats. Attributes that the series
+    lacks, or has in an invalid form, are empty or absent."""
     found = patient.elements(dict(series.patient))
     found.SpecificCharacterSet = "ISO_IR 192"
     found.StudyInstanceUID = study_uid(series)
@@ -55,12 +56,12 @@ def patient_and_study(series: DicomSeries) -> Dataset:
 
 
 def series_of_result(series: DicomSeries, model: str, offset: int, made: datetime, seed: str = "") -> Dataset:
-    """A data set that describes the series that an object made by ``model`` is alone in: two runs are told
-    apart by the time.
+    """A data set that describes the new series of an object created by ``model``: two runs are distinguished
+    by the time.
 
     Args:
-        offset: added to the number of ``series``, unlike those of other kinds of objects.
-        seed: what its UID is made of, with ``offset``; at random, if left out.
+        offset: added to the number of ``series``, different for each kind of object.
+        seed: of its UID, together with ``offset``; random if omitted.
     """
     date, seconds = f"{made:%Y%m%d}", f"{made:%H%M%S}"
     found = Dataset()
@@ -75,11 +76,11 @@ def series_of_result(series: DicomSeries, model: str, offset: int, made: datetim
 
 
 def require_one_identity(series: DicomSeries) -> None:
-    """Refuse a series whose slices are, by their own headers, of several patients, studies, series or frames
-    of reference, or of others than it says: an object would carry one's name and refer to another's images.
+    """Refuse a series whose slices have, in their own headers, several patients, studies, series or frames of
+    reference, or others than the series: an object would name one patient and refer to another's images.
 
     Raises:
-        ScanError: they are.
+        ScanError: they have.
     """
     stored = [s.identity for s in series.slices if s is not None and s.identity is not None]
     differing = {keyword for one in stored for keyword in one.differing(series.identity)}
@@ -105,7 +106,7 @@ def software_version() -> str:
 
 
 def new_uid(seed: str = "", *what: str) -> str:
-    """A UID that nothing has yet; with a ``seed``, the one that ``what`` has in all runs of that seed."""
+    """An unused UID; with a ``seed``, the one that ``what`` has in all runs with that seed."""
     return str(generate_uid(entropy_srcs=[seed, *what] if seed else None))
 
 
@@ -134,7 +135,7 @@ def instance_items(series: DicomSeries) -> list[Dataset]:
 
 
 def save(dataset: Dataset, path: Path) -> None:
-    """Write an object as a DICOM file, whole or not at all.
+    """Write an object as a DICOM file, atomically.
 
     Raises:
         OutputError: it cannot be written.

@@ -32,7 +32,7 @@ _PROCEDURES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured of an organ that was found; ``confidence`` from 0 to 1, None if not known."""
+    """Measurements of an organ that was found; ``confidence`` from 0 to 1, None if not known."""
 
     organ: str
     volume_ml: float
@@ -52,10 +52,10 @@ def write_report(
     """Write measurements as a Comprehensive 3D SR.
 
     Args:
-        findings: of organs that ``seg`` has.
-        seg: the DICOM SEG that was written of the same result.
-        model, version: what made it, for the record.
-        seed: what the UIDs are made of (see ``derived_objects.new_uid``).
+        findings: of organs that ``seg`` contains.
+        seg: the DICOM SEG written for the same result.
+        model, version: for the record.
+        seed: of the UIDs (see ``derived_objects.new_uid``).
 
     Raises:
         OutputError: the file cannot be written.
@@ -150,8 +150,8 @@ def _concept(code: Code) -> hd.sr.CodedConcept:
 
 
 def _evidence(segmentation: Dataset, series: DicomSeries) -> list[Dataset]:
-    """The SEG and the images that it was made of, as highdicom wants them. Of the patient nothing: that is
-    put in later."""
+    """The SEG and its source images, in the form that highdicom requires. Patient attributes are added
+    later."""
     found = []
     series_of_images = [(item, uids.series_uid(series)) for item in derived_objects.instance_items(series)]
     own = Dataset()

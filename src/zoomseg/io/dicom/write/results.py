@@ -13,7 +13,7 @@ from zoomseg.io.scans import ScanInput
 
 
 class DicomResult(Enum):
-    """A kind of object, by what its file's name ends with."""
+    """A kind of object, with the suffix of its file."""
 
     SEG = "seg.dcm"
     RTSTRUCT = "rtstruct.dcm"
@@ -23,7 +23,7 @@ class DicomResult(Enum):
 
 
 def require_series(scans: Iterable[ScanInput], kinds: Collection[DicomResult]) -> None:
-    """Refuse scans that came as anything else than DICOM, if any of ``kinds`` is wanted.
+    """Refuse scans of other formats than DICOM, if any of ``kinds`` is requested.
 
     Raises:
         ScanError: there is one; such objects refer to the slices of a series.
@@ -44,19 +44,20 @@ def write_results(
     model: str,
     seed: str = "",
 ) -> None:
-    """Write objects of ``kinds``. A scan without any organ has none, not even those of an earlier run.
+    """Write objects of ``kinds``. For a scan without any organ there are none; those of an earlier run are
+    deleted.
 
     Args:
-        labels: on the grid of ``scan``, which came as DICOM if there are any ``kinds``.
-        model: what made them.
-        seed: what their UIDs are made of; at random, if left out.
+        labels: on the grid of ``scan``, which is from DICOM if there are any ``kinds``.
+        model: that created them.
+        seed: of their UIDs; random if omitted.
 
     Raises:
         OutputError: a file cannot be written.
     """
     if not kinds or scan.dicom is None:
         return
-    # On the spot: their libraries take a second to import.
+    # Imported here: their libraries take a second.
     from zoomseg.io.dicom.write.rtstruct import write_rtstruct
     from zoomseg.io.dicom.write.seg import write_seg
 

@@ -38,14 +38,14 @@ def write_rtstruct(
 
     Args:
         labels: on the series' own grid.
-        model, version: what made them, for the record.
-        seed: what the UIDs are made of (see ``derived_objects.new_uid``).
+        model, version: for the record.
+        seed: of the UIDs (see ``derived_objects.new_uid``).
 
     Returns:
-        False where no organ was found: nothing is written.
+        False if no organ was found: nothing is written.
 
     Raises:
-        GeometryError: the labels lie on another grid.
+        GeometryError: the labels are on another grid.
         ScanError: the series mixes patients or studies.
         OutputError: the file cannot be written.
     """
@@ -100,11 +100,9 @@ def _frame_of_reference(series: DicomSeries) -> Dataset:
     frame.FrameOfReferenceUID = uids.frame_of_reference_uid(series)
     images.SeriesInstanceUID = uids.series_uid(series)
     images.ContourImageSequence = derived_objects.instance_items(series)
-    if not images.ContourImageSequence:  # rather no reference than one that is empty
+    if not images.ContourImageSequence:  # no reference is better than an empty one
         return frame
-    study.ReferencedSOPClassUID = UID(
-        "1.2.840.10008.3.1.2.3.1"
-    )  # a retired class, but the field must be there
+    study.ReferencedSOPClassUID = UID("1.2.840.10008.3.1.2.3.1")  # a retired class, but the field is required
     study.ReferencedSOPInstanceUID = uids.study_uid(series)
     study.RTReferencedSeriesSequence = [images]
     frame.RTReferencedStudySequence = [study]
@@ -136,9 +134,9 @@ def _observation(number: int, name: str) -> Dataset:
 
 
 def _contours(number: int, name: str, mask: derived_objects.Mask, box: Box, series: DicomSeries) -> Dataset:
-    """Of an organ's mask in the box that holds it."""
+    """Contours of an organ's mask in its bounding box."""
     found: list[Dataset] = []
-    # Slices one after the other in memory: they are looked at one by one.
+    # Slices contiguous in memory, as they are processed one by one.
     for k, plane in enumerate(np.ascontiguousarray(mask.transpose(2, 0, 1)), start=box.start[2]):
         reference = derived_objects.reference_item(series, k)
         for polygon in outlines(plane):
@@ -157,9 +155,9 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
     contour.ContourGeometricType = "CLOSED_PLANAR"
     contour.NumberOfContourPoints = len(polygon)
     points = coordinates.lps(grid.world(np.column_stack([polygon, np.full(len(polygon), k)])))
-    # Adding zero makes -0.0 a plain zero.
+    # Adding zero turns -0.0 into 0.0.
     text = [f"{c:.{_DECIMALS}f}" for c in (points.round(_DECIMALS) + 0.0).ravel().tolist()]
-    # Converted already: pydicom would check a million numbers one by one.
+    # Already converted: pydicom would check a million numbers one by one.
     contour.add(DataElement(_CONTOUR_DATA, "DS", text, already_converted=True))
     if reference is not None:
         contour.ContourImageSequence = [reference]

@@ -1,6 +1,6 @@
 """Secondary capture: a picture of the scan with its organs in three planes, for viewers of images alone.
 
-Planes are those in which most of the organs is seen; the patient's right is at the picture's left.
+Planes are those with the largest area of organs; the patient's right is on the picture's left.
 """
 
 # mypy: allow-untyped-calls
@@ -42,14 +42,14 @@ def write_capture(
 
     Args:
         labels, image: on the series' own grid.
-        model: what made the labels.
-        seed: what the UIDs are made of (see ``derived_objects.new_uid``).
+        model: that created the labels.
+        seed: of the UIDs (see ``derived_objects.new_uid``).
 
     Returns:
-        False where no organ was found: nothing is written.
+        False if no organ was found: nothing is written.
 
     Raises:
-        GeometryError: the labels lie on another grid.
+        GeometryError: the labels are on another grid.
         OutputError: the file cannot be written.
     """
     if not derived_objects.found_classes(labels, series):
@@ -82,7 +82,7 @@ def write_capture(
 
 
 def picture(labels: LabelMap, image: Volume, ct: bool) -> Picture:
-    """``[row, column, RGB]``: the three planes side by side, of the size that they have in the patient."""
+    """``[row, column, RGB]``: the three planes side by side, at the patient's scale."""
     turn = Orientation.to_canonical(labels.grid)
     classes, volume = labels.reoriented(turn), image.reoriented(turn)
     values, spacing = volume.data[0], volume.grid.spacing_mm
@@ -106,7 +106,7 @@ def _range(values: npt.NDArray[np.number[Any]]) -> tuple[float, float]:
 
 
 def _fullest(classes: npt.NDArray[np.uint8], axis: int) -> int:
-    """The plane across an axis in which most voxels have an organ."""
+    """The plane across an axis with the most voxels of organs."""
     planes = np.moveaxis(classes, axis, 0)
     return int(np.argmax([np.count_nonzero(plane) for plane in planes]))
 
@@ -118,13 +118,13 @@ def _coloured(grey: FloatArray, classes: npt.NDArray[np.uint8], colours: FloatAr
 
 
 def _as_seen(plane: FloatArray) -> FloatArray:
-    """Of a plane ``[a, b]`` of canonical axes, in order: rows run along b from its high end down, and columns
-    along a from its high end: right is left, back and feet are down, the front is left."""
+    """A plane ``[a, b]`` of canonical axes in display orientation: rows run along b from its high end down,
+    and columns along a from its high end: right is left, back and feet are down, the front is left."""
     return plane[::-1, ::-1].transpose(1, 0, 2)
 
 
 def _scaled(plane: FloatArray, pixel_mm: tuple[float, float], wanted_mm: float) -> Picture:
-    """To square pixels, each that of the voxel in whose middle it lies."""
+    """Resample to square pixels by nearest neighbour."""
     indices = []
     for count, mm in zip(plane.shape[:2], pixel_mm, strict=True):
         wanted = max(1, round(count * mm / wanted_mm))

@@ -1,6 +1,7 @@
-"""DICOM SEG: label maps as binary segments that refer to the images they were made from.
+"""DICOM SEG: label maps as binary segments that refer to the images from which they were made.
 
-Written with highdicom; one segment per organ that was found, its name coded, only the frames in which it is.
+Written with highdicom; one segment per organ that was found, with a coded name, and only the frames that
+contain it.
 """
 
 # mypy: allow-untyped-calls
@@ -38,14 +39,14 @@ def write_seg(
 
     Args:
         labels: on the series' own grid.
-        model, version: what made them, for the record.
-        seed: what the UIDs are made of (see ``derived_objects.new_uid``).
+        model, version: for the record.
+        seed: of the UIDs (see ``derived_objects.new_uid``).
 
     Returns:
-        False where no organ was found: a SEG without a segment cannot be, and nothing is written.
+        False if no organ was found: a SEG needs at least one segment, and nothing is written.
 
     Raises:
-        GeometryError: the labels lie on another grid.
+        GeometryError: the labels are on another grid.
         ScanError: the series mixes patients or studies.
         OutputError: the file cannot be written.
     """
@@ -96,7 +97,7 @@ def write_seg(
 
 
 def _numbered(labels: LabelMap, found: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Segment numbers ``[K, J, I]`` (frame, row, column): as classes, but without gaps."""
+    """Segment numbers ``[K, J, I]`` (frame, row, column): the classes, without gaps."""
     table = np.zeros(256, dtype=np.uint8)
     table[list(found)] = np.arange(1, len(found) + 1)
     return np.ascontiguousarray(table[labels.data].transpose(2, 1, 0))
@@ -128,11 +129,11 @@ def _segment(
 
 
 def _planes(series: DicomSeries) -> list[Dataset]:
-    """A single-frame image for each plane of the grid, as highdicom wants its sources. What they refer to is
-    put right by ``_refer``: planes may be frames of one object, or interpolated."""
+    """A single-frame image for each plane of the grid, as highdicom requires for its sources. ``_refer``
+    corrects the references: planes may be frames of one object, or interpolated."""
     position = coordinates.plane_positions(series.grid)
     spacing = series.grid.spacing_mm
-    # Of the patient nothing: highdicom would judge what it finds, and it is put in later.
+    # Without patient attributes: highdicom would validate them, and they are added later.
     first = derived_objects.patient_and_study(replace(series, patient=()))
     planes = []
     for k in range(series.grid.shape[2]):
@@ -159,12 +160,12 @@ def _plane_uid(k: int) -> str:
 
 
 def _refer(dataset: Dataset, series: DicomSeries) -> None:
-    """References to the stored slices in place of those to ``_planes``."""
+    """Replace references to ``_planes`` by references to the stored slices."""
     planes = {_plane_uid(k): k for k in range(series.grid.shape[2])}
     shifted = _shifted(series)
     frames = dataset.PerFrameFunctionalGroupsSequence
     items = [frame.DerivationImageSequence[0].SourceImageSequence[0] for frame in frames]
-    # All before any is changed: frames of one plane share an item.
+    # All are read before any is changed, as frames of one plane share an item.
     numbers = [planes[str(item.ReferencedSOPInstanceUID)] for item in items]
     for frame, item, k in zip(frames, items, numbers, strict=True):
         reference = derived_objects.reference_item(series, k)
@@ -177,12 +178,12 @@ def _refer(dataset: Dataset, series: DicomSeries) -> None:
     if images:
         dataset.SourceImageSequence = images
         dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = images
-    else:  # rather no reference than one that is empty
+    else:  # no reference is better than an empty one
         del dataset.SourceImageSequence, dataset.ReferencedSeriesSequence
 
 
 def _shifted(series: DicomSeries) -> list[bool]:
-    """Of each plane, whether its voxels are not the stored slice's (the gantry was tilted)."""
+    """For each plane, whether its voxels differ from the stored slice's (the gantry was tilted)."""
     stored = [
         p if s is None else s.position_lps_mm for s, p in zip(series.slices, _positions(series), strict=True)
     ]

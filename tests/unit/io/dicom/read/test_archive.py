@@ -1,4 +1,4 @@
-"""Zips: read where they lie, and refused for what no honest one holds."""
+"""Zips are read in place, and refused for contents that no valid one has."""
 
 from __future__ import annotations
 

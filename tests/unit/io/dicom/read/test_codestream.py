@@ -1,4 +1,4 @@
-"""Sizes that compressed frames claim, against the sizes that they were made with."""
+"""Sizes stored in compressed frames, compared with the true ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which decoder reads what; that values are right is tested with volumes."""
+"""Choice of decoders; values are tested with volumes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_damaged_jpeg_ls_is_read_by_none(tmp_path: Path, keep: int) -> None:
 
 
 def in_syntax(folder: Path, syntax: str) -> Path:
-    """A series whose files GDCM has compressed."""
+    """A series whose files were compressed by GDCM."""
     gdcm = pytest.importorskip("gdcm")
     write(folder, stack(SLICES, BitsStored=12, HighBit=11))
     for file in folder.iterdir():

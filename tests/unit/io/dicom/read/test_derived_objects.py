@@ -1,4 +1,4 @@
-"""What objects repeat of the series they were made of, and which files are read at all."""
+"""Attributes that objects repeat from their series, and the files that are read at all."""
 
 from __future__ import annotations
 

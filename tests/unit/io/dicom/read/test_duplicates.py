@@ -1,4 +1,4 @@
-"""Copies of objects: left out if they are, refused if they only have the same UID."""
+"""Copies of objects are ignored; different objects with the same UID are refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_frames_are_compared_one_by_one(tmp_path: Path) -> None:
 
 
 def test_images_without_a_uid_are_no_copies_of_each_other(tmp_path: Path) -> None:
-    """The headers of the files lack it, too."""
+    """The headers of the files also lack it."""
     for number, dataset in enumerate([*stack(ramp(3)), image(ramp(4)[3], (-10, -20, 36))]):
         del dataset.SOPInstanceUID
         dataset.save_as(tmp_path / f"{number}.dcm", implicit_vr=False, little_endian=True)

@@ -1,4 +1,4 @@
-"""Headers that cannot be, or that end too soon: one line that names the file."""
+"""Impossible or truncated headers: one line that names the file."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_truncated_files(tmp_path: Path) -> None:
     for length in range(132, len(content), 7):
         victim.write_bytes(content[:length])
         found: Found = find_series(tmp_path)
-        # As long as its series is not known it can only be left out, with a note.
+        # As long as its series is not known, it can only be ignored, with a note.
         reasons = [r.reason for r in found.refused] + list(found.notes)
         assert any(str(victim) in reason for reason in reasons), length
 
@@ -152,7 +152,7 @@ MEANING = {
 def test_what_identity_lacks_is_said(tmp_path: Path, keyword: str, value: str | None) -> None:
     series = the_series(write(tmp_path, stack(ramp(), **{keyword: value}))).series
     assert series.notes[0] == f"its headers lack {keyword}; {MEANING[keyword]}"
-    assert len(series.notes) == 1 + keyword.endswith("UID")  # what objects made of it lack, then
+    assert len(series.notes) == 1 + keyword.endswith("UID")  # objects derived from it lack it, too
 
 
 def test_the_uid_may_be_in_the_header_of_the_file(tmp_path: Path) -> None:
@@ -302,13 +302,13 @@ def test_no_preamble_hides_no_deflated_file(tmp_path: Path) -> None:
 
 
 def test_a_syntax_newer_than_the_library_is_named(tmp_path: Path) -> None:
-    """Deflated Image Frame Compression: its voxels are not taken for uncompressed ones."""
+    """Deflated Image Frame Compression: its voxels are not read as uncompressed ones."""
     folder = write(tmp_path, stack(ramp(5, 60, 70)), _in_syntax("1.2.840.10008.1.2.4.94"))
     for file in folder.iterdir():
         known, newer = b"1.2.840.10008.1.2.4.94", b"1.2.840.10008.1.2.8.1\x00"
         file.write_bytes(file.read_bytes().replace(known, newer))
     (refused,) = find_series(folder).refused
-    name = UID("1.2.840.10008.1.2.8.1").name  # pynetdicom, once imported, knows it
+    name = UID("1.2.840.10008.1.2.8.1").name  # pynetdicom adds it when it is imported
     assert f"its transfer syntax {name} is not read; convert it" in refused.reason
 
 

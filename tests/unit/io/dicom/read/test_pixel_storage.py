@@ -1,4 +1,4 @@
-"""How voxels are stored, by their headers."""
+"""Storage of voxels, from their headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects find the series that they were drawn on, by UIDs alone."""
+"""The series of objects is found by UIDs alone."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_a_series_that_lost_its_uid(kind: str, stacks: list[Stack], tmp_path: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_series_that_lost_all_uids(kind: str, stacks: list[Stack], tmp_path: Path) -> None:
-    """What is made of it refers to no image, but lies in a space made up of what is left of it."""
+    """Objects derived from it refer to no image, but have a frame of reference generated from its remaining
+    attributes."""
     slices = tuple(s and dataclasses.replace(s, identity=None, sop_uid="") for s in stacks[1].series.slices)
     uids = dict.fromkeys(("study_uid", "series_uid", "frame_of_reference_uid"), "")
     lost = dataclasses.replace(stacks[1].series, slices=slices, **uids)
@@ -205,7 +206,7 @@ def test_what_cannot_be_told_for_sure_is_noted(kind: str, stacks: list[Stack], t
 def test_a_structure_s_own_frame_of_reference_leads_to_its_series(
     stacks: list[Stack], tmp_path: Path
 ) -> None:
-    """Some files have it there alone."""
+    """Some files have it only there."""
     path = drawn_at(stacks[2], "rtstruct", tmp_path)
     dataset = pydicom.dcmread(path)
     del dataset.ReferencedFrameOfReferenceSequence, dataset.FrameOfReferenceUID

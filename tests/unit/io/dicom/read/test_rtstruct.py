@@ -53,7 +53,7 @@ def rectangle(
 
 
 def of_contours(path: Path, **structures: list[Dataset]) -> Path:
-    """A structure set as a treatment planning system writes it."""
+    """A structure set in the format of a treatment planning system."""
     dataset = Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
@@ -192,7 +192,7 @@ def test_contours_marked_as_exclusive_are_that(tmp_path: Path, series: DicomSeri
 
 
 def test_a_keyhole_of_another_program_is_a_hole(tmp_path: Path, series: DicomSeries) -> None:
-    """With its channel up a column, as the standard's figure has it (PS3.3 C.8.8.6-1)."""
+    """With its channel along a column, as in the standard's figure (PS3.3 C.8.8.6-1)."""
     ring = [(4.2, 0.5), (4.2, 2.5), (2.5, 2.5), (2.5, 6.5), (6.5, 6.5), (6.5, 2.5), (4.2, 2.5), (4.2, 0.5)]
     outer = [(9.5, 0.5), (9.5, 9.5), (0.5, 9.5), (0.5, 0.5)]
     island = [(3.5, 3.5), (5.5, 3.5), (5.5, 5.5), (3.5, 5.5)]
@@ -369,7 +369,7 @@ def test_more_contours_in_a_slice_than_are_compared_are_refused(
 
 
 def test_long_contours_stay_decimal_strings(tmp_path: Path) -> None:
-    """With explicit VRs, one of more than 64 KB would be written as of unknown kind."""
+    """With explicit VRs, a contour of more than 64 KB would be written with an unknown VR."""
     grid = Grid.from_spacing((2400, 12, 3), (0.3, 0.3, 2.0))
     comb = np.zeros(grid.shape, dtype=np.uint8)
     comb[10:2390:2, 3:9, 1] = 1
@@ -384,7 +384,7 @@ def test_long_contours_stay_decimal_strings(tmp_path: Path) -> None:
 
 
 def test_a_length_of_gigabytes_is_not_allocated(tmp_path: Path) -> None:
-    """Of a 70 kB file in which one length is damaged."""
+    """For a 70 kB file with one damaged length."""
     grid = Grid.from_spacing((20, 20, 3), (1.0, 1.0, 2.0))
     labels = np.zeros(grid.shape, dtype=np.uint8)
     labels[5:15, 5:15, 1] = 1

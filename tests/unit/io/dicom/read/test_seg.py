@@ -1,4 +1,5 @@
-"""What is written is read by SimpleITK and highdicom; what is read was made by highdicom, or by hand."""
+"""Written objects are read by SimpleITK and highdicom; objects to be read were written by highdicom, or by
+hand."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def by_highdicom(
 
 
 def turned(grid: Grid) -> tuple[Grid, Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]]]:
-    """The same voxels, cut sagittally where the series is axial. And arrays turned alike."""
+    """The same voxels in sagittal slices, if the series is axial; with a function that reorders arrays in the
+    same way."""
     matrix = np.array(
         [[0, 0, -1, grid.shape[0] - 1], [1, 0, 0, 0], [0, -1, 0, grid.shape[2] - 1], [0, 0, 0, 1]]
     )

@@ -1,4 +1,4 @@
-"""Which volumes are found, what they are called, what is left out or refused, and why."""
+"""The volumes found, their names, and ignored or refused series with reasons."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_copies_are_left_out(tmp_path: Path) -> None:
 
 
 def test_what_is_called_dicom_and_is_none_is_told_of(tmp_path: Path) -> None:
-    """Else the slice that it was is missing for no reason that anybody sees."""
+    """Otherwise, the slice would be missing without a visible reason."""
     folder = write(tmp_path / "ct", stack(ramp(9)))
     file = sorted(folder.iterdir())[4].rename(folder / "4.DCM")
     file.write_bytes(b"hello")

@@ -1,4 +1,4 @@
-"""What volumes of a folder or zip are called."""
+"""Names of the volumes in a folder or zip."""
 
 from __future__ import annotations
 

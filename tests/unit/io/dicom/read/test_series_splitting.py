@@ -1,4 +1,4 @@
-"""Sizes, orientations and phases of one series, apart."""
+"""Splitting of one series by sizes, orientations and phases."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_images_of_bolus_tracking_are_left_out(
 
 
 def test_bolus_tracking_takes_no_slice_of_the_volume_with_it(tmp_path: Path) -> None:
-    """The last position of the table has one slice, and a number of its own as the tracking images have."""
+    """The last table position has one slice, and its own number like the tracking images."""
     volume = [at(2 * k, 100 + k, AcquisitionNumber=50 + k // 11) for k in range(12)]
     tracking = [at(8, 500 + n, AcquisitionNumber=n) for n in range(5)]
     result = found(tmp_path, tracking + volume)
@@ -224,7 +224,7 @@ def test_bolus_tracking_of_another_size_is_left_out(tmp_path: Path) -> None:
 
 
 def test_the_last_table_position_may_have_one_slice(tmp_path: Path) -> None:
-    """It lies 0.3 mm off, which no bolus tracking does."""
+    """It is 0.3 mm away, unlike bolus tracking."""
     datasets = [at(2 * k, 100 + k, AcquisitionNumber=1) for k in range(8)]
     result = found(tmp_path, [*datasets, at(16.3, 108, AcquisitionNumber=2)])
     (volume,) = result.stacks
@@ -307,7 +307,7 @@ def test_names_are_compared_as_people_write_them(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_up_where_identities_are_mixed(tmp_path: Path) -> None:
-    """Two slices of eight carry another name: they are not interpolated."""
+    """Two slices of eight have another name: they are not interpolated."""
     names = ["Doe^Jane"] * 3 + ["Roe^Jane"] + ["Doe^Jane"] * 3 + ["Roe^Jane"] + ["Doe^Jane"] * 4
     result = found(tmp_path, [at(2 * k, k, PatientName=name) for k, name in enumerate(names)])
     reasons = [r.reason for r in result.refused]
@@ -325,7 +325,7 @@ def test_images_of_which_no_two_belong_together_are_refused(tmp_path: Path) -> N
 
 
 def many(count: int, places: int, change: Callable[[int], dict[str, Any]]) -> list[StoredSlice]:
-    """So many frames, at ``places`` places by turns."""
+    """A number of frames, alternating between ``places`` positions."""
     with opening() as opener, tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), [at(0, 1)]) / "03-0.dcm"
         read = read_object(Source(path), opener)
@@ -338,7 +338,7 @@ def many(count: int, places: int, change: Callable[[int], dict[str, Any]]) -> li
 
 
 def test_many_slices_at_one_place_take_no_long_time() -> None:
-    """Bolus tracking of 20 000 images, each an acquisition of its own, at a slice of a volume."""
+    """Bolus tracking of 20 000 images, each a separate acquisition, at a slice of a volume."""
     tracking = many(20_000, 1, lambda i: {"phase": (("AcquisitionNumber", str(i + 1)),)})
     volume = many(40, 40, lambda i: {"phase": (("AcquisitionNumber", "0"),)})
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Places of slices to grids, worked out by hand."""
+"""Grids from positions of slices, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices between drawn ones: what is interpolated, what is not, and where."""
+"""Slices between contoured ones: which are interpolated, and how."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_ring_stays_a_ring() -> None:
         ((3, 4, 5), set(), 0),
         ((3,), set(), 0),
         ((3, 5), {4}, 0),
-        ((3, 4, 5, 7, 8), set(), 1),  # drawn slice by slice: the gap may be meant
+        ((3, 4, 5, 7, 8), set(), 1),  # contoured in every slice: the gap may be intended
         ((3, 5, 7, 8), {4, 6}, 0),
         ((3, 5, 7, 10, 12), {4, 6, 11}, 2),
         ((3, 5, 7, 30, 32), {4, 6, 31}, 0),  # two parts
@@ -108,7 +108,7 @@ def signed_distance(voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_single_precision_decides_as_double_precision_does(step: int) -> None:
-    """Also where the mean of two distances is zero, which is outside."""
+    """Including positions where the mean of two distances is zero, which is outside."""
     ties = 0
     for radius in (3.0, 4.5, 6.0, 7.25):
         before, after = disc(radius, (15.0, 16.0)), disc(radius, (15.0, 16.0 + 0.8 * 4))

@@ -1,4 +1,4 @@
-"""Structures overlap, label maps do not; names are found in any spelling and kept apart."""
+"""Structures may overlap, labels may not; names are found in any spelling and kept separate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID = Grid.from_spacing((2, 3, 4), (1.0, 2.0, 3.0), (5.0, 6.0, 7.0))
 
 
 def drawn(**voxels: list[int]) -> Structures:
-    """Underscores for spaces."""
+    """Structures with spaces in their names instead of underscores."""
     return Structures(GRID, {n.replace("_", " "): np.array(v, dtype=np.int64) for n, v in voxels.items()})
 
 
@@ -43,7 +43,7 @@ def test_the_smaller_is_on_top_whatever_the_order(names: tuple[str, ...]) -> Non
 
 
 def test_what_counts_is_the_size_of_what_means_one_label() -> None:
-    """Two halves of the liver are each smaller than the mass in it, together they are not."""
+    """Two halves of the liver are each smaller than the mass in it, but together larger."""
     schema = LabelSchema.consecutive(["mass", "liver"])
     structures = drawn(Liver=[0, 1], mass=[1, 2, 3], LIVER=[1, 2, 4, 5])
     assert structures.named(schema)["liver"].tolist() == [0, 1, 2, 4, 5]

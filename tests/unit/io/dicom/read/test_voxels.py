@@ -1,4 +1,4 @@
-"""Values of made-up series, each quirk against numbers worked out by hand."""
+"""Values of synthetic series, each special case compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_values_grid_and_order(tmp_path: Path) -> None:
     ],
 )
 def test_any_orientation(tmp_path: Path, orientation: Any, step: Any, lps: Any) -> None:
-    """Voxel (column 2, row 3) of the fifth file lies where its own header says."""
+    """Voxel (column 2, row 3) of the fifth file is at the position of its own header."""
     volume = read(write(tmp_path, stack(ramp(), step, ImageOrientationPatient=list(orientation))))
     ras = np.array([-lps[0], -lps[1], lps[2]])
     index = volume.grid.index(ras)
@@ -234,7 +234,7 @@ def test_uneven_slices_are_resampled(tmp_path: Path) -> None:
 
 
 def test_resampling_may_leave_a_slice_out(tmp_path: Path) -> None:
-    """A slice between others that all lie on the even lattice is of no plane of it."""
+    """A slice between others that all lie on the even lattice belongs to no plane of it."""
     z = [0, 2, 4, 6, 8, 8.7, 10, 12, 14]
     datasets = [image(ramp(9)[k], (0, 0, at)) for k, at in enumerate(z)]
     found = the_series(write(tmp_path, datasets))

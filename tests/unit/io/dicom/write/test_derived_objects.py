@@ -1,4 +1,4 @@
-"""What objects repeat of the series they were made of, and which files are read at all."""
+"""Attributes that objects repeat from their series, and the files that are read at all."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ WHOSE = SERIES.identity
 
 
 def slices_of(*identities: Identity | None) -> DicomSeries:
-    """The first slices as if their headers said this, the others as if they agreed."""
+    """The first slices with these attributes in their headers, the others consistent."""
     given = (*identities, *[WHOSE] * (len(SERIES.slices) - len(identities)))
     pairs = zip(SERIES.slices, given, strict=True)
     return dataclasses.replace(
@@ -99,7 +99,7 @@ def test_what_refers_to_slices_of_others_is_never_written(
 
 
 def test_slices_keep_what_their_own_headers_say(tmp_path: Path) -> None:
-    """So that whatever puts them together wrongly is found out: here a hand that does."""
+    """So that wrong combinations are detected; here one made by hand."""
     values = dicom_series.ramp(9, 12, 16)
     mine, other = (
         the_series(dicom_series.write(tmp_path / name, dicom_series.stack(values, PatientID=name))).series

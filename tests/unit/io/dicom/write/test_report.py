@@ -1,4 +1,4 @@
-"""Structured reports hold the measurements, and name the segments that they are of."""
+"""Structured reports contain the measurements, and name their segments."""
 
 from __future__ import annotations
 

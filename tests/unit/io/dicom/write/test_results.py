@@ -1,4 +1,4 @@
-"""What `zoomseg predict` writes of DICOM series, and that it refuses what came as anything else."""
+"""DICOM objects written by `zoomseg predict`, and refusal of scans of other formats."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_scan_without_organs_has_no_objects_of_an_earlier_run(scan: ScanInput,
 
 @pytest.mark.parametrize("usable", [True, False])
 def test_a_result_never_replaces_a_slice(usable: bool, scan: ScanInput, tmp_path: Path) -> None:
-    """The results go beside the slices, one of which is named like them."""
+    """The results are written beside the slices, one of which has the same name."""
     slice_file = min((tmp_path / "patient").glob("*.dcm")).rename(tmp_path / "patient" / "patient.seg.dcm")
     before = slice_file.read_bytes()
     (found,) = find_scans(tmp_path / "patient")

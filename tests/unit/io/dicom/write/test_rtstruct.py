@@ -34,7 +34,7 @@ def points_of(contour: Dataset) -> FloatArray:
 
 def masks_of(path: Path, series: DicomSeries) -> dict[str, npt.NDArray[np.bool_]]:
     """Each structure as a mask ``[I, J, K]`` of the voxels whose centre its contours surround, by the slice
-    that each contour refers to."""
+    to which each contour refers."""
     dataset = pydicom.dcmread(path)
     names = {roi.ROINumber: str(roi.ROIName) for roi in dataset.StructureSetROISequence}
     slices = {uid: k for k, uid in enumerate(series.slice_uids)}
@@ -86,7 +86,7 @@ def test_a_ball_s_contours_lie_within_half_a_voxel_of_it(orientation: str, tmp_p
 
 
 def test_holes_are_cut_out_by_keyholes(written_rtstruct: Path, series: DicomSeries) -> None:
-    """Slices with a hole have one polygon, and two of its edges are the same way there and back."""
+    """Slices with a hole have one polygon, with two edges along the same connection."""
     dataset = pydicom.dcmread(written_rtstruct)
     liver = dataset.ROIContourSequence[0].ContourSequence
     assert len(liver) == 5
@@ -144,7 +144,7 @@ def test_frames_and_interpolated_planes_are_referred_to_as_far_as_they_exist(tmp
 
 
 def test_every_value_fits_into_its_field(tmp_path: Path) -> None:
-    """Far from the origin, with names that are longer than fields are."""
+    """Far from the origin, with names longer than their fields."""
     grid = grid_of("oblique")
     affine = grid.affine.copy()
     affine[:3, 3] = (-98765.4321, 12345.6789, -99999.9)
@@ -160,7 +160,7 @@ def test_every_value_fits_into_its_field(tmp_path: Path) -> None:
         ]
     assert max(map(len, raw)) <= 16
     assert str(dataset.StructureSetROISequence[0].ROIName) == ("a b" + "long" * 30)[:64]
-    pydicom.dcmread(path).to_json_dict()  # converts, and with that checks, every element
+    pydicom.dcmread(path).to_json_dict()  # converts, and thereby checks, every element
 
 
 def test_nothing_found_is_nothing_written(tmp_path: Path, series: DicomSeries) -> None:

@@ -1,4 +1,4 @@
-"""The picture shows the planes as radiologists see them, and organs where they are."""
+"""The picture shows the planes in radiological orientation, with organs at their positions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = Grid.from_spacing((40, 20, 10), (1.0, 1.0, 2.0))
 
 
 def shown(where: tuple[int, int, int], grid: Grid = GRID, value: float = 240.0) -> np.ndarray:
-    """The picture of a scan that is black but for a voxel; an organ is there, too."""
+    """The picture of a scan that is black except for one voxel, which is also labelled."""
     classes = np.zeros(grid.shape, np.uint8)
     classes[where] = 1
     values = np.full((1, *grid.shape), -1000.0, np.float32)
@@ -33,7 +33,7 @@ def shown(where: tuple[int, int, int], grid: Grid = GRID, value: float = 240.0) 
 
 
 def middles(drawn: np.ndarray) -> list[tuple[float, float]]:
-    """Of what is not black in each of the three panels: share of its height and width."""
+    """Centre of the non-black pixels in each of the three panels: share of its height and width."""
     widths = [PANEL, PANEL, PANEL // 2]
     ends = np.cumsum(widths)
     assert drawn.shape == (PANEL // 2, ends[-1], 3)

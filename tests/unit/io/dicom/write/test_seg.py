@@ -1,4 +1,5 @@
-"""What is written is read by SimpleITK and highdicom; what is read was made by highdicom, or by hand."""
+"""Written objects are read by SimpleITK and highdicom; objects to be read were written by highdicom, or by
+hand."""
 
 from __future__ import annotations
 
