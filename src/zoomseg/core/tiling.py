@@ -252,11 +252,11 @@ class PointwiseHead:
 
     @property
     def classes(self) -> int:
-        return self.weight.shape[0]
+        return len(self.weight)
 
     @property
     def features(self) -> int:
-        return self.weight.shape[1]
+        return len(self.weight[0])
 
     def logits(self, features: Array, known: Array | float = 1.0) -> Array:
         """``[features, I, J, K]`` -> ``[classes, I, J, K]``; zero where features and ``known`` are zero."""

@@ -77,7 +77,7 @@ class StageWork:
     """Number of channels that the network reads: image and priors."""
     image_channels: int
     classes: int
-    answered: int
+    output_channels: int
     """Channels of a tile's output: classes, or features of a ``SplitNetwork``."""
     compute: Callable[[Array], object]
     """Compute a batch of tiles ``[B, channels, *tile]`` with all networks of the stage."""
@@ -319,9 +319,9 @@ def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     image = 4 * 2 * work.image_channels * math.prod(wide)
     around = (box.shape[0] + 2, box.shape[1] + 2, box.shape[2] + 2)
     plane = 4 * around[0] * around[1]
-    held = plane * (work.answered + 1) * min(inner[2], around[2])
+    held = plane * (work.output_channels + 1) * min(inner[2], around[2])
     held += 2 * plane * (work.classes + 1) * around[2] if whole else 0
-    if work.answered < work.classes:  # logits, and what is made of them
+    if work.output_channels < work.classes:  # logits, and what is made of them
         held += 2 * plane * work.classes * logit_planes(work.classes, around)
     mask = 4 * box.voxels if view.region.mask is not None else 0
     return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
@@ -331,7 +331,7 @@ def counted_bytes(view: StageView, work: StageWork) -> int:
     """Counted memory of a tile: the network's input twice, as it is assembled from image and priors, and the
     network's feature maps."""
     tile = view.stage.grid.tile
-    answer = 4 * work.answered * math.prod(tile)
+    answer = 4 * work.output_channels * math.prod(tile)
     return 2 * input_bytes(view, work) + work.activation_bytes(tile) + answer
 
 
