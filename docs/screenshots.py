@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -43,8 +44,8 @@ SHOWN_MM = (1.0, 1.0, 1.0)
 AXIAL, CORONAL = 2, 1
 BACKGROUND, TEXT = "#0d1117", "#e6ebef"
 PAGE_SIZE, REPORT_SIZE = (1280, 960), (1100, 1150)
-_IS_SHOWN = "name => name.textContent === 'pancreas'"
-"""Among the names on the page: the organ that the planes go through, as many others lie around it."""
+SHOWN_ORGAN = "pancreas"
+"""The planes of the page go through it, as many others lie around it."""
 
 
 # --- slices of a result -----------------------------------------------------------------------------
@@ -153,8 +154,8 @@ def _colour(name: str) -> str:
 # --- pages in a browser -----------------------------------------------------------------------------
 
 
-def serve_page(ct: Path, model: Path, folder: Path) -> bytes:
-    """The page of ``zoomseg serve`` with a finished result, as PNG."""
+def serve_page(ct: Path, model: Path, organ: str, folder: Path) -> bytes:
+    """The page of ``zoomseg serve`` with a finished result, its planes through ``organ``, as PNG."""
     with (
         server_process(folder / "jobs", model) as (_, client),
         chromium.opened(str(client.base_url), folder, PAGE_SIZE) as page,
@@ -163,7 +164,8 @@ def serve_page(ct: Path, model: Path, folder: Path) -> bytes:
         page.choose_file("#file", ct)
         page.wait_for("document.querySelector('#result').dataset.shown", seconds=600)
         page.wait_for("document.querySelector('.below .where').textContent.includes('mm')", seconds=300)
-        page.evaluate(f"[...document.querySelectorAll('.organ .name')].find({_IS_SHOWN}).click()")
+        wanted = f"name => name.textContent === {json.dumps(organ)}"
+        page.evaluate(f"[...document.querySelectorAll('.organ .name')].find({wanted}).click()")
         time.sleep(3)  # the 3D view is drawn last
         return page.screenshot()
 
@@ -185,7 +187,9 @@ def take(ct: Path, demo: Path, folder: Path) -> None:
     _write(folder / "result.jpg", _png(result_picture(scan, result.labels)))
     _write(folder / "uncertainty.jpg", _png(uncertainty_picture(scan, result)))
     with tempfile.TemporaryDirectory() as temporary:
-        _write(folder / "serve.jpg", serve_page(ct, COME_WITH_ZOOMSEG / ABDOMEN_CT, Path(temporary)))
+        _write(
+            folder / "serve.jpg", serve_page(ct, COME_WITH_ZOOMSEG / ABDOMEN_CT, SHOWN_ORGAN, Path(temporary))
+        )
     with tempfile.TemporaryDirectory() as temporary:
         _write(folder / "report.jpg", report_page(demo / "report.html", Path(temporary)))
 

@@ -11,7 +11,7 @@ import pytest
 
 import screenshots
 from browser import chromium
-from helpers.tiny_dataset import tiny_case
+from helpers.tiny_dataset import SCHEMA, tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import LabelMap
@@ -49,7 +49,8 @@ def test_the_result_shows_every_organ_in_colour() -> None:
 def test_the_page_is_taken_with_its_organs(tmp_path: Path) -> None:
     bundle.save(untrained_bundle(), tmp_path / "tiny")
     write_image(tmp_path / "scan.nii.gz", tiny_case(9)[0])
-    shown = pixels(screenshots.serve_page(tmp_path / "scan.nii.gz", tmp_path / "tiny", tmp_path))
+    page = screenshots.serve_page(tmp_path / "scan.nii.gz", tmp_path / "tiny", SCHEMA.names[-1], tmp_path)
+    shown = pixels(page)
     assert shown.shape[1] == screenshots.PAGE_SIZE[0]
     assert np.count_nonzero(np.ptp(shown, axis=-1) > 30) > 5000
 
