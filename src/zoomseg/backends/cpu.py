@@ -12,7 +12,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 Network = Callable[[FloatArray], FloatArray]
 """Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network
-accepts. Only one call at a time."""
+accepts. Only one call at a time, which may overwrite the output of the previous one."""
 Precision = Literal["fastest", "float32"]
 """``fastest`` allows bfloat16 where the CPU multiplies it natively."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,10 +16,10 @@ from zoomseg.backends.device import Device
 from zoomseg.backends.network_costs import CountedTile, NetworkCosts
 from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import ModelError
-from zoomseg.core.tiling import Tile, logarithms, normalised
+from zoomseg.core.tiling import PointwiseHead, Tile, logarithms, normalised
 from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.pipeline.inputs import input_channels
-from zoomseg.pipeline.sliding_window import StageNetwork
+from zoomseg.pipeline.sliding_window import SplitNetwork, StageNetwork
 from zoomseg.recipe.spec import MeanKind, Stage
 
 
@@ -41,29 +42,53 @@ def networks_of(
         ModelError: a model lacks the graph of a stage, or the graph reads other files than its own weights;
             or weights do not fit the network.
     """
-    found = _answering(models, backend, device, threads)
-    stages = {stage.name: stage for stage in models[0].recipe.stages}
-    return {name: mirrored(own, mirror_axes(stages[name]), stages[name].mean) for name, own in found.items()}
+    return {
+        stage.name: _of_stage(models, stage, backend, device, threads) for stage in models[0].recipe.stages
+    }
 
 
-def _answering(
-    models: Sequence[Bundle], backend: Backend, device: Device, threads: int | None
-) -> dict[str, StageNetwork]:
-    mean_of = {stage.name: stage.mean for stage in models[0].recipe.stages}
+def _of_stage(
+    models: Sequence[Bundle], stage: Stage, backend: Backend, device: Device, threads: int | None
+) -> StageNetwork:
+    axes = mirror_axes(stage)
     if backend == "torch":
         from zoomseg.backends.torch_networks import as_network, ready_network
 
-        return {
-            name: mean([as_network(ready_network(model, name, device), device) for model in models], kind)
-            for name, kind in mean_of.items()
-        }
+        modules = [ready_network(model, stage.name, device) for model in models]
+        return mirrored(mean([as_network(own, device) for own in modules], stage.mean), axes, stage.mean)
     precision: Precision = "fastest" if device.bfloat16 else "float32"
-    return {
-        name: mean(
-            [_for_tiles(_compiled(model, name, backend, precision, threads)) for model in models], kind
-        )
-        for name, kind in mean_of.items()
-    }
+    graphs = [_graph(model, stage.name, backend) for model in models]
+    parts = _in_parts(graphs, stage, backend, precision, threads)
+    if parts is not None:
+        return SplitNetwork(mirrored(parts.body, axes), parts.head)
+    compiled = [_for_tiles(compilers.load(backend, graph, precision, threads)) for graph in graphs]
+    return mirrored(mean(compiled, stage.mean), axes, stage.mean)
+
+
+def _in_parts(
+    graphs: Sequence[Path], stage: Stage, backend: Compiler, precision: Precision, threads: int | None
+) -> SplitNetwork | None:
+    """The networks without their last layers, which are combined into one; None if this saves nothing."""
+    if stage.mean != "geometric":
+        return None
+    heads = [compilers.pointwise_head(backend, graph) for graph in graphs]
+    found = [head for head in heads if head is not None]
+    if len(found) < len(heads) or sum(head.features for head in found) >= found[0].classes:
+        return None
+    bodies = [
+        _for_tiles(compilers.load(backend, graph, precision, threads, without_head=True)) for graph in graphs
+    ]
+    weight = np.concatenate([head.weight / len(found) for head in found], axis=1)
+    bias = np.stack([head.bias / len(found) for head in found]).sum(axis=0)
+    head = PointwiseHead(weight.astype(np.float32), bias.astype(np.float32))
+    return SplitNetwork(_concatenated(bodies), head)
+
+
+def _concatenated(bodies: Sequence[StageNetwork]) -> StageNetwork:
+    """All networks' output channels, concatenated."""
+    if len(bodies) == 1:
+        return bodies[0]
+    return lambda x_BCIJK, tiles: np.concatenate([body(x_BCIJK, tiles) for body in bodies], axis=1)
 
 
 def _for_tiles(network: Network) -> StageNetwork:
@@ -96,7 +121,9 @@ def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> Sta
         if kind == "geometric":
             logs = sum(logarithms(network(x_BCIJK, tiles)) for network in networks) / len(networks)
             return namespace(logs).stack([normalised(one) for one in logs])
+        # Copied, as others are added to it, and one of them may be the same network, mirrored.
         answer = first(x_BCIJK, tiles)
+        answer = namespace(answer).asarray(answer, copy=True)
         for other in others:
             answer += other(x_BCIJK, tiles)
         answer /= len(networks)
@@ -110,7 +137,7 @@ def mirror_axes(stage: Stage) -> tuple[int, ...]:
     return tuple("ijk".index(axis) for axis in stage.mirror_axes)
 
 
-def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind) -> StageNetwork:
+def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind = "arithmetic") -> StageNetwork:
     """The mean of a network's predictions for a tile and its mirror images along all subsets of ``axes``,
     mirrored back."""
 
@@ -132,14 +159,12 @@ def mirrored(network: StageNetwork, axes: Sequence[int], kind: MeanKind) -> Stag
     return mean([seen(subset) for subset in subsets], kind)
 
 
-def _compiled(
-    model: Bundle, stage: str, backend: Compiler, precision: Precision, threads: int | None
-) -> Network:
+def _graph(model: Bundle, stage: str, backend: Compiler) -> Path:
     files = model.graphs.get(stage)
     if files is None:
         raise ModelError(f"model {model.folder} has no ONNX graph of stage '{stage}', which {backend} needs")
     _check(files, model, stage)
-    return compilers.load(backend, files.graph, precision, threads)
+    return files.graph
 
 
 def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:

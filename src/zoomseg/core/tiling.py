@@ -14,6 +14,7 @@ held at once than the tiles of a row cover.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, namespace, zeros_beside
+from zoomseg.core.arrays import Array, beside, namespace, zeros_beside
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Index3, Vector3
 
@@ -234,6 +235,44 @@ def overlapping(logs: Array) -> Array:
     return out
 
 
+LOGITS_AT_ONCE = 1 << 25
+"""Number of logits that a ``PointwiseHead`` computes at once: 128 MB in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class PointwiseHead:
+    """The last layer of a network if it is a 1x1x1 convolution: logits are ``weight @ features + bias``. It
+    is affine, so the weighted mean of logits over tiles equals the logits of the mean features. With fewer
+    features than classes, averaging features takes less memory and time."""
+
+    weight: Float32Array
+    """``[classes, features]``."""
+    bias: Float32Array
+    """``[classes]``."""
+
+    @property
+    def classes(self) -> int:
+        return len(self.weight)
+
+    @property
+    def features(self) -> int:
+        return len(self.weight[0])
+
+    def logits(self, features: Array, known: Array | float = 1.0) -> Array:
+        """``[features, I, J, K]`` -> ``[classes, I, J, K]``; zero where features and ``known`` are zero."""
+        xp = namespace(features)
+        flat = xp.reshape(features, (self.features, -1))
+        out = xp.reshape(beside(self.weight, features) @ flat, (self.classes, *features.shape[1:]))
+        for values, constant in zip(out, self.bias.tolist(), strict=True):
+            values += constant * known
+        return out
+
+
+def logit_planes(classes: int, shape: Index3) -> int:
+    """Number of planes of a box of ``shape`` whose logits are computed at once."""
+    return min(shape[2], max(1, LOGITS_AT_ONCE // (classes * shape[0] * shape[1])))
+
+
 class TileAggregator:
     """Weighted mean of overlapping tiles' probabilities ``[C, ...]`` over ``box``, or of their logarithms,
     for tiles in the order of their first k. At most as many planes are held as a tile has.
@@ -243,22 +282,34 @@ class TileAggregator:
 
     def __init__(
         self,
-        classes: int,
+        channels: int,
         box: Box,
         weights: Array,
         asked: Box | None = None,
         background: float = 1.0,
+        head: PointwiseHead | None = None,
     ) -> None:
         """``weights`` are a tile's ``[I, J, K]``; sums are arrays of their library, on their device. Where no
-        tile predicts, channel 0 is ``background`` and all others are zero."""
+        tile predicts, channel 0 is ``background`` and all others are zero.
+
+        Args:
+            channels: of a tile's values: classes, or features of ``head``.
+            head: converts the mean of features to logits.
+        """
         self.box = box
+        self._head = head
         self._background = background
         self._asked = asked or box
         self._first = box.start[2]
         self._weights = weights
         held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
-        self._sum = zeros_beside((classes, *held), weights)
+        self._shape = (channels, *held)
         self._weight = zeros_beside(held, weights)
+
+    @functools.cached_property
+    def _sum(self) -> Array:
+        """Allocated with the first tile, so that it does not add to the memory of that tile's network."""
+        return zeros_beside(self._shape, self._weights)
 
     def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
         """Add a tile. ``probabilities`` has the shape of ``tile.inner``; values outside ``asked`` are
@@ -300,14 +351,18 @@ class TileAggregator:
         stop = self.box.stop[2] if stop is None else min(stop, self.box.stop[2])
         while self._first < stop:
             count = min(stop - self._first, self._sum.shape[3])
-            yield self._normalised(count)
+            thick = count if self._head is None else logit_planes(self._head.classes, self.box.shape)
+            for k in range(0, count, thick):
+                yield self._finished(slice(k, min(k + thick, count)))
             self._forget(count)
 
-    def _normalised(self, count: int) -> Array:
-        weight = self._weight[..., :count]
+    def _finished(self, planes: slice) -> Array:
+        weight = self._weight[..., planes]
         unseen = namespace(weight).astype(weight == 0, weight.dtype)
-        out = self._sum[..., :count]
+        out = self._sum[..., planes]
         out /= weight + unseen
+        if self._head is not None:
+            out = self._head.logits(out, 1 - unseen)
         out[0, ...] += self._background * unseen  # empty sums become zero
         return out
 

@@ -25,6 +25,7 @@ from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
 from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
 from zoomseg.core.resample import PIECE_VOXELS
+from zoomseg.core.tiling import logit_planes
 from zoomseg.inference.resource_usage import rise
 from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe import network_shapes
@@ -76,6 +77,8 @@ class StageWork:
     """Number of channels that the network reads: image and priors."""
     image_channels: int
     classes: int
+    output_channels: int
+    """Channels of a tile's output: classes, or features of a ``SplitNetwork``."""
     compute: Callable[[Array], object]
     """Compute a batch of tiles ``[B, channels, *tile]`` with all networks of the stage."""
 
@@ -314,8 +317,12 @@ def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
     wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
     image = 4 * 2 * work.image_channels * math.prod(wide)
-    plane = 4 * (work.classes + 1) * (box.shape[0] + 2) * (box.shape[1] + 2)
-    held = plane * min(inner[2], box.shape[2] + 2) + (2 * plane * (box.shape[2] + 2) if whole else 0)
+    around = (box.shape[0] + 2, box.shape[1] + 2, box.shape[2] + 2)
+    plane = 4 * around[0] * around[1]
+    held = plane * (work.output_channels + 1) * min(inner[2], around[2])
+    held += 2 * plane * (work.classes + 1) * around[2] if whole else 0
+    if work.output_channels < work.classes:  # logits, and what is made of them
+        held += 2 * plane * work.classes * logit_planes(work.classes, around)
     mask = 4 * box.voxels if view.region.mask is not None else 0
     return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
 
@@ -324,8 +331,8 @@ def counted_bytes(view: StageView, work: StageWork) -> int:
     """Counted memory of a tile: the network's input twice, as it is assembled from image and priors, and the
     network's feature maps."""
     tile = view.stage.grid.tile
-    probabilities = 4 * work.classes * math.prod(tile)
-    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + probabilities
+    answer = 4 * work.output_channels * math.prod(tile)
+    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + answer
 
 
 def input_bytes(view: StageView, work: StageWork) -> int:

@@ -24,8 +24,10 @@ from zoomseg.pipeline.grid import stage_grid
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import (
     OnProgress,
+    SplitNetwork,
     StageNetwork,
     StageRecord,
+    before_head,
     ignore_progress,
 )
 from zoomseg.recipe import graph
@@ -68,21 +70,21 @@ class Predictor:
         models = tuple(
             replace(model, recipe=graph.with_mirroring(model.recipe, mirror)) for model in (bundle, *others)
         )
-        self.bundle = bundle = models[0]
+        self.bundle = models[0].without_weights()
         """The first model of the ensemble, with the recipe as it predicts."""
         self.folders = tuple(model.folder for model in models if model.folder is not None)
         """Folders of the models that came from disk."""
         self.sha256 = digests.of_models(models)
         """Digest of the models, without their recipe (see ``io.digests``)."""
         self.device = device
-        self._atlas_of = atlas_of or atlas_priors.of_model(bundle)
+        self._atlas_of = atlas_of or atlas_priors.of_model(self.bundle)
         self.limits = limits or MemoryLimits(device)
         self._any_scan = any_scan
         self.backend = backend
         self._models = len(models)
         self._networks = networks_of(models, backend, device)
-        self._costs = costs_of(bundle, backend)
-        self._works = {stage.name: self._work(stage) for stage in bundle.recipe.stages}
+        self._costs = costs_of(self.bundle, backend)
+        self._works = {stage.name: self._work(stage) for stage in self.bundle.recipe.stages}
 
     @property
     def channels(self) -> int:
@@ -179,12 +181,14 @@ class Predictor:
         seen = len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
+        network = answering[stage.name]
         return memory_limits.StageWork(
             self._costs[stage.name].activation_bytes,
             read,
             seen,
             classes,
-            lambda x_BCIJK: answering[stage.name](x_BCIJK, ()),
+            network.head.features if isinstance(network, SplitNetwork) else classes,
+            lambda x_BCIJK: before_head(answering[stage.name])(x_BCIJK, ()),
         )
 
 

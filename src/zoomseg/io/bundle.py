@@ -16,6 +16,7 @@ while saving leaves the earlier model usable. Reading a model while it is replac
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -125,6 +126,12 @@ class Bundle:
         for stage, tensors in arrays.items():
             _check_tensors(stage, tensors)
         object.__setattr__(self, "weights", arrays)
+
+    def without_weights(self) -> Bundle:
+        """A copy with empty ``weights``, for use once the networks have been built."""
+        described = copy.copy(self)
+        object.__setattr__(described, "weights", {})
+        return described
 
 
 class _Labels(BaseModel):

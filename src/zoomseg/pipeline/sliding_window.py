@@ -17,6 +17,7 @@ from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.tiling import (
     LOWEST_LOG,
     Float32Array,
+    PointwiseHead,
     Tile,
     TileAggregator,
     cover,
@@ -32,8 +33,29 @@ from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import GridSpec
 
 StageNetwork = Callable[[Array, tuple[Tile, ...]], Array]
-"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``. The tiles are for
-oracles."""
+"""Input ``[B, C, *outer]`` and its B tiles -> probabilities ``[B, classes, *inner]``, to be used before
+the next call, which may overwrite them. The tiles are for oracles."""
+
+
+@dataclass(frozen=True)
+class SplitNetwork:
+    """A ``StageNetwork`` in two parts, for a geometric mean over tiles: features are averaged before the
+    head, which saves memory and time if there are fewer features than classes."""
+
+    body: StageNetwork
+    """Outputs features ``[B, head.features, *inner]``."""
+    head: PointwiseHead
+
+    def __call__(self, x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+        features = self.body(x_BCIJK, tiles)
+        return namespace(features).stack([normalised(self.head.logits(one)) for one in features])
+
+
+def before_head(network: StageNetwork) -> StageNetwork:
+    """The part that computes tiles: the body of a ``SplitNetwork``, or the whole network."""
+    return network.body if isinstance(network, SplitNetwork) else network
+
+
 StageNetworkOf = Callable[[stage_input.StageView], StageNetwork]
 """The network for a view: the stage's trained one, or an oracle on the view's grid."""
 
@@ -122,7 +144,8 @@ class SlidingWindow:
         self.labels = labels
         self._started = time.perf_counter()
         self._network_seconds = 0.0
-        self._network = network
+        self._head = network.head if isinstance(network, SplitNetwork) else None
+        self._network = before_head(network)
         self._device = device
         self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
         self._tell = on_progress
@@ -143,9 +166,10 @@ class SlidingWindow:
         spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         shared = spec.overlap not in (0, (0, 0, 0)) and spec.padding == "same"
         weights = _weights(spec, answered) if shared else np.ones(answered, dtype=np.float32)
-        classes, asked = 1 + len(self.labels), self.view.region.box
+        head, asked = self._head, self.view.region.box
+        channels = 1 + len(self.labels) if head is None else head.features
         background = -LOWEST_LOG if self._geometric else 1.0
-        stitcher = TileAggregator(classes, self.box, self._device.put(weights), asked, background)
+        stitcher = TileAggregator(channels, self.box, self._device.put(weights), asked, background, head)
         done, size = 0, self._together
         for k, row in self.tiling.rows:
             yield from stitcher.take(k)
@@ -163,7 +187,7 @@ class SlidingWindow:
         answers = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
         for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, answer, self._geometric)
+            stitcher.add(tile, answer, self._geometric and self._head is None)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
         """The prediction as a whole; ``estimator`` accumulates from it. Overlapping labels have odds relative

@@ -11,14 +11,19 @@ import onnx
 import pytest
 import torch
 
-from helpers.onnx_models import KINDS, converted
+from helpers.onnx_models import KINDS, converted, one_stage
 from helpers.tiny_dataset import CPU
+from helpers.untrained_models import untrained
 from zoomseg.backends.choice import BACKENDS, Backend
 from zoomseg.backends.networks import mean, mirrored, networks_of
+from zoomseg.backends.onnx_graph import write_graphs
 from zoomseg.core.arrays import Array
 from zoomseg.core.errors import ModelError
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Tile
+from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle, NetworkFiles
+from zoomseg.pipeline.sliding_window import SplitNetwork
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import MeanKind
 
@@ -112,6 +117,40 @@ def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: 
     model = dataclasses.replace(model, graphs={"coarse": NetworkFiles(forged, files.weights)})
     with pytest.raises(ModelError, match=r"reads 'other.safetensors', and may read coarse-\w+.safetensors"):
         networks_of([model], backend, CPU)
+
+
+def of_nine_organs(folder: Path, seed: int = 0, half: bool = False) -> Bundle:
+    """A stage ``coarse`` of ten classes and four features, whose mean is geometric."""
+    small = one_stage("plain_conv_unet")
+    stage = small.recipe.stages[0].model_copy(update={"mean": "geometric", "mirror_axes": ("i", "k")})
+    recipe = small.recipe.model_copy(update={"stages": (stage,)})
+    schema = LabelSchema.consecutive([f"organ {n}" for n in range(9)])
+    bundle.save(untrained(recipe, schema, ("T1", "T2"), seed), folder, half)
+    write_graphs(folder)
+    return bundle.load(folder)
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize("half", [False, True])
+def test_fewer_features_than_classes_are_stitched_before_the_last_layer(
+    models: int, half: bool, tmp_path: Path
+) -> None:
+    found = [of_nine_organs(tmp_path / str(seed), seed, half) for seed in range(models)]
+    inputs = np.random.default_rng(0).normal(size=(2, 2, 8, 12, 8)).astype(np.float32)
+    network = networks_of(found, "openvino", CPU)["coarse"]
+    assert isinstance(network, SplitNetwork)
+    assert (network.head.features, network.head.classes) == (4 * models, 10)
+    for backend in ("torch", "onnxruntime"):
+        whole = networks_of(found, backend, CPU)["coarse"]
+        assert not isinstance(whole, SplitNetwork)
+        expected = whole(inputs, ())
+        assert np.abs(network(inputs, ()) - expected).max() < EXACT
+        assert expected.std(axis=1).min() > EXACT
+
+
+def test_no_fewer_features_than_classes_are_not(tmp_path: Path) -> None:
+    found = [of_nine_organs(tmp_path / str(seed), seed) for seed in range(3)]
+    assert not isinstance(networks_of(found, "openvino", CPU)["coarse"], SplitNetwork)
 
 
 @pytest.mark.parametrize("kind", ["arithmetic", "geometric"])

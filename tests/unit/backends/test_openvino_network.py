@@ -12,17 +12,32 @@ import numpy as np
 import openvino
 import pytest
 
-from helpers.onnx_models import doubling
+from helpers.onnx_models import converted, doubling
 from zoomseg.backends import openvino_network
 
 
-def test_any_batch_and_tile_is_computed_and_answers_stay() -> None:
+def test_any_batch_and_tile_is_computed() -> None:
     network = openvino_network.load(doubling())
     first = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 2, 2)
-    answer = network(first)
-    other = network(np.ones((3, 1, 1, 5, 2), np.float32))
-    assert np.array_equal(other, np.full((3, 1, 1, 5, 2), 2))
-    assert np.array_equal(answer, 2 * first)  # a later call does not write into it
+    assert np.array_equal(network(first), 2 * first)
+    assert np.array_equal(network(np.ones((3, 1, 1, 5, 2), np.float32)), np.full((3, 1, 1, 5, 2), 2))
+    assert np.array_equal(network(first), 2 * first)
+
+
+def test_an_answer_outlives_its_network() -> None:
+    first = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 2, 2)
+    answer = openvino_network.load(doubling())(first)
+    assert np.array_equal(answer, 2 * first)
+
+
+def test_the_last_layer_is_found_where_it_reads_one_voxel(tmp_path: Path) -> None:
+    model = converted("plain_conv_unet", tmp_path)
+    head = openvino_network.pointwise_head(model.graphs["coarse"].graph)
+    weights = model.weights["coarse"]
+    assert head is not None
+    assert np.array_equal(head.weight, weights["last.weight"].reshape(3, 4))
+    assert np.array_equal(head.bias, weights["last.bias"])
+    assert openvino_network.pointwise_head(doubling()) is None
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 
+from zoomseg.core import tiling
 from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import (
     LOWEST_LOG,
+    PointwiseHead,
     Tile,
     TileAggregator,
     cover,
@@ -276,6 +280,56 @@ def test_tiles_may_be_added_up_as_logarithms(make: Make) -> None:
     stitcher.add(tile(0, 2), make(values[::-1].copy()), logs=True)
     expected = [np.log(0.5), np.log(0.25 * 0.75) / 2] * 2
     assert whole(stitcher).flatten().tolist() == pytest.approx(expected)
+
+
+@given(
+    sides=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(1, 9)),
+    tile_sides=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5)),
+    overlap=st.sampled_from([0.0, 0.25, 0.5]),
+    logits_at_once=st.integers(1, 200),
+    seed=st.integers(0, 999),
+)
+def test_a_head_after_the_mean_is_the_mean_after_the_head(
+    sides: tuple[int, int, int],
+    tile_sides: tuple[int, int, int],
+    overlap: float,
+    logits_at_once: int,
+    seed: int,
+) -> None:
+    """Whatever number of planes is taken at once, and where no tile answered, too."""
+    rng = np.random.default_rng(seed)
+    weight, bias = rng.normal(size=(5, 2)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    head = PointwiseHead(weight, bias)
+    grid = Grid.from_spacing(sides, (1.0, 1.0, 1.0))
+    mask = rng.random(sides) < 0.3
+    mask[0, 0, 0] = True
+    tiles = cover(Region(grid, grid.box, mask), tile_sides, (0, 0, 0), overlap)
+    weights = importance_map(tile_sides)
+    after = TileAggregator(2, grid.box, weights, background=9.0, head=head)
+    before = TileAggregator(5, grid.box, weights, background=9.0)
+    found, expected = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "LOGITS_AT_ONCE", logits_at_once)
+        for k, row in [*tiles.rows, (None, ())]:
+            found += [slab.copy() for slab in after.take(k)]
+            expected += [slab.copy() for slab in before.take(k)]
+            for one in row:
+                features = rng.normal(size=(2, *tile_sides)).astype(np.float32)
+                after.add(one, features)
+                before.add(one, np.einsum("cf,fijk->cijk", weight, features) + bias[:, None, None, None])
+    whole_of = [np.concatenate(slabs, axis=3) for slabs in (found, expected)]
+    np.testing.assert_allclose(*whole_of, atol=1e-5)
+    assert whole_of[0].shape == (5, *sides)
+    assert max(slab[..., 1:].size for slab in found) <= logits_at_once
+
+
+def test_a_head_takes_arrays_of_either_library(make: Make) -> None:
+    head = PointwiseHead(np.array([[1, 2], [0, -1], [3, 0]], np.float32), np.array([0, 10, 20], np.float32))
+    features = make(np.array([[1, 2], [3, 0]], np.float32).reshape(2, 2, 1, 1))
+    assert (head.features, head.classes) == (2, 3)
+    assert head.logits(features).reshape(3, 2).tolist() == [[7, 2], [7, 10], [23, 26]]
+    known = make(np.array([1, 0], np.float32).reshape(2, 1, 1))
+    assert head.logits(features * known, known).reshape(3, 2).tolist() == [[7, 0], [7, 0], [23, 0]]
 
 
 def test_means_of_logarithms_are_means_of_logits() -> None:

@@ -57,7 +57,9 @@ def valid_view() -> StageView:
 
 def work() -> StageWork:
     counted = TorchCosts(weightless, 3).activation_bytes
-    return StageWork(counted, channels=3, image_channels=1, classes=3, compute=weightless())
+    return StageWork(
+        counted, channels=3, image_channels=1, classes=3, output_channels=3, compute=weightless()
+    )
 
 
 def weightless() -> nn.Module:
@@ -97,10 +99,14 @@ def needs(seen: StageView, shown: StageWork | None = None, whole: bool = False, 
 
 def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> None:
     base = needs(view())
-    many = replace(work(), classes=100)
+    many = replace(work(), classes=100, output_channels=100)
     assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
     assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
     assert needs(view((64, 64, 64))) > base
+    fewer = 4 * 70 * (66 * 66 * 16 + 32 * 32 * 16)
+    logits = 2 * 4 * 100 * 66 * 66 * 66
+    found = needs(view(), replace(many, output_channels=30)) - needs(view(), many)
+    assert found == pytest.approx(1.3 * (logits - fewer), abs=2)
     tile = 4 * 2 * 3 * 32 * 32 * 16 + work().activation_bytes((32, 32, 16)) + 4 * 3 * 32 * 32 * 16
     assert needs(view(), together=3) == pytest.approx(base + 1.3 * 2 * tile, abs=2)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers.known_networks import by_name, case, mean_of, with_stages
+from helpers.onnx_models import converted
 from helpers.tiny_dataset import CPU, SCHEMA, retrained, tiny_recipe
 from helpers.untrained_models import untrained_bundle
 from zoomseg.anatomy.positions import OrganPlaces
@@ -54,6 +58,16 @@ class TestPredictor:
         assert found.probabilities is not None
         assert expected.probabilities is not None
         assert np.array_equal(found.probabilities.probabilities, expected.probabilities.probabilities)
+
+    def test_weights_that_the_networks_have_are_not_held_beside_them(self, tmp_path: Path) -> None:
+        model = converted("plain_conv_unet", tmp_path)
+        held = weakref.ref(model.weights["coarse"]["last.weight"])
+        made = Predictor(model, CPU, backend="openvino")
+        del model
+        gc.collect()
+        assert held() is None
+        assert made.bundle.weights == {}
+        assert made.bundle.schema == SCHEMA
 
     def test_a_scan_that_is_plainly_something_else_is_refused_or_not_trusted(self) -> None:
         bundle = replace(untrained_bundle(3), domain=DOMAIN)
