@@ -315,6 +315,10 @@ class PriorInput(Spec):
     form: Literal["probabilities", "label_map"] = "probabilities"
     """``label_map``: for each label, 1 inside it in the label map of that stage alone and 0 elsewhere;
     resampled to the grid label by label, linearly, and thresholded at a half (nnU-Net's cascade)."""
+    dropout: Share = 0.0
+    """Training: share of patches in which a label's channel is zero, drawn label by label, as if the earlier
+    stage had missed the label. In training it misses fewer than in new scans, so that a stage which always
+    sees its prediction learns to repeat it (nnU-Net's cascade removes connected components instead)."""
 
 
 ATLAS = "atlas"

@@ -223,7 +223,7 @@ class StageGroup:
     ) -> Tensor:
         device = self.device.place
         parts = [data.image_BCIJK.to(device)]
-        for spec in inputs.prior_specs(stage.inputs):
+        for n, spec in enumerate(inputs.prior_specs(stage.inputs)):
             labels = self.labels[spec.of]
             if spec.of in answers:
                 chosen = inputs.select_prior(spec, answers[spec.of].softmax(dim=1), labels)
@@ -232,9 +232,12 @@ class StageGroup:
                 moved = [
                     resample_data(chosen[b], low[b].crop(middle), data.grids[b]) for b in range(len(low))
                 ]
-                parts.append(torch.stack(moved))
+                prior_BCIJK = torch.stack(moved)
             else:
-                parts.append(inputs.select_prior(spec, data.stored[spec.of].to(device), labels))
+                prior_BCIJK = inputs.select_prior(spec, data.stored[spec.of].to(device), labels)
+            if data.shown:
+                prior_BCIJK = prior_BCIJK * data.shown[n].to(prior_BCIJK)[:, :, None, None, None]
+            parts.append(prior_BCIJK)
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()

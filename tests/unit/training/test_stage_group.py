@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_end_to_end_gradient_reaches_the_coarse_network_from_the_fine_loss_alone
             values.append(float(group.forward(batch, group.modules)[0]["fine"]))
             weight.view(-1)[at] -= delta
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(gradient.view(-1)[at]), rel=0.03)
+
+
+def test_a_dropped_channel_of_a_prior_is_zero(data: Dataset, tmp_path: Path) -> None:
+    group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    inputs: list[torch.Tensor] = []
+    group.modules["fine"].register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
+    group.forward(batch, group.modules)
+    shown = torch.tensor([[True, False], [False, True]])
+    stages = {**batch.stages, "fine": replace(batch.stages["fine"], shown=(shown,))}
+    group.forward(replace(batch, stages=stages), group.modules)
+    whole, dropped = inputs
+    assert float(whole[:, 1:].amax()) > 0
+    assert torch.equal(dropped[:, :1], whole[:, :1])  # the image
+    assert torch.equal(dropped[:, 1:], whole[:, 1:] * shown[:, :, None, None, None])
 
 
 def test_averaged_weights_follow_the_last_ones_by_the_decay(data: Dataset, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from zoomseg.core.geometry import FloatArray, Grid, Index3, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
-from zoomseg.pipeline.inputs import limits_of
+from zoomseg.pipeline.inputs import limits_of, prior_names, prior_specs
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Augmentation, BoxAround, Recipe, Stage
+from zoomseg.recipe.spec import Augmentation, BoxAround, PriorInput, Recipe, Stage
 from zoomseg.training.data import augmentation
 from zoomseg.training.data.packed_cases import NOTHING_HELD, OnDevice, PackedCase
 from zoomseg.training.data.sampler import Draw, Sampler
@@ -27,7 +27,8 @@ from zoomseg.training.data.sampler import Draw, Sampler
 @dataclass(frozen=True, eq=False)
 class StageBatch:
     """``grids`` are the patches' positions in local coordinates, one per case: equal positions of two stages
-    show the same tissue. ``stored`` are priors read from disk, by stage name."""
+    show the same tissue. ``stored`` are priors read from disk, by stage name. ``shown`` are, for each prior
+    input of the stage, the channels ``[B, C]`` (bool) that are not dropped; empty: none are."""
 
     image_BCIJK: Tensor
     target_BIJK: Tensor
@@ -35,6 +36,7 @@ class StageBatch:
     """Voxels of each class in the cases' regions."""
     grids: tuple[Grid, ...]
     stored: Mapping[str, Tensor]
+    shown: tuple[Tensor, ...]
     annotated_BC: Tensor | None
     """The classes annotated in the cases of the patches; None: all of them in every case."""
 
@@ -61,16 +63,18 @@ class _Patch:
     annotated_C: Tensor
     grid: Grid
     stored: Mapping[str, Tensor]
+    shown: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class _Changes:
     """The changes drawn for one patch. ``extent`` is the first and last mm of the scan, if it is
-    truncated."""
+    truncated; ``shown`` as in ``StageBatch``, for one patch, by stage."""
 
     spatial: augmentation.Spatial
     tone: augmentation.Intensity
     extent: tuple[float, float] | None
+    shown: Mapping[str, tuple[Tensor, ...]]
 
 
 class PatchSource:
@@ -134,7 +138,22 @@ class PatchSource:
             float(_mm(frame, lead.grid, np.array(draw.centre))[2]),
             rng,
         )
-        return _Changes(spatial, tone, extent)
+        return _Changes(spatial, tone, extent, {s.name: self._shown(s, packs, rng) for s in self._stages})
+
+    def _shown(
+        self, stage: Stage, packs: Mapping[str, PackedCase], rng: np.random.Generator
+    ) -> tuple[Tensor, ...]:
+        """For each prior input of a stage, the channels ``[C]`` that are not dropped; empty: none are."""
+        specs = prior_specs(stage.inputs)
+        shares = [spec.dropout if isinstance(spec, PriorInput) and self._augmented else 0.0 for spec in specs]
+        if not any(shares):
+            return ()
+        stored = packs[stage.name].priors
+        labels = [stored[spec.of].labels if spec.of in stored else self._names[spec.of] for spec in specs]
+        counts = [len(prior_names(spec, own)) for spec, own in zip(specs, labels, strict=True)]
+        return tuple(
+            torch.from_numpy(rng.random(count) >= share) for count, share in zip(counts, shares, strict=True)
+        )
 
     def _box_share(self, lead: PackedCase, rng: np.random.Generator) -> FloatArray:
         """The part of the widest reference box, along each axis, that this patch shows: all of it if there is
@@ -164,7 +183,7 @@ class PatchSource:
             local = _local_grid(s, packed.spacing_mm, change.local(centres[s.name] - pivot))
             at = packed.grid.index(frame.world(pivot / np.array(frame.spacing_mm) - 0.5))
             slices = None if changes.extent is None else _slices(frame, packed.grid, changes.extent)
-            out[s.name] = self._patch(s, packed, local, at, change, changes.tone, slices)
+            out[s.name] = self._patch(s, packed, local, at, changes, slices)
         return out
 
     def _stays_inside(self, stage: Stage) -> bool:
@@ -186,12 +205,12 @@ class PatchSource:
         packed: PackedCase,
         grid: Grid,
         pivot: FloatArray,
-        change: augmentation.Spatial,
-        tone: augmentation.Intensity,
+        changes: _Changes,
         slices: tuple[int, int] | None,
     ) -> _Patch:
         """``grid`` is the patch's position in local coordinates, ``pivot`` the index of their origin,
         ``slices`` the first and last slices, if the scan is truncated."""
+        change, tone = changes.spatial, changes.tone
         coordinates = change.coordinates(grid, packed.spacing_mm, pivot, self._place)
         beyond = None
         if slices is not None:
@@ -211,7 +230,7 @@ class PatchSource:
         if change.mirrored:
             swapped = torch.from_numpy(self._tables[stage.name][: len(counts)]).long()
             counts, annotated = counts[swapped], annotated[swapped]
-        return _Patch(image, target, counts, annotated, grid, stored)
+        return _Patch(image, target, counts, annotated, grid, stored, changes.shown[stage.name])
 
 
 def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
@@ -265,5 +284,6 @@ def _stack(patches: Sequence[_Patch]) -> StageBatch:
         torch.stack([p.counts_C for p in patches]),
         tuple(p.grid for p in patches),
         {name: torch.stack([p.stored[name] for p in patches]) for name in patches[0].stored},
+        tuple(torch.stack(channels) for channels in zip(*(p.shown for p in patches), strict=True)),
         None if bool(annotated_BC.all()) else annotated_BC,
     )

@@ -20,7 +20,7 @@ from zoomseg.core.resample import resample_data
 from zoomseg.core.tiling import cover
 from zoomseg.core.volume import Volume
 from zoomseg.pipeline import stage_input
-from zoomseg.recipe.spec import Augmentation, ClassBalanced, Recipe, Stage
+from zoomseg.recipe.spec import Augmentation, ClassBalanced, PriorInput, Recipe, Stage
 from zoomseg.training.data import packed_cases
 from zoomseg.training.data.packed_cases import PackedCase
 from zoomseg.training.data.patches import Batch, PatchSource
@@ -135,6 +135,31 @@ def test_beyond_the_scan_nothing_counts(apart: dict[str, list[PackedCase]]) -> N
     outside = torch.ones(32, 16, 12, dtype=torch.bool)
     outside[4:28] = False
     assert torch.equal(target == IGNORE, outside)
+
+
+def dropping(share: float) -> Stage:
+    """The fine stage, whose prior loses channels."""
+    (prior,) = (spec for spec in FINE.inputs if isinstance(spec, PriorInput))
+    others = tuple(spec for spec in FINE.inputs if spec != prior)
+    return FINE.model_copy(update={"inputs": (*others, prior.model_copy(update={"dropout": share}))})
+
+
+@pytest.mark.parametrize("stages", [(COARSE, FINE), (FINE,)], ids=["together", "apart"])
+def test_channels_of_a_prior_are_dropped_one_by_one(stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    packs, schemas = packs_of(stages, [scan_of(0)], tmp_path), {s.name: SCHEMA for s in stages}
+    without = PatchSource(RECIPE, stages, packs, schemas)
+    dropped = PatchSource(RECIPE, (*stages[:-1], dropping(0.25)), packs, schemas)
+    one, other = (s.draw(400, np.random.default_rng(0)).stages["fine"] for s in (without, dropped))
+    assert one.shown == ()
+    assert torch.equal(one.image_BCIJK[0], other.image_BCIJK[0])  # drawn before
+    (shown,) = other.shown
+    assert shown.shape == (400, len(SCHEMA.names))
+    counts = Counter(tuple(row) for row in shown.tolist())
+    assert counts[(True, True)] == pytest.approx(400 * 0.75**2, abs=40)
+    assert counts[(False, False)] == pytest.approx(400 * 0.25**2, abs=20)
+    assert counts[(True, False)] == pytest.approx(400 * 0.75 * 0.25, abs=30)
+    validation = PatchSource(RECIPE, (*stages[:-1], dropping(0.25)), packs, schemas, augmented=False)
+    assert validation.draw(4, np.random.default_rng(0)).stages["fine"].shown == ()
 
 
 def test_a_shorter_scan_is_read_as_if_it_were_the_whole(tmp_path: Path) -> None:
