@@ -13,6 +13,7 @@ down some of them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -147,9 +148,18 @@ def _group(network: Network) -> tuple[Any, Any]:
     shape = (stage.training.batch, *stage.training.patch)
     image = torch.randn(shape[0], network.channels, *shape[1:])
     target = torch.randint(0, ORGANS + 1, shape, dtype=torch.uint8)
-    grids = (Grid(stage.training.patch, np.eye(4)),) * shape[0]
-    counts = torch.full((shape[0], ORGANS + 1), 1000)
-    return group, Batch(("",) * shape[0], {stage.name: StageBatch(image, target, counts, grids, {}, None)})
+    values: dict[str, Any] = {
+        "image_BCIJK": image,
+        "target_BIJK": target,
+        "counts_BC": torch.full((shape[0], ORGANS + 1), 1000),
+        "grids": (Grid(stage.training.patch, np.eye(4)),) * shape[0],
+        "stored": {},
+        "shown": (),
+        "annotated_BC": None,
+    }
+    known = [field.name for field in dataclasses.fields(StageBatch)]  # earlier versions had fewer
+    data = StageBatch(**{name: values[name] for name in known})
+    return group, Batch(("",) * shape[0], {stage.name: data})
 
 
 def _laid_out(stage: Any, module: Any) -> Any:
