@@ -170,7 +170,7 @@ def _laid_out(stage: Any, module: Any) -> Any:
     from zoomseg.networks import build
 
     known = inspect.signature(build.laid_out).parameters
-    return build.laid_out(stage.network, module, resolve("cpu").bfloat16) if len(known) > 2 else module
+    return build.laid_out(stage.network, module, *([resolve("cpu").bfloat16] if len(known) > 2 else []))
 
 
 def _stage(network: Network) -> tuple[Any, Any]:

@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 """Input voxels that keep a device busy: more at once only use memory."""
 
-CORE_RATES = {True: 5e10, False: 2e10}
-"""Multiply-adds per second and core that convolutions reach in training, in bfloat16 or not: 5.2e10 were
-measured (AMD EPYC, Zen 4, torch 2.13.0, 2026-11-21; float32 from docs/decisions/0006)."""
-GPU_RATE = 5e12
-"""The same for a modest GPU; others are faster."""
 WRONG_CUDNN = (90800, 91500)
 """From the first version on, and before the second."""
 HOARDED = 256 << 20
@@ -104,12 +99,11 @@ class Device:
 
     @property
     def multiply_adds_per_second(self) -> float:
-        """Approximate rate of convolutions in training: sufficient to estimate the duration in advance."""
-        if self.is_gpu:
-            return GPU_RATE
-        import torch
+        """Rate of convolutions in training, measured on this machine: sufficient to estimate the duration in
+        advance."""
+        from zoomseg.backends import training_rate
 
-        return torch.get_num_threads() * CORE_RATES[self.bfloat16]
+        return training_rate.measured(self)
 
     @property
     def name(self) -> str:

@@ -213,12 +213,12 @@ def _affordable(
     recipe: specs.PlannedRecipe, chosen: _Chosen, device: Device, length: TrainingLength | None
 ) -> tuple[specs.PlannedRecipe, Reason]:
     """The recipe with no more voxels on the fine grid than its training can show often enough."""
-    steps = _steps(recipe, chosen.costs, device, length)
+    steps, why_steps = _steps(recipe, chosen.costs, device, length)
     fine = chosen.drafts[-1].stage.training
     shown = steps * fine.batch * math.prod(fine.patch)
     least = min(recipe.fine_voxels, LEAST_FINE_FACTOR * recipe.coarse_voxels)
     voxels = min(recipe.fine_voxels, max(least, round(shown / LOOKS)))
-    looks = f"about {steps:,} steps show the network {count(shown)} voxels, {LOOKS} times"
+    looks = f"{why_steps} show the network {count(shown)} voxels, {LOOKS} times"
     if voxels == recipe.fine_voxels:
         why = f"the recipe's; {looks} a median scan or more"
     elif voxels == least:
@@ -231,15 +231,15 @@ def _affordable(
 
 def _steps(
     recipe: specs.PlannedRecipe, costs: Sequence[Cost], device: Device, length: TrainingLength | None
-) -> int:
-    """The approximate number of steps."""
-    if length is None:
-        return recipe.iterations
-    if length.steps is not None:
-        return length.steps
-    assert length.seconds is not None
-    in_all = length.seconds * device.multiply_adds_per_second
-    return max(1, round(in_all / sum(cost.multiply_adds for cost in costs)))
+) -> tuple[int, str]:
+    """The approximate number of steps, also in words."""
+    known = recipe.iterations if length is None else length.steps
+    if known is not None:
+        return known, f"{known:,} steps"
+    assert length is not None and length.seconds is not None
+    rate = device.multiply_adds_per_second
+    steps = max(1, round(length.seconds * rate / sum(cost.multiply_adds for cost in costs)))
+    return steps, f"about {steps:,} steps (at {rate / 1e9:.3g} billion multiply-adds per second, as measured)"
 
 
 def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:

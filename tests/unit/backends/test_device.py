@@ -17,13 +17,6 @@ def test_cpu_is_always_there() -> None:
     assert device.precision in ("float32", "bfloat16")
 
 
-def test_more_cores_do_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert Device("cpu", bfloat16=True).multiply_adds_per_second == 1.5e11
-    assert Device("cpu").multiply_adds_per_second == 6e10
-    assert Device("cuda:0", bfloat16=True).multiply_adds_per_second == 5e12
-
-
 def test_a_gpu_has_data_beside_its_networks_and_others_to_make_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -209,10 +209,10 @@ def test_a_training_that_shows_the_scans_seldom_gets_a_coarser_fine_grid() -> No
     extent = np.array(THICK_MR.shape) * np.array(THICK_MR.spacing_mm)
     assert short.mm[2] == 7.7
     assert np.prod(extent / short.mm) == pytest.approx(600 * shown / 100, rel=0.01)
-    assert f"about 600 steps show the network {600 * shown / 1e6:.3g} million voxels, 100 times" in why.why
+    assert f"600 steps show the network {600 * shown / 1e6:.3g} million voxels, 100 times" in why.why
     least, _, why = fine_grid(TrainingLength(1, None))
     assert np.prod(extent / least.mm) == pytest.approx(480_000, rel=0.01)
-    assert why.why.startswith("6 times the coarse grid's, the least; about 1 steps show")
+    assert why.why.startswith("6 times the coarse grid's, the least; 1 steps show")
 
 
 def test_how_many_steps_a_time_budget_holds_depends_on_the_device() -> None:
