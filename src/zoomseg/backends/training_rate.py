@@ -1,7 +1,7 @@
 """Measurement of the rate at which a device computes convolutions in training.
 
-Processors of one kind differ by a factor of ten (AVX2 in float32, AVX512 in bfloat16, AMX), so that a table would
-be wrong for most of them.
+Processors differ by a factor of ten (AVX2 in float32, AVX512 in bfloat16, AMX), so that a table would be
+wrong for most of them.
 """
 
 from __future__ import annotations

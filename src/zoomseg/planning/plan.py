@@ -236,7 +236,8 @@ def _steps(
     known = recipe.iterations if length is None else length.steps
     if known is not None:
         return known, f"{known:,} steps"
-    assert length is not None and length.seconds is not None
+    assert length is not None
+    assert length.seconds is not None
     rate = device.multiply_adds_per_second
     steps = max(1, round(length.seconds * rate / sum(cost.multiply_adds for cost in costs)))
     return steps, f"about {steps:,} steps (at {rate / 1e9:.3g} billion multiply-adds per second, as measured)"
