@@ -119,6 +119,7 @@ class Receiver:
         for image in IMAGES:
             self._ae.add_supported_context(image, list(SYNTAXES))
         self._server: Any = None
+        self._validation = pydicom_config.settings.reading_validation_mode
 
     def start(self) -> None:
         """Listen.
@@ -157,6 +158,7 @@ class Receiver:
     def stop(self) -> None:
         """End all associations."""
         self._ae.shutdown()
+        pydicom_config.settings.reading_validation_mode = self._validation
 
     # --- associations -----------------------------------------------------------------------------
 

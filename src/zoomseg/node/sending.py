@@ -18,6 +18,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 
 from zoomseg.core.errors import OutputError
 from zoomseg.node.jobs import LOG, NodeJobs
@@ -30,6 +31,9 @@ LOOK_EVERY_SECONDS = 0.5
 """Interval at which a sender checks for results to send again; new results are sent immediately."""
 CONNECT_SECONDS = 10
 """Maximum time for a destination to answer."""
+
+# Files are sent as they are: decoding and encoding a large SEG would take seconds.
+pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
 
 
 class NotSentError(Exception):
@@ -148,15 +152,18 @@ def associate(
 
 def store_dimse(files: Sequence[Path], destination: DimseDestination, settings: Settings) -> None:
     """C-STORE."""
-    objects = [read(file) for file in files]
-    contexts = {one.SOPClassUID: [one.file_meta.TransferSyntaxUID] for one in objects}
+    kinds = {file: read_file_meta_info(file) for file in files}
+    contexts: dict[str, list[str]] = {
+        kind.MediaStorageSOPClassUID: [kind.TransferSyntaxUID] for kind in kinds.values()
+    }
     association = associate(destination, settings, contexts)
     try:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}
-        for one in objects:
-            if one.SOPClassUID not in accepted:
-                raise NotSentError(f"it does not take objects of the kind {one.SOPClassUID.name}")
-            status = association.send_c_store(one)
+        for file, kind in kinds.items():
+            sop_class = kind.MediaStorageSOPClassUID
+            if sop_class not in accepted:
+                raise NotSentError(f"it does not take objects of the kind {sop_class.name}")
+            status = association.send_c_store(file)
             if "Status" not in status:
                 raise NotSentError("the association ended before it answered")
             # 0xBxxx are warnings: stored, with something changed (PS3.4 Table B.2-1).

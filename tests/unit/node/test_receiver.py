@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pynetdicom
 import pytest
 from pydicom.dataset import Dataset
@@ -165,3 +166,10 @@ def test_with_tls_only_those_who_show_a_certificate_are_heard(tmp_path: Path) ->
         for refused in ((stranger, "localhost"), (bare, "localhost"), None):
             with association(node, [], tls_args=refused) as found:
                 assert not found.is_established
+
+
+def test_pydicom_reads_as_before_when_it_has_stopped(tmp_path: Path) -> None:
+    before = pydicom.config.settings.reading_validation_mode
+    with running(settings(tmp_path), dry_run=True):
+        assert pydicom.config.settings.reading_validation_mode == pydicom.config.IGNORE
+    assert before == pydicom.config.settings.reading_validation_mode != pydicom.config.IGNORE

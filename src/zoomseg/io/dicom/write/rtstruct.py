@@ -156,8 +156,8 @@ def _contour(number: int, polygon: FloatArray, k: int, grid: Grid, reference: Da
     contour.NumberOfContourPoints = len(polygon)
     points = coordinates.lps(grid.world(np.column_stack([polygon, np.full(len(polygon), k)])))
     # Adding zero turns -0.0 into 0.0.
-    text = [f"{c:.{_DECIMALS}f}" for c in (points.round(_DECIMALS) + 0.0).ravel().tolist()]
-    # Already converted: pydicom would check a million numbers one by one.
+    text = "\\".join([f"{c:.{_DECIMALS}f}" for c in (points.round(_DECIMALS) + 0.0).ravel().tolist()])
+    # Already converted and joined: pydicom would check a million numbers one by one.
     contour.add(DataElement(_CONTOUR_DATA, "DS", text, already_converted=True))
     if reference is not None:
         contour.ContourImageSequence = [reference]
