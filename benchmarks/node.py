@@ -6,9 +6,10 @@
 `large`: SERIES (the folder of a CT series), extended to the given number of slices, is sent to a node in a
 separate process, twice, as two studies: for the first one, the node loads the model. Prints the seconds from
 the response to the last image until the last result has reached an archive on this machine (Orthanc if it is
-installed, otherwise one that only counts objects), and the share of the job's steps in them. `many`: small studies (every fourth pixel of SERIES) are sent one after the other,
-while the node is killed (SIGKILL) and restarted. Prints the number of lost studies and of results that
-arrived under two UIDs, and the memory of node and worker.
+installed, otherwise one that only counts objects), and the share of the job's steps in them. `many`: small
+studies (every fourth pixel of SERIES) are sent one after the other, while the node is killed (SIGKILL) and
+restarted. Prints the number of lost studies and of results that arrived under two UIDs, and the memory of
+node and worker.
 """
 
 from __future__ import annotations
