@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from zoomseg.backends import blas
 from zoomseg.backends.choice import Backend
 from zoomseg.backends.device import Device
 from zoomseg.backends.networks import costs_of, networks_of
@@ -131,7 +132,8 @@ class Predictor:
             fit,
             organ_places=None if known is None else known.organs,
         )
-        result = cascade.run(case, organs, keep, on_progress)
+        with blas.single_threaded():
+            result = cascade.run(case, organs, keep, on_progress)
         records = tuple(replace(record, flops=self._flops(record)) for record in result.records)
         return replace(
             result,
