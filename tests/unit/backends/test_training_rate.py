@@ -31,7 +31,7 @@ def test_it_is_measured_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_what_the_convolution_reaches() -> None:
-    """The rate of a larger convolution, forward alone, is within a factor of four."""
+    """The rate of a larger convolution, forward alone, is within a factor of ten."""
     import time
 
     x = torch.randn(2, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
@@ -43,7 +43,7 @@ def test_it_is_what_the_convolution_reaches() -> None:
         torch.nn.functional.conv3d(x, weight, padding=1)
         seconds.append(time.perf_counter() - started)
     forward = 2 * 32**3 * weight.numel() / min(seconds)
-    assert forward / 4 < measured(Device("cpu")) < 4 * forward
+    assert forward / 10 < measured(Device("cpu")) < 10 * forward
 
 
 @pytest.mark.parametrize("rate", [2e10, 3.1e11, 5e12])
