@@ -45,7 +45,8 @@ class _Convolution:
 
     def __init__(self, device: Device) -> None:
         side = SIDE_GPU if device.is_gpu else SIDE_CPU
-        layout = torch.contiguous_format if device.is_gpu else torch.channels_last_3d
+        last = device.bfloat16 and not device.is_gpu  # as networks with instance norm are laid out
+        layout = torch.channels_last_3d if last else torch.contiguous_format
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> torch.Tensor:

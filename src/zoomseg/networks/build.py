@@ -33,7 +33,8 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
         RecipeError: the network does not support this padding, or its numbers are invalid.
     """
     check(spec, padding)
-    return laid_out(spec, _module(spec, in_channels, classes, padding))
+    module = _module(spec, in_channels, classes, padding)
+    return laid_out(spec, module)
 
 
 @contextmanager
@@ -58,14 +59,12 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **given)
 
 
-def laid_out(spec: specs.NetworkSpec, module: nn.Module) -> nn.Module:
-    """The module with its weights in the fastest memory layout of the device that it is on: channels last
-    makes convolutions on a CPU faster by a third or more. Networks with instance norm have special layers for
-    it there (see ``channels_last``), and would be slower with it on a GPU."""
-    on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
-    last = on_cpu or spec.kind not in INSTANCE_NORM
-    layout = torch.channels_last_3d if last else torch.contiguous_format
-    module.to(memory_format=layout)  # type: ignore[call-overload]
+def laid_out(spec: specs.NetworkSpec, module: nn.Module, bfloat16_on_cpu: bool = False) -> nn.Module:
+    """The module with its weights in the fastest memory layout: on a CPU, channels last makes networks with
+    batch norm faster by a third or more; networks with instance norm become slower by as much, except in
+    bfloat16, for which there are special layers (see ``channels_last``)."""
+    if bfloat16_on_cpu or spec.kind not in INSTANCE_NORM:
+        module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return module
 
 

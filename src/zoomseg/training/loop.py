@@ -247,7 +247,9 @@ class _Run:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
                 if self.settings.init is not None:
                     self.settings.init.apply(stage.name, module)
-                modules[stage.name] = laid_out(stage.network, module.to(self.settings.device.place))
+                device = self.settings.device
+                fast = device.bfloat16 and not device.is_gpu
+                modules[stage.name] = laid_out(stage.network, module.to(device.place), fast)
             else:
                 modules[stage.name] = self.finished[stage.name]
         length = TrainingLength(self._steps(stages[-1]), None)
