@@ -219,7 +219,7 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
     training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
     model = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
     save_file(
-        {n: torch.from_numpy(w) for n, w in model.weights["fine"].items()},
+        {n: torch.from_numpy(w).contiguous() for n, w in model.weights["fine"].items()},
         out.with_name(f"job-{processes.rank}.safetensors"),
     )
 

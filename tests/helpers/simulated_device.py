@@ -30,6 +30,7 @@ from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
+from zoomseg.networks import build
 from zoomseg.recipe.spec import SGD, Augmentation, Recipe
 from zoomseg.training import loop
 from zoomseg.training.log import Silent
@@ -137,6 +138,8 @@ def set_up() -> None:
     torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # autocast queries it
     _everywhere.fallback(compute, "PrivateUse1")
     torch.tensor, torch.Generator = tensor, Generator
+    # The CPU too computes as a GPU would, so that results can be equal to the last bit.
+    build.fastest_layout = lambda place: torch.contiguous_format
 
 
 class Other(Device):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from zoomseg.backends.device import Device
+from zoomseg.networks.build import fastest_layout
 
 CHANNELS, SIDE_CPU, SIDE_GPU, BATCH = 32, 24, 64, 2
 """Of the measured feature map: a middle level of a planned network."""
@@ -45,8 +46,7 @@ class _Convolution:
 
     def __init__(self, device: Device) -> None:
         side = SIDE_GPU if device.is_gpu else SIDE_CPU
-        last = device.bfloat16 and not device.is_gpu  # as networks with instance norm are laid out
-        layout = torch.channels_last_3d if last else torch.contiguous_format
+        layout = fastest_layout(device.place)
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> torch.Tensor:

@@ -33,8 +33,7 @@ def build(spec: specs.NetworkSpec, in_channels: int, classes: int, padding: Padd
         RecipeError: the network does not support this padding, or its numbers are invalid.
     """
     check(spec, padding)
-    module = _module(spec, in_channels, classes, padding)
-    return laid_out(spec, module)
+    return laid_out(spec, _module(spec, in_channels, classes, padding))
 
 
 @contextmanager
@@ -59,12 +58,19 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **given)
 
 
-def laid_out(spec: specs.NetworkSpec, module: nn.Module, bfloat16_on_cpu: bool = False) -> nn.Module:
-    """The module with its weights in the fastest memory layout: on a CPU, channels last makes networks with
-    batch norm faster by a third or more; networks with instance norm become slower by as much, except in
-    bfloat16, for which there are special layers (see ``channels_last``)."""
-    if bfloat16_on_cpu or spec.kind not in INSTANCE_NORM:
-        module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+def fastest_layout(place: torch.device) -> torch.memory_format:
+    """The memory layout in which convolutions are fastest: on a CPU, channels last, by a third or more."""
+    return torch.channels_last_3d if place.type == "cpu" else torch.contiguous_format
+
+
+def laid_out(spec: specs.NetworkSpec, module: nn.Module) -> nn.Module:
+    """The module with its weights in the fastest memory layout of the device that it is on. Networks with
+    batch norm have channels last everywhere; those with instance norm have special layers for it on CPUs
+    alone (see ``channels_last``)."""
+    layout = torch.channels_last_3d
+    if spec.kind in INSTANCE_NORM:
+        layout = fastest_layout(next(module.parameters()).device)
+    module.to(memory_format=layout)  # type: ignore[call-overload]
     return module
 
 

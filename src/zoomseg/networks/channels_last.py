@@ -1,4 +1,4 @@
-"""Layers of networks with instance norm, for bfloat16 feature maps with channels last in memory, on a CPU.
+"""Layers of networks with instance norm, for feature maps with channels last in memory, on a CPU.
 
 There convolutions are fastest, but torch's own instance norm first reorders its input, and its gradient of a
 transposed convolution, and average pooling, have no fast kernel (torch 2.13). Each function here equals the
@@ -28,7 +28,7 @@ WIDE = 512
 def applies(x_BCIJK: Tensor) -> bool:
     """Whether the functions here apply to such a feature map."""
     return (
-        x_BCIJK.dtype is torch.bfloat16
+        x_BCIJK.dtype in (torch.bfloat16, torch.float32)
         and x_BCIJK.device.type == "cpu"
         and x_BCIJK.is_contiguous(memory_format=LAST)
     )

@@ -124,7 +124,7 @@ def restore(
             index, name = key.split("/", 1)
             state_of.setdefault(int(index), {})[name] = value
         _check_state(state_of, optimiser)
-        optimiser.load_state_dict({"state": state_of, "param_groups": groups})
+        optimiser.load_state_dict({"state": _laid_out(state_of, optimiser), "param_groups": groups})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise TrainingError(f"checkpoint {path} does not fit this recipe ({reason_of(error)})") from error
 
@@ -136,8 +136,7 @@ def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.
     Raises:
         ValueError: names the problem.
     """
-    names = _STATE[type(optimiser)]
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    names, parameters = _STATE[type(optimiser)], _parameters(optimiser)
     for index, state in state_of.items():
         if not 0 <= index < len(parameters) or state.keys() != names:
             raise ValueError(f"optimiser/{index} is not of this optimiser")
@@ -146,6 +145,25 @@ def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.
                 raise ValueError(f"optimiser/{index}/{name} has shape {list(tensor.shape)}")
             if name in _NEVER_NEGATIVE and bool((tensor < 0).any()):
                 raise ValueError(f"optimiser/{index}/{name} is negative")
+
+
+def _laid_out(
+    state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """The state with each tensor in its parameter's memory layout: torch's fused step pairs their elements by
+    position in memory, whatever the strides (torch 2.13), and a checkpoint stores no strides."""
+    parameters = _parameters(optimiser)
+    return {
+        index: {
+            name: tensor if name == _STEP else torch.empty_like(parameters[index]).copy_(tensor)
+            for name, tensor in state.items()
+        }
+        for index, state in state_of.items()
+    }
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

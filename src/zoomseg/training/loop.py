@@ -247,9 +247,7 @@ class _Run:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
                 if self.settings.init is not None:
                     self.settings.init.apply(stage.name, module)
-                device = self.settings.device
-                fast = device.bfloat16 and not device.is_gpu
-                modules[stage.name] = laid_out(stage.network, module.to(device.place), fast)
+                modules[stage.name] = laid_out(stage.network, module.to(self.settings.device.place))
             else:
                 modules[stage.name] = self.finished[stage.name]
         length = TrainingLength(self._steps(stages[-1]), None)

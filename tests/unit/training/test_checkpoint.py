@@ -21,14 +21,15 @@ State = tuple[dict[str, nn.Module], dict[str, dict[str, Tensor]], torch.optim.Ad
 
 
 def trained(seed: int, steps: int = 3) -> State:
-    """A network with batch norm after some steps, its averaged weights and its optimiser."""
+    """A network with batch norm and channels last after some steps, its averaged weights and optimiser."""
     torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    optimiser = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module = nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 3, 2))
+    module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
     averaged = {key: value.clone() for key, value in module.state_dict().items()}
     for _ in range(steps):
         optimiser.zero_grad()
-        module(torch.rand(5, 3)).sum().backward()
+        module(torch.rand(2, 2, 4, 4, 4)).square().sum().backward()
         optimiser.step()
     return {"coarse": module}, {"coarse": averaged}, optimiser
 
@@ -53,7 +54,7 @@ def test_restored_state_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
     for module, stepper in ((modules["coarse"], optimiser), (others["coarse"], other_optimiser)):
         torch.manual_seed(5)
         stepper.zero_grad()
-        module(torch.rand(5, 3)).sum().backward()
+        module(torch.rand(2, 2, 4, 4, 4)).square().sum().backward()
         stepper.step()
     assert equal(modules["coarse"].state_dict(), others["coarse"].state_dict())
 
