@@ -167,7 +167,7 @@ def hosts(options: argparse.Namespace, model: Path) -> None:
     for old in (out, file):
         shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
     told, cut = Timed(), []
-    quick = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "10s", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "20s"}
+    quick = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "20s"}
     with _two_hosts() as (address, names):
         dask = [sys.executable, "-m", "dask"]
         environment = {**os.environ, **quick}

@@ -7,15 +7,17 @@ several threads.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
 _inside = 0
-_limits: threadpool_limits | None = None
+_limits: Any = None
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def single_threaded() -> Iterator[None]:
     with _lock:
         _inside += 1
         if _limits is None:
-            _limits = threadpool_limits(limits=1, user_api="blas")
+            _limits = _libraries().limit(limits=1, user_api="blas")
     try:
         yield
     finally:
@@ -34,3 +36,10 @@ def single_threaded() -> Iterator[None]:
             if _inside == 0 and _limits is not None:
                 _limits.restore_original_limits()
                 _limits = None
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries loaded at the first prediction, numpy's among them: looking for them takes as long as a
+    small scan."""
+    return ThreadpoolController()

@@ -37,6 +37,9 @@ class _Files:
     fails."""
 
 
+_UNLIMITED = 1 << 62
+"""Version 1 has a number close to 2^63 for no limit, version 2 has ``max``."""
+
 _VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
@@ -108,9 +111,10 @@ def _group_rooms(root: Path) -> Iterator[int]:
     """What every control group of this process leaves, including parent groups, as each limits all groups
     below it. Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst of the Linux kernel."""
     for folder, files in _groups(root):
-        limits = [limit for name in files.limits if (limit := _number(folder / name)) is not None]
-        used = _number(folder / files.used)
-        if limits and used is not None:
+        found = [_number(folder / name) for name in files.limits]
+        limits = [limit for limit in found if limit is not None and limit < _UNLIMITED]
+        used = _number(folder / files.used) if limits else None
+        if used is not None:
             yield min(limits) - used + _cache(folder / "memory.stat", files.cache)
 
 

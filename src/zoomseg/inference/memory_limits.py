@@ -165,7 +165,9 @@ class MemoryLimits:
             return self._fit_counted(view, work, whole)
         together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
         ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
-        if self._room(still_to_fill) >= ample:
+        ram = self._ram()
+        # Freed memory that is still kept is looked for only if it is needed, as that takes time.
+        if ram is None or ram - used_ram() - still_to_fill >= ample or self._room(still_to_fill) >= ample:
             return view, together
         return self._fit_measured(view, work, whole, still_to_fill, alone)
 
