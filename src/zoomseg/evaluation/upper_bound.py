@@ -31,7 +31,7 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.region import Mask, Region, bounding_box
+from zoomseg.core.region import Mask, Region, bounding_box, class_counts
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
@@ -202,7 +202,7 @@ class _Part:
 def _part(stage: Stage, prediction: StagePrediction | None, reference: LabelMap) -> _Part:
     sampled = through_grid(reference, stage, prediction)
     inside = _inside(reference.grid, stage, prediction)
-    drawn, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data[inside]))
+    drawn, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data * inside))
     return _Part(
         dice(sampled, reference),
         dice(sampled * inside, reference),
@@ -211,8 +211,8 @@ def _part(stage: Stage, prediction: StagePrediction | None, reference: LabelMap)
 
 
 def _voxels(classes: Classes, schema: LabelSchema) -> dict[str, int]:
-    counts = np.bincount(classes.ravel(), minlength=schema.classes).tolist()
-    return dict(zip(schema.names, counts[1:], strict=True))
+    counts = class_counts(classes)[1 : schema.classes].tolist()
+    return dict(zip(schema.names, counts, strict=True))
 
 
 def dice(found: Classes, reference: LabelMap) -> dict[str, float]:

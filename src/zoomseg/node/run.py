@@ -54,7 +54,7 @@ class Node:
         self.intake = Intake(settings, self.store, self.jobs, models, dry_run)
         self.receiver = Receiver(settings, self.intake)
         self.sender = Sender(settings, self.jobs)
-        start = start_worker or (lambda: ProcessWorker(settings.device, segment))
+        start = start_worker or (lambda: ProcessWorker(settings.device, segment, folders.values()))
         self.runner: Runner[NodeJob] = Runner(self.jobs, folders, start)
         self._stopping = threading.Event()
         self._clearing = threading.Thread(target=self._clear, name="zoomseg-clear", daemon=True)

@@ -15,7 +15,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.core.morphology import largest_component
-from zoomseg.core.region import class_boxes
+from zoomseg.core.region import class_boxes, class_counts
 from zoomseg.datasets.advice import Advice, advise, hounsfield
 from zoomseg.datasets.layouts import Dataset
 
@@ -226,7 +226,7 @@ def _present(case: Case) -> frozenset[str]:
     if case.labels is None:
         return frozenset()
     names = case.labels.schema.names
-    seen = frozenset(names[number - 1] for number in np.unique(case.labels.data) if number)
+    seen = frozenset(names[c - 1] for c in np.flatnonzero(class_counts(case.labels.data)) if c)
     return seen if case.annotated is None else seen & case.annotated
 
 

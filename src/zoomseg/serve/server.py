@@ -193,7 +193,7 @@ def serve(
     folders, views = served_models(models)
     jobs = Jobs(folder, waiting)
     on_open()
-    runner = Runner(jobs, folders, lambda: ProcessWorker(device))
+    runner = Runner(jobs, folders, lambda: ProcessWorker(device, models=folders.values()))
     host = sock.getsockname()[0]
     service = Service(jobs, Corrections(folder), runner, views, max_upload)
     app = create_app(service, access(host, names, token))

@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -79,16 +80,20 @@ class Worker(Protocol):
 class ProcessWorker:
     """A worker in a separate process, spawned rather than forked, as the server has threads."""
 
-    def __init__(self, device: str, segment: Segment | None = None) -> None:
+    def __init__(self, device: str, segment: Segment | None = None, models: Iterable[Path] = ()) -> None:
         """
         Args:
+            models: folders of models that are loaded at once, so that the first scan need not wait for them.
             segment: processes a task; a function of a module, as the new process imports it.
                 ``segment`` of this module by default.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=work, args=(theirs, device, segment), name="zoomseg-worker", daemon=True
+            target=work,
+            args=(theirs, device, segment, [str(folder) for folder in models]),
+            name="zoomseg-worker",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -124,18 +129,30 @@ def _how_it_ended(code: int | None) -> str:
 # --- in the worker's process ----------------------------------------------------------------------
 
 
-def work(pipe: Connection, device: str, carry_out: Segment | None = None) -> None:
-    """Process the tasks that arrive through the pipe, until it is closed."""
+def work(pipe: Connection, device: str, carry_out: Segment | None = None, models: Sequence[str] = ()) -> None:
+    """Load models, and process the tasks that arrive through the pipe until it is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # left to the server, which ends this process
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="zoomseg-parent", daemon=True).start()
-    predictors: dict[str, Predictor] = {}
+    predictors = loaded(models, device)
     while True:
         try:
             task = Task(**json.loads(pipe.recv_bytes()))
         except EOFError:
             return
         _send(pipe, {"error": _error_of(task, predictors, device, _teller(pipe), carry_out or segment)})
+
+
+def loaded(models: Iterable[str], device: str) -> dict[str, Predictor]:
+    """Predictors of those models that can be loaded; the others' first task reports why."""
+    from zoomseg.io.dicom.write.results import load_writers
+
+    load_writers()
+    found = {}
+    for model in models:
+        with suppress(ZoomSegError):
+            found[model] = load_predictor(model, device, lambda _: None)
+    return found
 
 
 def _end_with_parent() -> None:

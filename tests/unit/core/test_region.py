@@ -5,7 +5,7 @@ import pytest
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.region import Region, bounding_box, class_boxes
+from zoomseg.core.region import Region, bounding_box, class_boxes, class_counts
 
 GRID = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0))
 BOX = Box((1, 2, 3), (3, 4, 5))
@@ -83,6 +83,15 @@ def test_on_refuses_a_grid_it_does_not_meet() -> None:
     elsewhere = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0), (100.0, 0.0, 0.0))
     with pytest.raises(GeometryError, match="does not overlap the requested grid"):
         Region(GRID, BOX).on(elsewhere)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_class_counts_are_the_voxels_of_each_class(order: str) -> None:
+    classes = np.zeros((3, 4, 5), dtype=np.uint8, order=order)  # type: ignore[call-overload]
+    classes[0, 1:3, 2:] = 7
+    classes[2, 3, 4] = 255
+    counts = class_counts(classes[:, ::-1])
+    assert {c: int(counts[c]) for c in np.flatnonzero(counts)} == {0: 53, 7: 6, 255: 1}
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -98,3 +99,20 @@ def test_a_worker_that_is_killed_says_so_and_not_by_whom() -> None:
     os.kill(dying._process.pid or 0, signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match="was killed: by the system, if memory ran out, or by somebody"):
         dying.run(Task("a", "b", "c", "d"), lambda step: None)
+
+
+def test_models_are_loaded_at_the_start_except_damaged_ones_which_are_named_when_used(
+    model: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    assert worker_process.loaded([str(model), str(damaged)], "cpu").keys() == {str(model)}
+    write_image(tmp_path / "scan.nrrd", tiny_case(9)[0])
+    started = ProcessWorker("cpu", models=[damaged, model])
+    try:
+        task = Task("a", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), str(model))
+        assert started.run(task, lambda _: None) is None
+        error = started.run(replace(task, model=str(damaged)), lambda _: None)
+        assert error == "the model is not a model: model.json is missing"
+    finally:
+        started.kill()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from pathlib import Path
 
@@ -57,14 +57,18 @@ def write_results(
     """
     if not kinds or scan.dicom is None:
         return
-    # Imported here: their libraries take a second.
-    from zoomseg.io.dicom.write.rtstruct import write_rtstruct
-    from zoomseg.io.dicom.write.seg import write_seg
-
-    writers = {DicomResult.SEG: write_seg, DicomResult.RTSTRUCT: write_rtstruct}
+    writers = load_writers()
     series = scan.dicom.usable().series
     for kind in kinds:
         path = kind.path(out, scan.id)
         if not writers[kind](path, labels, series, model, seed=seed):
             with writing(path):
                 path.unlink(missing_ok=True)
+
+
+def load_writers() -> dict[DicomResult, Callable[..., bool]]:
+    """The functions that write each kind. Their libraries are imported here, which takes a second."""
+    from zoomseg.io.dicom.write.rtstruct import write_rtstruct
+    from zoomseg.io.dicom.write.seg import write_seg
+
+    return {DicomResult.SEG: write_seg, DicomResult.RTSTRUCT: write_rtstruct}
