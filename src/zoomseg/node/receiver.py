@@ -128,6 +128,7 @@ class Receiver:
             ZoomSegError: the address is in use, or not this machine's; a certificate cannot be used.
         """
         # Storage must not depend on pydicom's validation of values, and its warnings contain values.
+        self._validation = pydicom_config.settings.reading_validation_mode
         pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
         tls = self._settings.tls
         place = (self._settings.host, self._settings.port)
