@@ -36,6 +36,7 @@ _CONFIG = {
     "distributed.scheduler.allowed-failures": CRASHES - 1,  # of a scheduler started here
     "distributed.deploy.lost-worker-timeout": "1 hour",  # within which a worker started here is restarted
     "distributed.admin.large-graph-warning-threshold": "16 GiB",  # shipped scans are large
+    "distributed.worker.profile.enabled": False,  # of a worker started here: it keeps samples for an hour
 }
 
 

@@ -141,6 +141,8 @@ class MemoryLimits:
         labels = grid.box.voxels
         stage = 0 if self._on_gpu else first
         needed = reading + max(labels + max(PIECES, stage), COPIES_OF_LABELS * labels)
+        if self._surely(needed):
+            return
         self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
 
     def fit(
@@ -165,9 +167,7 @@ class MemoryLimits:
             return self._fit_counted(view, work, whole)
         together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
         ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
-        ram = self._ram()
-        # Freed memory that is still kept is looked for only if it is needed, as that takes time.
-        if ram is None or ram - used_ram() - still_to_fill >= ample or self._room(still_to_fill) >= ample:
+        if self._surely(still_to_fill + ample) or self._room(still_to_fill) >= ample:
             return view, together
         return self._fit_measured(view, work, whole, still_to_fill, alone)
 
@@ -231,6 +231,12 @@ class MemoryLimits:
 
     def _ram(self) -> int | None:
         return free_ram() if self.ram == "free" else self.ram
+
+    def _surely(self, needed: float) -> bool:
+        """Whether so much main memory may still be used, even if no freed memory is given back: to look for
+        that takes longer than a small scan."""
+        ram = self._ram()
+        return ram is None or ram - used_ram() >= needed
 
     def _room(self, still_to_fill: int) -> float:
         """Bytes of main memory that may still be used."""

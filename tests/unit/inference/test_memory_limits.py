@@ -68,7 +68,7 @@ def weightless() -> nn.Module:
 
 
 def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> MemoryLimits:
-    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: used)
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: used)
     monkeypatch.setattr(memory_limits, "give_back_memory", lambda: None)
     return MemoryLimits(CPU, ram)
 
@@ -230,7 +230,7 @@ def test_what_others_took_until_they_were_done_is_no_room_for_measuring(
 ) -> None:
     tiles, used = Tiles(monkeypatch), 0
     held = limits(monkeypatch, tiles.needs(view()))
-    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: used)
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: used)
 
     def alone() -> None:
         nonlocal used
@@ -263,11 +263,25 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPa
         limits(monkeypatch, ram - 1).fit(view(), tiles.work(), False, 0)
 
 
+def test_freed_memory_is_looked_for_only_where_it_may_be_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than a small scan, and longer with every object of a long run."""
+    looked: list[int] = []
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: 400 * MB)
+    monkeypatch.setattr(memory_limits, "trim_memory", lambda: looked.append(1))
+    ample, grid = MemoryLimits(CPU, 64 * 1024 * MB), Grid.from_spacing((100, 100, 100), (2.0, 2.0, 2.0))
+    ample.admit(grid, 2 * grid.box.voxels)
+    assert ample.fit(view(), work(), False, 0)[0].stage.grid.tile == (32, 32, 16)
+    assert looked == []
+    with pytest.raises(MemoryLimitError):
+        MemoryLimits(CPU, 400 * MB).admit(grid, 2 * grid.box.voxels)
+    assert looked == [1]
+
+
 def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is queried every time, as other programs may start or end."""
-    free = iter([3 * 1024 * MB, 64 * 1024 * MB])
+    free = iter([3 * 1024 * MB, 3 * 1024 * MB, 64 * 1024 * MB])
     monkeypatch.setattr(memory_limits, "free_ram", lambda: next(free))
-    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 400 * MB)
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: 400 * MB)
     held, grid = MemoryLimits(CPU, "free"), Grid.from_spacing((1000, 1000, 1000), (0.5, 0.5, 0.5))
     line = r" 3\.00 GB are free; close other programs, raise this process's limit, crop the scan, "
     with pytest.raises(MemoryLimitError, match=line):
@@ -277,7 +291,7 @@ def test_where_nothing_is_said_it_is_told_what_is_free(monkeypatch: pytest.Monke
 
 def test_a_header_tells_what_the_first_stage_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its region is the whole scan: its image and its prediction have the size in the header."""
-    monkeypatch.setattr(MemoryLimits, "_used_ram", lambda self: 0)
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: 0)
     model = untrained_bundle()
     grid = Grid.from_spacing((300, 300, 300), (3.0, 3.0, 3.0))
     alone = 2 * grid.box.voxels + 3 * grid.box.voxels
