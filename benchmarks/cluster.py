@@ -3,13 +3,14 @@
     uv run python benchmarks/cluster.py throughput -o OUT [--scans 10000] [--workers 0 1 2]
     uv run python benchmarks/cluster.py overhead -o OUT [--scans 2000]
     uv run python benchmarks/cluster.py kills -o OUT [--scans 60] [--kills 20]
-    sudo uv run python benchmarks/cluster.py hosts -o OUT [--scans 60]        # Linux, as root
+    sudo uv run python benchmarks/cluster.py hosts -o OUT --scans 500         # Linux, as root
 
 `throughput` makes small scans (24 x 20 x 16 voxels) and segments them with an untrained model of two
 stages, in one process (0 workers) and with local workers. `overhead` does the same with workers that compute
 nothing, which leaves the time of Dask and the client. `kills` terminates random workers with SIGKILL. `hosts`
-simulates two machines by network namespaces and disconnects one of them for a while. Both compare the results
-with those of a single process, byte by byte. Prints rows of a Markdown table.
+simulates two machines by network namespaces and disconnects one of them for a while, during which scans must
+remain. Both compare the results with those of a single process, byte by byte. Prints rows of a Markdown
+table.
 """
 
 from __future__ import annotations
