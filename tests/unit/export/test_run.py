@@ -82,8 +82,11 @@ def run(archive: Path, *arguments: str | Path) -> int:
     return runner.main(archive, [str(a) for a in arguments])
 
 
-def test_it_runs_with_nothing_but_what_is_in_it(archive: Path, scan: Path, tmp_path: Path) -> None:
-    """The loaded modules are those found from the imports; the result is that of the same library here."""
+def test_it_runs_with_nothing_but_what_is_in_it(
+    archive: Path, model: Bundle, scan: Path, tmp_path: Path
+) -> None:
+    """The loaded modules are those found from the imports; the result is that of the same library here, and
+    that of torch but for voxels of equally probable classes."""
     done = execute("-c", SPY, archive, scan, "-o", "labels.nii.gz", "--engine", "onnxruntime", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *_, ended, libraries, modules = done.stdout.splitlines()
@@ -94,8 +97,10 @@ def test_it_runs_with_nothing_but_what_is_in_it(archive: Path, scan: Path, tmp_p
     assert left == {"labels.nii.gz", "scan.nii.gz"}
     values, grid = read_label_values(tmp_path / "labels.nii.gz")
     image, _ = tiny_case(9)
-    predictor = Predictor(bundles.load(runner.unpacked(archive, tmp_path)), CPU, backend="onnxruntime")
-    expected = predictor.predict(Case("x", image)).labels
+    case, packed = Case("x", image), bundles.load(runner.unpacked(archive, tmp_path))
+    expected = Predictor(packed, CPU, backend="onnxruntime").predict(case).labels
+    by_torch = Predictor(model, CPU).predict(case).labels
+    assert np.mean(by_torch.data == expected.data) > 0.999
     assert grid.same_as(image.grid)
     assert set(np.unique(values)) == {0, 3, 7}
     assert np.array_equal(values, SCHEMA.decode(expected.data))
