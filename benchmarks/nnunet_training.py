@@ -1,0 +1,120 @@
+"""Train an nnU-Net model for a few minutes, with nnU-Net's own planner, preprocessing and trainer.
+
+    PEERS/bin/python benchmarks/nnunet_training.py DATASET -o OUT --minutes 5 [--configuration 3d_fullres]
+        [--planner nnUNetPlannerResEncM] [--features 32] [--memory-gb 1] [--cases 8] [--leave-out CASE...]
+
+PEERS is an environment with nnunetv2. DATASET has `imagesTr`, `labelsTr` and `dataset.json` as ZoomSeg and
+nnU-Net read them. For `3d_cascade_fullres`, half of the minutes are those of `3d_lowres`, which then predicts
+the training cases. To be trainable on a CPU, the network has at most `--features` channels, and its patch is
+planned for a GPU of `--memory-gb`. Prints the model's folder, for `nnunet_agreement.py` with `--fold all`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+DATASET_ID, FOLD = 1, "all"
+RATE_POWER = 0.9
+"""Of nnU-Net's learning rate schedule."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--planner", default="ExperimentPlanner")
+    parser.add_argument("--features", type=int, default=32, help="highest number of channels")
+    parser.add_argument("--memory-gb", type=float, default=1.0)
+    parser.add_argument("--cases", type=int, default=8, help="number of training cases")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="cases that are kept back")
+    given = parser.parse_args()
+    for kind in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{kind}"] = str((given.out / kind).absolute())
+    os.environ |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "1"}
+    cascade = given.configuration == "3d_cascade_fullres"
+    configurations = ["3d_lowres", given.configuration] if cascade else [given.configuration]
+    _link(given.dataset, given.out / "raw", given.cases, given.leave_out)
+    plans = _planned(given.planner, given.memory_gb, given.features)
+    _preprocess(plans, ["3d_lowres", "3d_fullres"] if cascade else configurations)
+    for configuration in configurations:
+        print(_trained(plans, configuration, given.minutes / len(configurations)), flush=True)
+
+
+def _link(dataset: Path, raw: Path, cases: int, left_out: list[str]) -> None:
+    """nnU-Net's folder of raw data, with links to the first cases."""
+    folder = raw / f"Dataset{DATASET_ID:03}_{dataset.name}"
+    labels = [p for p in sorted((dataset / "labelsTr").glob("*.nii.gz")) if _case(p) not in left_out][:cases]
+    chosen = {_case(path) for path in labels}
+    images = [p for p in sorted((dataset / "imagesTr").glob("*.nii.gz")) if p.name[:-12] in chosen]
+    for kind, files in (("labelsTr", labels), ("imagesTr", images)):
+        (folder / kind).mkdir(parents=True)
+        for file in files:
+            (folder / kind / file.name).symlink_to(file.absolute())
+    described = json.loads((dataset / "dataset.json").read_text()) | {"numTraining": len(labels)}
+    (folder / "dataset.json").write_text(json.dumps(described))
+
+
+def _case(labels: Path) -> str:
+    return labels.name.removesuffix(".nii.gz")
+
+
+def _planned(planner: str, memory_gb: float, features: int) -> Path:
+    """The file of the plans, with fewer channels than planned."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+
+    extract_fingerprints([DATASET_ID], num_processes=2, check_dataset_integrity=False)
+    name = plan_experiments([DATASET_ID], planner, gpu_memory_target_in_gb=memory_gb)
+    (file,) = Path(os.environ["nnUNet_preprocessed"]).glob(f"*/{name}.json")
+    plans = json.loads(file.read_text())
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            own = configuration["architecture"]["arch_kwargs"]
+            own["features_per_stage"] = [min(count, features) for count in own["features_per_stage"]]
+    file.write_text(json.dumps(plans))
+    return file
+
+
+def _preprocess(plans: Path, configurations: list[str]) -> None:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
+
+    preprocess([DATASET_ID], plans.stem, configurations, [2] * len(configurations))
+
+
+def _trained(plans: Path, configuration: str, minutes: float) -> Path:
+    """The folder of a model that was trained for some minutes on all cases."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    told = json.loads(plans.read_text()) | {"continue_training": False}
+    described = json.loads((plans.parent / "dataset.json").read_text())
+    trainer = nnUNetTrainer(told, configuration, FOLD, described, torch.device("cpu"))  # type: ignore[arg-type]
+    trainer.on_train_start()
+    steps = _train(trainer, 60 * minutes)
+    folder = Path(trainer.output_folder)
+    trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
+    print(f"{configuration}: {steps} steps", flush=True)
+    if configuration == "3d_lowres":  # whose predictions the next configuration reads
+        trainer.perform_actual_validation(save_probabilities=False)
+    return folder.parent
+
+
+def _train(trainer: Any, seconds: float) -> int:
+    began, steps = time.monotonic(), 0
+    trainer.network.train()
+    while (spent := time.monotonic() - began) < seconds:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = trainer.initial_lr * (1 - spent / seconds) ** RATE_POWER
+        trainer.train_step(next(trainer.dataloader_train))
+        steps += 1
+    return steps
+
+
+if __name__ == "__main__":
+    main()
