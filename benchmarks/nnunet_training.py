@@ -41,7 +41,7 @@ def main() -> None:
     cascade = given.configuration == "3d_cascade_fullres"
     configurations = ["3d_lowres", given.configuration] if cascade else [given.configuration]
     _link(given.dataset, given.out / "raw", given.cases, given.leave_out)
-    plans = _planned(given.planner, given.memory_gb, given.features)
+    plans = _planned(given.out / "preprocessed", given.planner, given.memory_gb, given.features)
     _preprocess(plans, ["3d_lowres", "3d_fullres"] if cascade else configurations)
     for configuration in configurations:
         print(_trained(plans, configuration, given.minutes / len(configurations)), flush=True)
@@ -65,13 +65,13 @@ def _case(labels: Path) -> str:
     return labels.name.removesuffix(".nii.gz")
 
 
-def _planned(planner: str, memory_gb: float, features: int) -> Path:
+def _planned(preprocessed: Path, planner: str, memory_gb: float, features: int) -> Path:
     """The file of the plans, with fewer channels than planned."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 
     extract_fingerprints([DATASET_ID], num_processes=2, check_dataset_integrity=False)
     name = plan_experiments([DATASET_ID], planner, gpu_memory_target_in_gb=memory_gb)
-    (file,) = Path(os.environ["nnUNet_preprocessed"]).glob(f"*/{name}.json")
+    (file,) = preprocessed.glob(f"*/{name}.json")
     plans = json.loads(file.read_text())
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
