@@ -83,9 +83,9 @@ class ProcessWorker:
     def __init__(self, device: str, segment: Segment | None = None, models: Iterable[Path] = ()) -> None:
         """
         Args:
-            models: folders of models that are loaded at once, so that the first scan need not wait for them.
             segment: processes a task; a function of a module, as the new process imports it.
                 ``segment`` of this module by default.
+            models: folders of models that are loaded at once, so that the first scan need not wait for them.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -144,13 +144,14 @@ def work(pipe: Connection, device: str, carry_out: Segment | None = None, models
 
 
 def loaded(models: Iterable[str], device: str) -> dict[str, Predictor]:
-    """Predictors of those models that can be loaded; the others' first task reports why."""
+    """Predictors of those models that can be loaded; the others' first task tries again and reports why, also
+    if the error is unexpected."""
     from zoomseg.io.dicom.write.results import load_writers
 
     load_writers()
     found = {}
     for model in models:
-        with suppress(ZoomSegError):
+        with suppress(Exception):
             found[model] = load_predictor(model, device, lambda _: None)
     return found
 

@@ -116,3 +116,11 @@ def test_models_are_loaded_at_the_start_except_damaged_ones_which_are_named_when
         assert error == "the model is not a model: model.json is missing"
     finally:
         started.kill()
+
+
+def test_an_unexpected_error_while_loading_does_not_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> Predictor:
+        raise RuntimeError
+
+    monkeypatch.setattr(worker_process, "load_predictor", failing)
+    assert worker_process.loaded(["a", "b"], "cpu") == {}
