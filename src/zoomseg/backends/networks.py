@@ -78,8 +78,8 @@ def _in_parts(
     bodies = [
         _for_tiles(compilers.load(backend, graph, precision, threads, without_head=True)) for graph in graphs
     ]
-    weight = np.concatenate([head.weight / len(found) for head in found], axis=1)
-    bias = np.stack([head.bias / len(found) for head in found]).sum(axis=0)
+    weight = np.concatenate([head.weight for head in found], axis=1) / len(found)
+    bias = np.mean([head.bias for head in found], axis=0)
     head = PointwiseHead(weight.astype(np.float32), bias.astype(np.float32))
     return SplitNetwork(_concatenated(bodies), head)
 

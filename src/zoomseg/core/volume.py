@@ -11,6 +11,7 @@ from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.region import class_counts
 
 
 def _reorient(data: Array, orientation: Orientation) -> Array:
@@ -67,6 +68,12 @@ class LabelMap:
             )
         if self.data.dtype != np.uint8:
             raise GeometryError(f"label maps hold uint8 class indices, got {self.data.dtype}")
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Names of the labels that have voxels, in class order."""
+        counts = class_counts(self.data)[1 : self.schema.classes]
+        return tuple(name for name, count in zip(self.schema.names, counts, strict=True) if count)
 
     def reoriented(self, orientation: Orientation) -> LabelMap:
         """The same voxels with permuted and reversed axes."""

@@ -18,7 +18,6 @@ import numpy as np
 from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import DatasetError, LabelError, OutputError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.region import class_counts
 from zoomseg.core.sides import name_meaning, name_tokens
 from zoomseg.io.dicom.read import rtstruct, seg
 from zoomseg.io.dicom.read.object_header import Other
@@ -263,7 +262,7 @@ def _write_case(case: DicomCase, schema: LabelSchema, out: Path) -> tuple[frozen
     """Write one case; returns its labels, and the annotated structures hidden by others."""
     structures, _ = _drawn(case.objects, case.stack)
     labels, drawn = structures.label_map(schema)
-    present = {schema.names[c - 1] for c in np.flatnonzero(class_counts(labels.data)) if c}
+    present = frozenset(labels.present)
     with reading(case.stack.paths[0].parent, "DICOM"):  # memory may be insufficient
         image = read_volume(case.stack)
     write_array(out / "imagesTr" / f"{case.id}_0000.nii.gz", image.data[0], image.grid)

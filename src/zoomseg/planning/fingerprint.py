@@ -15,7 +15,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.core.morphology import largest_component
-from zoomseg.core.region import class_boxes, class_counts
+from zoomseg.core.region import class_boxes
 from zoomseg.datasets.advice import Advice, advise, hounsfield
 from zoomseg.datasets.layouts import Dataset
 
@@ -225,8 +225,7 @@ def _present(case: Case) -> frozenset[str]:
     """The annotated organs present in a case."""
     if case.labels is None:
         return frozenset()
-    names = case.labels.schema.names
-    seen = frozenset(names[c - 1] for c in np.flatnonzero(class_counts(case.labels.data)) if c)
+    seen = frozenset(case.labels.present)
     return seen if case.annotated is None else seen & case.annotated
 
 

@@ -27,7 +27,6 @@ from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, listed
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.region import class_counts
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
 from zoomseg.inference.load import load_predictor, ready_predictor
@@ -127,8 +126,7 @@ class Acceleration:
             observer.message(f"{scan.id}: not used ({error})")
             return None
         write_labels(path, found)
-        counts = class_counts(found.data)
-        return tuple(name for name in self.schema.names if counts[self.schema.class_of(name)])
+        return found.present
 
     def _found(self) -> dict[str, tuple[str, ...] | None]:
         file = self._labels / "labels.json"

@@ -35,6 +35,14 @@ def test_label_map_refuses_what_is_no_class_index() -> None:
         LabelMap(np.zeros((2, 3, 4), dtype=np.int64), GRID, SCHEMA)
 
 
+def test_present_names_the_labels_that_have_voxels() -> None:
+    classes = np.zeros((2, 3, 4), dtype=np.uint8)
+    schema = LabelSchema(("spleen", "liver", "aorta"), (5, 3, 9))
+    assert LabelMap(classes, GRID, schema).present == ()
+    classes[1, 2, 3], classes[0, 0, 0] = 3, 1
+    assert LabelMap(classes, GRID, schema).present == ("spleen", "aorta")
+
+
 def test_channels() -> None:
     assert Volume(np.zeros((5, 2, 3, 4), dtype=np.float32), GRID).channels == 5
 

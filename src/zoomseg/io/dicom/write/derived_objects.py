@@ -15,7 +15,6 @@ from pydicom.uid import UID, generate_uid
 
 from zoomseg.anatomy.codes import Code, short_text
 from zoomseg.core.errors import GeometryError, ScanError
-from zoomseg.core.region import class_counts
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.series import DicomSeries, Identity
@@ -44,8 +43,7 @@ def found_classes(labels: LabelMap, series: DicomSeries) -> list[int]:
             f"labels of shape {labels.grid.shape} lie {off:.3g} mm off the grid of series "
             f"'{series.description}' of shape {series.grid.shape}; write them on the series' own grid"
         )
-    counts = class_counts(labels.data)
-    return [c for c in range(1, labels.schema.classes) if counts[c]]
+    return [labels.schema.class_of(name) for name in labels.present]
 
 
 def patient_and_study(series: DicomSeries) -> Dataset:
