@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from zoomseg.cli.train import parse_duration, tell_validation
 
@@ -27,12 +28,18 @@ if TYPE_CHECKING:
     help="Training time, e.g. 15m or 1h30m, without the time for labelling the scans with MODEL.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of the training in epochs of 100 steps.")
-@click.option("--resume", is_flag=True, help="Resume the interrupted run in this folder.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume the interrupted run in this folder, with the same MODEL and SCANS.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
 )
+@click.pass_context
 def command(
+    context: click.Context,
     model: str,
     scans: Path,
     out: Path,
@@ -58,11 +65,16 @@ def command(
 
     if time_budget is not None and epochs is not None:
         raise click.UsageError("give --time-budget or --epochs, not both")
+    models = tuple(str(part) for part in models_in(model))
     if resume:
-        run = acceleration.reopen(out, time_budget, epochs)
+        given = {
+            name: context.params[name]
+            for name in ("small", "seed")
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        }
+        run = acceleration.reopen(models, scans, out, time_budget, epochs, given)
     else:
         wish = TrainingRequest(seconds=time_budget, epochs=epochs, seed=seed)
-        models = tuple(str(part) for part in models_in(model))
         run = acceleration.begin(models, scans, out, small, wish)
     with ending(lambda: "--resume continues from here"):
         return _small(run, device) if run.small else _with_regions(run, device)

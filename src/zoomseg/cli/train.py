@@ -6,11 +6,14 @@ import math
 import re
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
@@ -92,8 +95,8 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.option(
     "--resume",
     is_flag=True,
-    help="Resume the interrupted training in this folder. Under `torchrun`, which restarts a command when a "
-    "process dies, a training starts if there is none yet.",
+    help="Resume the interrupted training in this folder; only its length and device may be changed. Under "
+    "`torchrun`, which restarts a command when a process dies, a training starts if there is none yet.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -101,9 +104,11 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Seed; on the CPU and with --epochs, equal seeds give equal models.",
+    help="Seed; on the CPU and with --epochs, equal seeds give equal models. The folds do not depend on it.",
 )
+@click.pass_context
 def command(
+    context: click.Context,
     dataset: Path,
     out: Path,
     recipe: str | None,
@@ -144,25 +149,26 @@ def command(
         raise click.UsageError("--unlabelled cannot be combined with --fold all; give one --fold, or none")
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
+    wish = training_run.TrainingRequest(
+        recipe, time_budget, epochs, folds, fold or 0, seed, init, teachers=known
+    )
+    settings = training_run.settings_given(wish, _given(context)) if resume else None
     if fold is None or (resume and cross_validation.is_begun(out)):
-        wish = training_run.TrainingRequest(recipe, time_budget, epochs, seed=seed, init=init, teachers=known)
-        return _train_all(data, out, None if resume else folds, wish, device)
+        return _train_all(data, out, wish, device, settings)
     if unlabelled is not None or (resume and self_training.is_begun(out)):
-        wish = training_run.TrainingRequest(
-            recipe, time_budget, epochs, folds, fold, seed, init, teachers=known
-        )
-        return _train_with_unlabelled(data, out, None if resume else unlabelled, wish, device)
+        if settings is not None and unlabelled is not None:
+            settings |= {"unlabelled": str(unlabelled.resolve())}
+        return _train_with_unlabelled(data, out, unlabelled, wish, device, settings)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
         with shown as display, ending(lambda: "training had not started; nothing is lost"):
-            if resume and processes.agree(training_run.is_begun(out) or not by_torchrun()):
-                model = training_run.resume(data, out, where, display, time_budget, epochs, processes)
-            else:
-                wish = training_run.TrainingRequest(
-                    recipe, time_budget, epochs, folds, fold, seed, init, teachers=known, began=began
+            if settings is not None and processes.agree(training_run.is_begun(out) or not by_torchrun()):
+                model = training_run.resume(
+                    data, out, where, display, time_budget, epochs, processes, settings
                 )
-                model = training_run.start(data, out, wish, where, display, processes)
+            else:
+                model = training_run.start(data, out, replace(wish, began=began), where, display, processes)
     if not processes.first:
         return 0
     _say_next(out)
@@ -170,6 +176,13 @@ def command(
     if isinstance(held_back, list) and held_back:
         return _validate(data, out, tuple(str(i) for i in held_back), device)
     return 0
+
+
+def _given(context: click.Context) -> frozenset[str]:
+    """The parameters that the user gave."""
+    default = ParameterSource.DEFAULT
+    given = {name for name in context.params if context.get_parameter_source(name) is not default}
+    return frozenset(given - {"fold"} if context.params["fold"] is None else given)
 
 
 def _say_next(out: Path) -> None:
@@ -190,10 +203,15 @@ def _require_one_process(option: str, todo: str) -> None:
 
 
 def _train_with_unlabelled(
-    data: Dataset, out: Path, unlabelled: Path | None, wish: TrainingRequest, device: str
+    data: Dataset,
+    out: Path,
+    unlabelled: Path | None,
+    wish: TrainingRequest,
+    device: str,
+    settings: Mapping[str, Any] | None,
 ) -> int:
-    """Teachers, unless they are given; their labels; the model. ``unlabelled`` None: the existing training is
-    resumed. Finished parts are not repeated."""
+    """Teachers, unless they are given; their labels; the model. With ``settings``, the existing training,
+    which must have had them, is resumed; finished parts are not repeated."""
     from rich.console import Console
 
     from zoomseg.backends.device import resolve
@@ -202,9 +220,10 @@ def _train_with_unlabelled(
     from zoomseg.training import self_training
 
     _require_one_process("--unlabelled", "start one")
-    if unlabelled is None:
-        run = self_training.reopen(data, out, wish.seconds, wish.epochs)
+    if settings is not None:
+        run = self_training.reopen(data, out, wish.seconds, wish.epochs, settings)
     else:
+        assert unlabelled is not None
         run = self_training.begin(data, out, unlabelled, wish)
     where, console, told = resolve(device), Console(stderr=True), _Told()
     with ending(lambda: "--resume continues from here"):
@@ -219,9 +238,11 @@ def _train_with_unlabelled(
     return max(told.worst, _validate(data, out, held_back, device)) if held_back else told.worst
 
 
-def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingRequest, device: str) -> int:
-    """All folds, one after the other; ``count`` None: those of the existing cross-validation. Finished ones
-    are not repeated."""
+def _train_all(
+    data: Dataset, out: Path, wish: TrainingRequest, device: str, settings: Mapping[str, Any] | None
+) -> int:
+    """All folds, one after the other. With ``settings``, the existing cross-validation, which must have had
+    them, is resumed; finished folds are not repeated."""
     from rich.console import Console
 
     from zoomseg.backends.device import resolve
@@ -232,10 +253,11 @@ def _train_all(data: Dataset, out: Path, count: int | None, wish: TrainingReques
     _require_one_process("--fold all", "start one command per fold: --fold 0, --fold 1, ...")
     where, console, told = resolve(device), Console(stderr=True), _Told()
     with TrainingDisplay(console) as display:
-        if count is None:
-            trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs)
+        if settings is not None:
+            trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs, settings)
         else:
-            trained = cross_validation.begin(data, out, count, wish, where, display)
+            assert wish.folds is not None
+            trained = cross_validation.begin(data, out, wish.folds, wish, where, display)
     with ending(lambda: "--resume continues from here"):
         scores = trained.run(where, lambda: TrainingDisplay(console), told.fold)
     _tell_all_folds(scores, trained.count, out)

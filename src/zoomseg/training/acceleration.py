@@ -14,10 +14,12 @@ A fifth of the scans is held out: regions are chosen on them, and a small cascad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -218,10 +220,11 @@ class Acceleration:
             writable_directory(folder)
             write_text_atomic(file, dump(recipe))
         wish = replace(self.wish, recipe=str(file), split=self.split)
+        return self._trained(folder, wish, device, observer)
+
+    def _trained(self, folder: Path, wish: TrainingRequest, device: Device, observer: Observer) -> Bundle:
         if self.longer and (folder / record.FILE).is_file():
-            return training_run.resume(
-                self.dataset, folder, device, observer, self.wish.seconds, self.wish.epochs
-            )
+            return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
         return training_run.finished(self.dataset, folder, wish, device, observer)
 
     def _region_recipe(self, device: Device, observer: Observer) -> Recipe:
@@ -323,7 +326,7 @@ class Acceleration:
             ZoomSegError: as ``training_run.start``.
         """
         wish = replace(self.wish, split=self.split, part_of=record.ACCELERATION)
-        return training_run.finished(self.dataset, self.out, wish, device, observer)
+        return self._trained(self.out, wish, device, observer)
 
 
 def begin(
@@ -343,7 +346,7 @@ def begin(
         raise DatasetError(
             f"{scans} holds one scan; one is learned from and one kept back at least: give more"
         )
-    known = tuple(str(bundle.find(model).resolve()) for model in models)
+    known = _paths(models)
     run = Acceleration(known, scans, out, small, wish)
     model = run.bundles[0]
     if not small and not _everywhere(model.recipe):
@@ -367,14 +370,29 @@ def begin(
     return run
 
 
-def reopen(out: Path, seconds: float | None = None, epochs: int | None = None) -> Acceleration:
-    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training.
+def _paths(models: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(bundle.find(model).resolve()) for model in models)
+
+
+def reopen(
+    models: Sequence[str],
+    scans: Path,
+    out: Path,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Acceleration:
+    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training. The models,
+    the folder of scans and ``settings`` (values of the record) must be those with which it was started.
 
     Raises:
-        TrainingError: there is none, it is damaged, or scans were added or removed since.
+        ModelError: ``models`` are not models.
+        TrainingError: there is none, it is damaged, it had other settings, or scans were added or removed
+            since.
     """
     known = record.read_acceleration(out)
-    scans = Path(known.scans)
+    given = {"models": _paths(models), "scans": str(scans.resolve()), **settings}
+    known.require_same_settings(given, out)
     changed = set(known.cases) ^ {scan.id for scan in scans_in(scans)}
     if changed:
         raise TrainingError(f"{scans} has other scans than {out} was begun with ({min(changed)})")

@@ -13,10 +13,12 @@ takes its fingerprint from all of them: Isensee et al. 2021.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from zoomseg.backends.device import Device
 from zoomseg.datasets.layouts import Dataset
@@ -135,14 +137,20 @@ def begin(
 
 
 def reopen(
-    dataset: Dataset, out: Path, seconds: float | None = None, epochs: int | None = None
+    dataset: Dataset,
+    out: Path,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> CrossValidation:
     """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds.
+    ``settings`` as in ``training_run.resume``.
 
     Raises:
-        TrainingError: there is none, it is damaged, or it had other cases, labels or channels.
+        TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
     """
     known = record.read_cross_validation(out)
+    known.require_same_settings(settings, out)
     known.require_same_data(dataset, out)
     seconds, epochs = known.length(seconds, epochs)
     init = None if known.init is None else Path(known.init)

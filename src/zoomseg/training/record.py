@@ -3,7 +3,7 @@ makes no new decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,6 +45,30 @@ class _Record(BaseModel):
     epochs: int | None
     init: str | None = None
     teachers: tuple[str, ...] = ()
+    requested_recipe: dict[str, Any] | None = None
+    """As it was when the training started, before it was planned or fitted to the labels; None: that of
+    ``init``."""
+
+    def require_same_settings(self, given: Mapping[str, Any], out: Path) -> None:
+        """Refuse settings other than those with which the training in ``out`` was started: a resumed training
+        makes no new decisions.
+
+        Args:
+            given: values of some of this record's fields.
+
+        Raises:
+            TrainingError: names the first one that differs.
+        """
+        for key, value in given.items():
+            started = getattr(self, key, None)
+            if started == value:
+                continue
+            now, then = _spoken(key, value), _spoken(key, started)
+            changed = f"{now} has changed since then" if now == then else f"it was started with {then}"
+            raise TrainingError(
+                f"{now} cannot be given to resume the training in {out}: {changed}; omit it, or choose "
+                "another folder"
+            )
 
     def require_same_data(self, dataset: Dataset, out: Path) -> None:
         """Refuse a data set other than that of the training in ``out``.
@@ -73,6 +97,20 @@ class _Record(BaseModel):
         raise NotImplementedError
 
 
+def _spoken(key: str, value: Any) -> str:
+    """A setting and its value, for users."""
+    name = key.removeprefix("requested_")
+    match value:
+        case None | ():
+            return f"no {name}"
+        case dict():
+            return f"{name} '{value.get('name')}'"
+        case tuple():
+            return f"{name} {', '.join(map(str, value))}"
+        case _:
+            return f"{name} {value}"
+
+
 class _OfAllLabelled(_Record):
     """``cases`` are the ids of all labelled cases."""
 
@@ -89,8 +127,8 @@ class CrossValidationRecord(_OfAllLabelled):
 
 
 class SelfTrainingRecord(_OfAllLabelled):
-    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``split`` the training and
-    held-out cases, if they were given."""
+    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``recipe`` a name or path,
+    ``split`` the training and held-out cases, if they were given."""
 
     unlabelled: str
     recipe: str | None
@@ -109,11 +147,13 @@ class AccelerationRecord(_OfAllLabelled):
 
 
 class TrainingRecord(_Record):
-    """``recipe`` is complete; ``train`` and ``validation`` are case ids."""
+    """``recipe`` is complete; ``train`` and ``validation`` are case ids, split by ``fold`` and ``folds``."""
 
     recipe: dict[str, Any]
     train: Annotated[tuple[str, ...], Field(min_length=1)]
     validation: tuple[str, ...]
+    folds: int | None = None
+    fold: int = 0
     registered: str | None = None
     training_domain: TrainingDomain | None = None
 

@@ -15,11 +15,13 @@ neither their presence nor their absence is learned there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,9 +41,8 @@ from zoomseg.io.bundle import Bundle, first_problem
 from zoomseg.io.files import check_name, read_file, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
-from zoomseg.training import cross_validation, record, training_run
+from zoomseg.training import cross_validation, record, seen_cases, training_run
 from zoomseg.training.cross_validation import OnValidated
-from zoomseg.training.distillation import Teachers
 from zoomseg.training.log import Observer
 from zoomseg.training.loop import Split
 from zoomseg.training.record import SelfTrainingRecord
@@ -175,14 +176,10 @@ class SelfTraining:
 
     def _tell_seen(self, observer: Observer) -> None:
         """Report that teachers may have been trained on the cases on which the student is scored."""
-        held_back = self.held_back
         models = tuple(bundle.load(model) for model in self.wish.teachers)
-        seen = Teachers(self.wish.teachers, models).seen(held_back, self.dataset)
-        if seen:
-            observer.message(
-                f"{len(seen)} of the {len(held_back)} held-out cases were among the teachers' training "
-                f"cases ({', '.join(seen[:3])}), so their scores will be too high"
-            )
+        warning = seen_cases.warning(models, self.wish.teachers, self.held_back, self.dataset)
+        if warning is not None:
+            observer.message(warning)
 
 
 def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) -> SelfTraining:
@@ -221,14 +218,20 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
 
 
 def reopen(
-    dataset: Dataset, out: Path, seconds: float | None = None, epochs: int | None = None
+    dataset: Dataset,
+    out: Path,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> SelfTraining:
     """The training in ``out``; ``seconds`` or ``epochs`` replace the length of the unfinished parts.
+    ``settings`` as in ``training_run.resume``.
 
     Raises:
-        TrainingError: there is none, it is damaged, or it had other cases, labels or channels.
+        TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
     """
     known = record.read_self_training(out)
+    known.require_same_settings(settings, out)
     known.require_same_data(dataset, out)
     seconds, epochs = known.length(seconds, epochs)
     init = None if known.init is None else Path(known.init)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,9 +31,12 @@ from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import STEPS_PER_EPOCH, PlannedRecipe, Recipe
-from zoomseg.training import checkpoint, distillation, fine_tuning, loop, record
+from zoomseg.training import checkpoint, distillation, fine_tuning, loop, record, seen_cases
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import Observer
+
+DEFAULT = "default"
+"""The recipe if neither another one nor an initial model is given."""
 
 MOST_SECONDS = checkpoint.MOST_SECONDS
 MOST_EPOCHS = 10**6
@@ -198,8 +202,20 @@ def _decide(new: _New) -> _Decided:
         bundle.save(initial, _initial_folder(new.out))
     teachers = _teachers(request.teachers, dataset, recipe)
     if teachers is not None:
-        observer.message(teachers.told(split.validation, dataset))
+        observer.message(teachers.told)
+    _warn_of_seen_cases(new, teachers)
     return _Decided(split, recipe, domain, taken, teachers)
+
+
+def _warn_of_seen_cases(new: _New, teachers: distillation.Teachers | None) -> None:
+    request, initial = new.request, new.asked.initial
+    models = dict(zip(request.teachers, () if teachers is None else teachers.models, strict=True))
+    if initial is not None:
+        models[str(request.init)] = initial
+    held_back = new.asked.split.validation
+    warning = seen_cases.warning(tuple(models.values()), tuple(models), held_back, new.dataset)
+    if warning is not None:
+        new.observer.message(warning)
 
 
 def _planned(
@@ -234,6 +250,8 @@ def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) ->
         recipe=decided.recipe.model_dump(mode="json"),
         train=decided.split.train,
         validation=decided.split.validation,
+        folds=request.folds,
+        fold=request.fold,
         registered=None if request.registered is None else str(request.registered.resolve()),
         training_domain=decided.domain,
     )
@@ -248,12 +266,32 @@ def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
     return {
         "channels": dataset.channel_names,
         "labels": dataset.schema.value_of,
-        "seed": request.seed,
         "seconds": request.seconds,
         "epochs": request.epochs,
+        **_settings(request),
+    }
+
+
+def _settings(request: TrainingRequest) -> dict[str, Any]:
+    """As in a record: what a resumed training cannot change."""
+    own = request.recipe is None and request.init is not None
+    return {
+        "seed": request.seed,
         "init": None if request.init is None else str(request.init.resolve()),
         "teachers": tuple(str(bundle.find(model).resolve()) for model in request.teachers),
+        "requested_recipe": None if own else load(request.recipe or DEFAULT).model_dump(mode="json"),
     }
+
+
+def settings_given(request: TrainingRequest, given: Collection[str]) -> dict[str, Any]:
+    """The values of a request's settings named in ``given``, for ``record.require_same_settings``.
+
+    Raises:
+        ModelError: a teacher is not a model.
+        RecipeError: the recipe cannot be read.
+    """
+    known = _settings(request) | {"folds": request.folds, "fold": request.fold}
+    return {key: value for key, value in known.items() if key.removeprefix("requested_") in given}
 
 
 def finished(
@@ -285,16 +323,20 @@ def resume(
     seconds: float | None = None,
     epochs: int | None = None,
     processes: Processes = ALONE,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> bundle.Bundle:
-    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length.
+    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length. ``settings`` (see
+    ``settings_given``) must be those with which it was started.
 
     Raises:
-        TrainingError: there is no training in ``out``, it is damaged, or it was of another data set.
+        TrainingError: there is no training in ``out``, it is damaged, it was of another data set, or had
+            other settings.
         OutputError: another process trains there.
     """
-    split, recipe, settings = _recorded(dataset, out, device, processes, seconds, epochs)
+    record.read_training(out).require_same_settings(settings, out)
+    split, recipe, run = _recorded(dataset, out, device, processes, seconds, epochs)
     with record.alone(out) if processes.first else nullcontext():
-        return loop.train(dataset, split, recipe, out, replace(settings, resume=True), observer)
+        return loop.train(dataset, split, recipe, out, replace(run, resume=True), observer)
 
 
 def _recorded(
@@ -340,7 +382,9 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
         raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
     if request.folds is None:
         return loop.Split((*labelled, *pseudo), ())
-    parts = folds(labelled, request.folds, request.seed)
+    # Not by the request's seed: models of several seeds are compared on the same cases, and several machines
+    # can train a fold each.
+    parts = folds(labelled, request.folds)
     if not 0 <= request.fold < request.folds:
         raise DatasetError(f"fold must be 0 to {request.folds - 1}, got {request.fold}")
     validation = parts[request.fold]
@@ -427,7 +471,7 @@ def _length(request: TrainingRequest) -> TrainingLength | None:
 def wanted_recipe(request: TrainingRequest, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
     if request.recipe is None and initial is not None:
         return fine_tuning.recipe_of(initial)
-    return load("default" if request.recipe is None else request.recipe)
+    return load(request.recipe or DEFAULT)
 
 
 def _transfer(path: Path, initial: bundle.Bundle, recipe: Recipe, dataset: Dataset) -> fine_tuning.Transfer:

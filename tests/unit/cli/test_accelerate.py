@@ -60,10 +60,13 @@ def test_region_recall_tiles_and_dice_are_told(
     assert "(threshold 0.02, radius 4 voxels) holds 99.912% or more" in told
     assert "of the organs least of spleen, 98.50%" in told
     assert "in 1 scans kept back: mean 0.9992, lowest 0.9985 (spleen)" in told
-    assert acceleration.reopen(tmp_path / "fast").wish.seconds == 90
+    assert acceleration.reopen([str(model)], scans, tmp_path / "fast").wish.seconds == 90
     assert run(*asked) == 2
     assert "give --resume to continue it" in capsys.readouterr().err
     assert run(*asked, "--resume") == 0
+    assert run(*asked, "--resume", "--seed", "0") == 0
+    assert run(*asked, "--resume", "--seed", "5") == 2
+    assert "seed 5 cannot be given to resume" in capsys.readouterr().err
 
 
 def test_time_and_epochs_are_not_both_given(

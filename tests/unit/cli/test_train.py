@@ -123,6 +123,48 @@ def test_a_stopped_training_goes_on(data: Path, recipe: Path, tmp_path: Path) ->
     assert bundle.load(out).provenance["complete"] is True
 
 
+def test_a_resumed_training_refuses_other_settings(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before, they were ignored without a word; equal ones may be repeated, as by torchrun."""
+    out, asked = tmp_path / "model", ("-r", recipe, "--folds", "2", "--fold", "1", "--seed", "3")
+    resumed = (data, "-o", out, "--resume", "--device", "cpu")
+    assert run("train", data, "-o", out, "--device", "cpu", *asked) == 0
+    assert run("train", *resumed, *asked) == 0
+    for other, then in (
+        (("--seed", "4"), "seed 4 cannot be given to resume the training in {}: it was started with seed 3"),
+        (
+            ("--folds", "3"),
+            "folds 3 cannot be given to resume the training in {}: it was started with folds 2",
+        ),
+        (("--folds", "2", "--fold", "0"), "fold 0 cannot be given"),
+        (("-r", "default"), "recipe 'default' cannot be given"),
+        (("--init", out), f"init {out.resolve()} cannot be given to resume"),
+        (("--init", out), "it was started with no init; omit it, or choose another folder"),
+        (("--teacher", out), f"teachers {out.resolve()} cannot be given"),
+    ):
+        assert then.format(out) in refused(capfd, *resumed, *other)
+    recipe.write_text(dump(tiny_recipe(together=True, iterations=7)))
+    changed = refused(capfd, *resumed, "-r", recipe)
+    assert "recipe 'tiny' has changed since then; omit it, or choose another folder" in changed
+
+
+def test_a_resumed_cross_validation_refuses_other_settings(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cv"
+    (tmp_path / "blocked").write_text("")
+    out.mkdir()
+    (out / "fold-0").symlink_to(tmp_path / "blocked")
+    resumed = (data, "-o", out, "--resume", "--device", "cpu")
+    assert (
+        run("train", data, "-o", out, "-r", recipe, "--folds", "2", "--fold", "all", "--device", "cpu") == 2
+    )
+    assert "it was started with folds 2" in refused(capfd, *resumed, "--fold", "all", "--folds", "3")
+    assert "fold 1 cannot be given" in refused(capfd, *resumed, "--fold", "1")
+    assert "seed 1 cannot be given" in refused(capfd, *resumed, "--seed", "1")
+
+
 def test_fine_tuning_says_what_it_takes_over(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

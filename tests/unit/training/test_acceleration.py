@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,15 +127,20 @@ def test_the_model_computes_around_what_the_coarse_stage_finds(
 def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, tmp_path: Path) -> None:
     run = begin(scans, model, tmp_path / "fast")
     run.label(CPU, Silent())
-    again = acceleration.reopen(tmp_path / "fast")
+    again = acceleration.reopen([str(model)], scans, tmp_path / "fast")
     again.label(CPU, Silent())
     assert len(oracle.seen) == SCANS
     assert again.split == run.split
     assert (again.models, again.wish.epochs, again.longer) == ((str(model.resolve()),), 1, False)
-    assert acceleration.reopen(tmp_path / "fast", epochs=2).longer
+    assert acceleration.reopen([str(model)], scans, tmp_path / "fast", epochs=2).longer
+    another = shutil.copytree(model, tmp_path / "another")
+    with pytest.raises(TrainingError, match="another cannot be given to resume the training in"):
+        acceleration.reopen([str(another)], scans, tmp_path / "fast")
+    with pytest.raises(TrainingError, match="small True cannot be given"):
+        acceleration.reopen([str(model)], scans, tmp_path / "fast", settings={"small": True})
     (scans / "scan_0.nii.gz").unlink()
     with pytest.raises(TrainingError, match="has other scans than"):
-        acceleration.reopen(tmp_path / "fast")
+        acceleration.reopen([str(model)], scans, tmp_path / "fast")
 
 
 def test_organs_that_no_scan_learned_from_has_are_told_and_left_out(
@@ -171,6 +177,8 @@ def test_a_small_cascade_learns_the_models_labels(
     assert trained.provenance["training_cases"] == list(run.split.train)
     assert trained.provenance["data_set"] == "scans, labelled by slow"
     assert [stage.name for stage in trained.recipe.stages] == ["coarse", "fine"]
+    longer = replace(run, longer=True, wish=replace(run.wish, epochs=2)).small_cascade(CPU, Silent())
+    assert any((longer.weights["fine"][k] != w).any() for k, w in trained.weights["fine"].items())
 
 
 def _tiny(folder: Path) -> str:

@@ -159,17 +159,6 @@ def test_other_teachers_are_another_training(data: Dataset, tmp_path: Path) -> N
     assert fingerprint(distillation.load([tmp_path / "t11"], data, recipe)) == found[2]
 
 
-def test_cases_that_a_teacher_has_seen(data: Dataset, tmp_path: Path) -> None:
-    provenance = {"data_set": "tiny", "training_cases": ["case_0", "case_3"]}
-    model = dataclasses.replace(untrained_bundle(), provenance=provenance)
-    recipe = tiny_recipe(together=True)
-    teachers = distillation.load([saved(tmp_path / "t", model)], data, recipe)
-    assert teachers.seen(("case_2", "case_3"), data) == ("case_3",)
-    other = dataclasses.replace(model, provenance=provenance | {"data_set": "another"})
-    teachers = distillation.load([saved(tmp_path / "o", other)], data, recipe)
-    assert teachers.seen(("case_2", "case_3"), data) == ()
-
-
 def changed(model: Bundle, stage: int, **update: object) -> Bundle:
     stages = list(model.recipe.stages)
     stages[stage] = stages[stage].model_copy(update=update)

@@ -252,7 +252,7 @@ def test_teachers_that_know_the_cases_kept_back_are_told_of(
     ask()
     notes = Notes()
     begin(data, tmp_path / "m", unlabelled, str(tmp_path / "teacher"), folds=2).label(CPU, notes)
-    assert notes.told[0].startswith("2 of the 2 held-out cases were among the teachers' training cases (")
+    assert notes.told[0].startswith("2 of the 2 held-out cases were among the training cases of ")
 
 
 # --- refused --------------------------------------------------------------------------------------

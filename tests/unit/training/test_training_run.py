@@ -91,6 +91,12 @@ def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path
     assert notes[0].endswith("(case case_1, case_3)")
 
 
+def test_the_folds_do_not_depend_on_the_seed(data: Dataset) -> None:
+    """Models of several seeds are compared on the same cases."""
+    splits = {training_run.choose_split(data, TrainingRequest(folds=4, seed=seed)) for seed in range(4)}
+    assert len(splits) == 1
+
+
 def test_folds_share_out_the_cases(data: Dataset) -> None:
     held_back = [
         training_run.choose_split(data, TrainingRequest(folds=4, fold=n)).validation for n in range(4)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.tiny_dataset import tiny_dataset
+from helpers.untrained_models import untrained_bundle
+from zoomseg.datasets.layouts import Dataset
+from zoomseg.io.bundle import JSON
+from zoomseg.training import seen_cases
+
+HELD_BACK = ("case_2", "case_3")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+def warned(data: Dataset, held_back: tuple[str, ...] = HELD_BACK, **provenance: JSON) -> str | None:
+    model = replace(untrained_bundle(), provenance=provenance)
+    return seen_cases.warning([model], ["old"], held_back, data)
+
+
+def test_names_the_held_out_cases_that_a_model_was_trained_on(data: Dataset) -> None:
+    assert warned(data, data_set="tiny", training_cases=["case_0", "case_3"]) == (
+        "1 of the 2 held-out cases were among the training cases of old (case_3), so their scores will be "
+        "too high"
+    )
+
+
+def test_a_model_that_names_no_cases_may_have_seen_them(data: Dataset) -> None:
+    found = warned(data, data_set="tiny", training_cases=24)
+    assert found is not None
+    assert found.startswith("old was trained on cases of this data set and does not say on which")
+
+
+@pytest.mark.parametrize(
+    ("data_set", "training_cases", "held_back"),
+    [
+        ("another", ["case_3"], HELD_BACK),
+        ("another", 24, HELD_BACK),
+        ("tiny", ["case_0", "case_1"], HELD_BACK),
+        ("tiny", 24, ()),
+    ],
+)
+def test_nothing_is_said_otherwise(
+    data: Dataset, data_set: str, training_cases: JSON, held_back: tuple[str, ...]
+) -> None:
+    assert warned(data, held_back, data_set=data_set, training_cases=training_cases) is None
