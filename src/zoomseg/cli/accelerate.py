@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from zoomseg.cli.train import parse_duration, tell_validation
+from zoomseg.cli.train import parse_duration, require_one_length, tell_validation
 
 if TYPE_CHECKING:
     from zoomseg.training.acceleration import Acceleration
@@ -63,8 +63,7 @@ def command(
     from zoomseg.training import acceleration
     from zoomseg.training.training_run import TrainingRequest
 
-    if time_budget is not None and epochs is not None:
-        raise click.UsageError("give --time-budget or --epochs, not both")
+    require_one_length(time_budget, epochs)
     models = tuple(str(part) for part in models_in(model))
     if resume:
         given = {

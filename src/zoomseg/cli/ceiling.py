@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zoomseg.cli.train import parse_duration, require_one_length
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -15,14 +17,29 @@ if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
     from zoomseg.evaluation.upper_bound import UpperBound
     from zoomseg.recipe.spec import Recipe
+    from zoomseg.training.training_run import TrainingRequest
 
 
 @click.command(name="ceiling")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-r", "--recipe", default="default", show_default=True, help="Name or path of a recipe.")
+@click.option(
+    "--time-budget",
+    metavar="TIME",
+    callback=parse_duration,
+    help="Length of the training for which a recipe such as 'default' is planned, e.g. 15m.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="The same as a number of epochs of 100 steps.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for ceiling.csv and ceiling.md.")
 @click.option("--cases", type=click.IntRange(min=1), help="Use only this number of labelled cases.")
-def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> int:
+def command(
+    dataset: Path,
+    recipe: str,
+    time_budget: float | None,
+    epochs: int | None,
+    out: Path | None,
+    cases: int | None,
+) -> int:
     """Compute the best Dice of a recipe on DATASET with perfect networks, and where the rest is lost.
 
     Every network is replaced by an oracle that returns the reference on the requested grid. The Dice that an
@@ -37,10 +54,13 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.evaluation.upper_bound import write
     from zoomseg.io.files import writable_directory
+    from zoomseg.training.training_run import TrainingRequest
 
+    require_one_length(time_budget, epochs)
     data, device = open_dataset(dataset), resolve("auto")
     notes = Console(stderr=True)
-    resolved = _resolve(data, recipe, device, notes)
+    wish = TrainingRequest(recipe, time_budget, epochs)
+    resolved = _resolve(data, wish, device, notes)
     if out is not None:
         writable_directory(out)  # before minutes of computation
     rows, failed = _measure(data, resolved, cases, device, notes)
@@ -53,17 +73,16 @@ def command(dataset: Path, recipe: str, out: Path | None, cases: int | None) -> 
     return 1 if failed else 0
 
 
-def _resolve(data: Dataset, recipe: str, device: Device, notes: Console) -> Recipe:
+def _resolve(data: Dataset, wish: TrainingRequest, device: Device, notes: Console) -> Recipe:
     """The recipe as trained on all cases; mismatches between recipe and data are reported."""
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.evaluation import upper_bound
-    from zoomseg.recipe.load import load
     from zoomseg.training import training_run
 
-    wanted = load(recipe)
+    wanted = training_run.wanted_recipe(wish, None)
     with TrainingDisplay(notes) as display:
-        split = training_run.choose_split(data, training_run.TrainingRequest(recipe))
-        resolved = training_run.resolve_recipe(data, split, wanted, device, display)
+        split = training_run.choose_split(data, wish)
+        resolved = training_run.resolve_recipe(data, split, wanted, device, display, wish)
     missing = upper_bound.check(resolved, data)
     if missing:
         notes.print(f"no stage answers for {', '.join(missing)}", style="yellow", markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zoomseg.cli.train import parse_duration
+from zoomseg.cli.train import parse_duration, require_one_length
 
 if TYPE_CHECKING:
     from zoomseg.planning.rationale import Plan
@@ -30,11 +30,17 @@ if TYPE_CHECKING:
     callback=parse_duration,
     help="With --for: as in zoomseg train, e.g. 15m.",
 )
+@click.option("--epochs", type=click.IntRange(min=1), help="With --for: as in zoomseg train.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="With --for: write the planned recipe to this file."
 )
 def command(
-    name: str | None, dataset: Path | None, device: str | None, time_budget: float | None, out: Path | None
+    name: str | None,
+    dataset: Path | None,
+    device: str | None,
+    time_budget: float | None,
+    epochs: int | None,
+    out: Path | None,
 ) -> None:
     """List the recipes, print one, or plan one for a data set.
 
@@ -42,15 +48,17 @@ def command(
     to change it, edit a copy and pass its path to `zoomseg train -r`.
 
     With --for, the recipe (default: 'default') is planned as `zoomseg train` would plan it from all labelled
-    cases: a table lists the decisions, and the properties of the data and the device on which they are based.
+    cases, for a training of the same length (--time-budget or --epochs): a table lists the decisions, and the
+    properties of the data and the device on which they are based.
     """
     from zoomseg.recipe import load
 
     if dataset is not None:
-        _show_plan(name or "default", dataset, device or "auto", time_budget, out)
+        require_one_length(time_budget, epochs)
+        _show_plan(_planned(name or "default", dataset, device or "auto", time_budget, epochs), out)
         return
-    if device is not None or time_budget is not None or out is not None:
-        raise click.UsageError("--device, --time-budget and --out require --for DATASET")
+    if any(given is not None for given in (device, time_budget, epochs, out)):
+        raise click.UsageError("--device, --time-budget, --epochs and --out require --for DATASET")
     if name is not None:
         click.echo(load.dump(load.load(name)), nl=False)
         return
@@ -66,12 +74,11 @@ def _row(name: str) -> tuple[str, str, str, str]:
     return name, stages, recipe.source or "-", recipe.description
 
 
-def _show_plan(name: str, dataset: Path, device: str, seconds: float | None, out: Path | None) -> None:
+def _show_plan(plan: Plan, out: Path | None) -> None:
     from zoomseg.io.files import write_text_atomic
     from zoomseg.planning.rationale import HEADING, ORGAN_HEADING
     from zoomseg.recipe import load
 
-    plan = _planned(name, dataset, device, seconds)
     _print_table(HEADING, [(reason.what, reason.value, reason.why) for reason in plan.reasons])
     click.echo()
     _print_table(ORGAN_HEADING, plan.organ_rows())
@@ -80,7 +87,7 @@ def _show_plan(name: str, dataset: Path, device: str, seconds: float | None, out
         click.echo(f"\nRecipe: {out}")
 
 
-def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Plan:
+def _planned(name: str, dataset: Path, device: str, seconds: float | None, epochs: int | None) -> Plan:
     """The plan of a training on all labelled cases."""
     from rich.console import Console
 
@@ -98,7 +105,7 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None) -> Pl
             f"recipe '{recipe.name}' is complete, so nothing is planned for a data set; omit --for to print "
             "it, or name a recipe that is planned, such as default"
         )
-    data, wish = open_dataset(dataset), training_run.TrainingRequest(name, seconds)
+    data, wish = open_dataset(dataset), training_run.TrainingRequest(name, seconds, epochs)
     with TrainingDisplay(Console(stderr=True)) as display:
         return training_run.plan_recipe(
             data, training_run.choose_split(data, wish), recipe, resolve(device), display, wish

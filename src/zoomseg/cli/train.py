@@ -36,6 +36,12 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
     return total
 
 
+def require_one_length(time_budget: float | None, epochs: int | None) -> None:
+    """Refuse two lengths of a training."""
+    if time_budget is not None and epochs is not None:
+        raise click.UsageError("give --time-budget or --epochs, not both")
+
+
 def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """The number of a fold; None for ``all``."""
     if value == "all":
@@ -141,8 +147,7 @@ def command(
     from zoomseg.training.distributed import by_torchrun, joined
     from zoomseg.training.log import Silent
 
-    if time_budget is not None and epochs is not None:
-        raise click.UsageError("give --time-budget or --epochs, not both")
+    require_one_length(time_budget, epochs)
     if fold != 0 and folds is None and not resume:
         raise click.UsageError("--fold requires --folds")
     if fold is None and unlabelled is not None:

@@ -10,6 +10,11 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from zoomseg.core.geometry import Vector3
+
+ROUNDING = 1e-5
+"""Relative tolerance of squared distances that are not whole numbers."""
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -90,21 +95,26 @@ def reaching_border(mask: Mask) -> Mask:
     return outer
 
 
-def dilated(mask: Mask, radius_vox: float) -> Mask:
-    """Voxels no farther than ``radius_vox`` from a set voxel, by exact squared distance, axis by axis: the
-    cost grows with the radius and not with its cube."""
-    far = 4 * math.floor(radius_vox + 1) ** 2
-    kind = np.int16 if far < 2**14 else np.int32
-    squared: npt.NDArray[np.signedinteger] = np.where(mask, kind(0), kind(far))
+def dilated(mask: Mask, radius_vox: float | Vector3) -> Mask:
+    """``mask [I, J, K]`` dilated by a ball, or an ellipsoid of these semi-axes: by squared distance (exact
+    for a ball), axis by axis, so that the cost grows with the radius and not with its cube."""
+    radii = np.broadcast_to(np.asarray(radius_vox, dtype=np.float64), 3).tolist()
+    longest = max(radii)
+    # Along shorter semi-axes, squared distances count more.
+    weights = [1 if r in (0, longest) else (longest / r) ** 2 for r in radii]
+    far = 4 * math.floor(longest + 1) ** 2
+    whole = set(weights) == {1}
+    kind = np.float32 if not whole else np.int16 if far < 2**14 else np.int32
+    squared: npt.NDArray[np.number] = np.where(mask, kind(0), kind(far))
     # Three arrays for all steps: allocating new ones would cost more than the arithmetic.
     nearest, shifted = np.empty_like(squared), np.empty_like(squared)
     for axis, size in enumerate(mask.shape):
         given, best, farther = (np.moveaxis(array, axis, 0) for array in (squared, nearest, shifted))
         best[...] = given
-        for step in range(1, min(math.floor(radius_vox), size - 1) + 1):
-            np.add(given, step**2, out=farther)
+        for step in range(1, min(math.floor(radii[axis]), size - 1) + 1):
+            np.add(given, weights[axis] * step**2, out=farther)
             np.minimum(best[:-step], farther[step:], out=best[:-step])
             np.minimum(best[step:], farther[:-step], out=best[step:])
         squared, nearest = nearest, squared
-    near: Mask = squared <= radius_vox**2
+    near: Mask = squared <= longest**2 * (1 if whole else 1 + ROUNDING)
     return near

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoomseg.core.arrays import AnyNumpy, Array, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.memory import require_ram_of
 from zoomseg.core.morphology import (
     Mask,
@@ -54,7 +54,7 @@ def find_region(
         case DilatedForeground():
             prediction = predictions[spec.of]
             names = None if spec.labels == "all" else _names(spec, prediction)
-            found = dilated_foreground(prediction, grid, spec.radius_vox, spec.threshold, names)
+            found = dilated_foreground(prediction, grid, _radius_vox(spec, grid), spec.threshold, names)
         case BoxAround():
             prediction = predictions[spec.of]
             seen = foreground(prediction, _names(spec, prediction))
@@ -100,23 +100,31 @@ def foreground(prediction: StagePrediction, labels: tuple[str, ...] | None = Non
 def dilated_foreground(
     prediction: StagePrediction,
     grid: Grid,
-    radius_vox: float,
+    radius_vox: float | Vector3,
     threshold: float | None = None,
     labels: tuple[str, ...] | None = None,
 ) -> Region | None:
     """The predicted foreground, or that of ``labels``, and voxels whose probability of it exceeds
-    ``threshold``, dilated by a ball of ``radius_vox`` voxels of ``grid``. Roth et al. 2018, Section 2.2 (r =
-    3, all labels, no threshold)."""
+    ``threshold``, dilated by a ball of ``radius_vox`` voxels of ``grid`` (or by an ellipsoid, a radius per
+    axis). Roth et al. 2018, Section 2.2 (r = 3, all labels, no threshold)."""
     seen = foreground(prediction, labels)
     if threshold is not None:
         seen |= to_numpy(_likelihood_of_none(prediction, labels) < 1 - threshold) & prediction.answered
     found = _moved(seen, prediction.grid, grid)
     if found is None:
         return None
-    reach = math.floor(radius_vox)
-    box = found.box.expand((reach, reach, reach)).intersect(grid.box)
+    i, j, k = (math.floor(r) for r in np.broadcast_to(radius_vox, 3))
+    box = found.box.expand((i, j, k)).intersect(grid.box)
     require_ram_of(box.shape, _MASK_BYTES, "a region")
     return Region(grid, box, dilated(found.mask_in(box), radius_vox))
+
+
+def _radius_vox(spec: DilatedForeground, grid: Grid) -> float | Vector3:
+    if spec.margin_mm is None:
+        assert spec.radius_vox is not None
+        return spec.radius_vox
+    i, j, k = (spec.margin_mm / mm for mm in grid.spacing_mm)
+    return i, j, k
 
 
 def _likelihood_of_none(prediction: StagePrediction, labels: tuple[str, ...] | None) -> Array:

@@ -89,12 +89,11 @@ def _margin(grid: Grid) -> Index3:
 
 
 def _with_balls(box: Box, mask: Mask, at: Indices, grid: Grid) -> tuple[Box, Mask]:
-    """The region and all voxels no farther than the margin from these voxels. In voxels, by the finest axis's
-    size: farther along the others."""
-    reach = max(_margin(grid))
+    """The region and all voxels no farther than the margin from these voxels."""
+    reach = _margin(grid)
     low, high = at.min(axis=0).tolist(), (at.max(axis=0) + 1).tolist()
     near = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
-    near = near.expand((reach, reach, reach)).intersect(grid.box)
+    near = near.expand(reach).intersect(grid.box)
     seeds = np.zeros(near.shape, dtype=bool)
     seeds[tuple((at - np.array(near.start)).T)] = True
     wide = box.union(near)

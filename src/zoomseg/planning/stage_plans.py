@@ -99,15 +99,14 @@ def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelS
 
 def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     mm = spacing_for(data, recipe.fine_voxels)
-    radius = round(recipe.region_margin_mm / float(np.mean(mm)), 2)
     likely = recipe.region_threshold
     found = "finds" if likely is None else f"gives a probability over {likely:g}"
     look = _Look(
         "fine",
         _in_voxels(data.largest_shape, data.spacing_mm, mm),
         mm,
-        specs.DilatedForeground(of="coarse", radius_vox=radius, threshold=likely),
-        f"{recipe.region_margin_mm:g} mm ({radius:g} voxels) around all that the coarse stage {found}",
+        specs.DilatedForeground(of="coarse", margin_mm=recipe.region_margin_mm, threshold=likely),
+        f"{recipe.region_margin_mm:g} mm around all that the coarse stage {found}",
         _why_spacing("fine", data, mm, recipe.fine_voxels),
     )
     return _closer(look, recipe, data, schema)

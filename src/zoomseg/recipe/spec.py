@@ -180,17 +180,33 @@ class BodyMask(Spec):
 
 
 class DilatedForeground(Spec):
-    """The foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid.
-    With a ``threshold``, uncertain background is included, too: where the probabilities of these labels sum
-    to more than that."""
+    """The foreground that stage ``of`` predicts, dilated by a ball of ``radius_vox`` of this stage's grid, or
+    of ``margin_mm``. With a ``threshold``, uncertain background is included, too: where the probabilities of
+    these labels sum to more than that."""
 
     kind: Literal["dilated_foreground"] = "dilated_foreground"
     of: str
     labels: Labels = "all"
-    radius_vox: LengthVox = 3.0
+    radius_vox: LengthVox | None = None
+    """3 if neither this nor ``margin_mm`` is given."""
+    margin_mm: LengthMm | None = None
     threshold: Share | None = None
     include_reference: bool = False
     """As in ``BodyMask``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_radius(cls, given: object) -> object:
+        """As in Roth et al. 2018, unless a radius or margin is given."""
+        if isinstance(given, dict) and given.get("radius_vox") is None and given.get("margin_mm") is None:
+            return {**given, "radius_vox": 3.0}
+        return given
+
+    @model_validator(mode="after")
+    def _one_radius(self) -> DilatedForeground:
+        if self.radius_vox is not None and self.margin_mm is not None:
+            raise ValueError("give radius_vox or margin_mm, not both")
+        return self
 
 
 class BoxAround(Spec):

@@ -229,14 +229,14 @@ def _planned(
 
     planned = plan_recipe(new.dataset, split, wanted, new.device, new.observer, new.request, look)
     write_text_atomic(new.out / "training" / "plan.md", planned.markdown(new.dataset.name))
-    return resolve_recipe(new.dataset, split, planned.recipe, new.device, new.observer), seen
+    return resolve_recipe(new.dataset, split, planned.recipe, new.device, new.observer, new.request), seen
 
 
 def _as_published(
     new: _New, split: loop.Split, wanted: Recipe
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
     dataset, observer = new.dataset, new.observer
-    recipe = resolve_recipe(dataset, split, wanted, new.device, observer)
+    recipe = resolve_recipe(dataset, split, wanted, new.device, observer, new.request)
     fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
     for advice in advise(dataset):  # a complete recipe does not depend on a scan's unit
         observer.message(f"{advice.what}: {advice}")
@@ -403,11 +403,12 @@ def resolve_recipe(
     recipe: Recipe | PlannedRecipe,
     device: Device,
     observer: Observer,
+    request: TrainingRequest,
 ) -> Recipe:
-    """The complete recipe: a planned one is completed from the training cases and the device; a published one
-    is fitted to the data set's labels."""
+    """The complete recipe: a planned one is completed as by ``plan_recipe``; a published one is fitted to the
+    data set's labels."""
     if isinstance(recipe, PlannedRecipe):
-        recipe = plan_recipe(dataset, split, recipe, device, observer, TrainingRequest()).recipe
+        recipe = plan_recipe(dataset, split, recipe, device, observer, request).recipe
     recipe, notes = graph.fit(recipe, dataset.schema)
     for note in notes:
         observer.message(note)

@@ -10,6 +10,8 @@ import pytest
 
 from helpers.tiny_dataset import tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
+from zoomseg.planning import plan
+from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe.load import dump
 
 
@@ -49,6 +51,28 @@ def test_table_and_files(data: Path, recipe: Path, tmp_path: Path, capfd: pytest
     ]
     assert {(r["stage"], r["place"], r["dice"]) for r in found} == {("fine", "candidate region", "1.0")}
     assert "# Ceiling of tiny on tiny" in (tmp_path / "out" / "ceiling.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ((), None),
+        (("--time-budget", "90s"), TrainingLength(None, 90.0)),
+        (("--epochs", "3"), TrainingLength(300, None)),
+    ],
+)
+def test_a_recipe_is_planned_for_the_training_that_is_meant(
+    data: Path, given: tuple[str, ...], length: TrainingLength | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def noted(*arguments: object) -> object:
+        asked.append(arguments[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "plan", noted)
+    run(data, *given)
+    assert asked == [length]
 
 
 def test_without_a_folder_nothing_is_written(

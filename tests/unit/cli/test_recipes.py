@@ -87,6 +87,17 @@ def test_a_plan_is_a_table_with_reasons(
     assert rows["left kidney"].split()[2:5] == ["4", "of", "4"]
 
 
+def test_a_plan_is_for_a_training_of_the_same_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out = planned(tmp_path, capsys, monkeypatch, "--device", "cpu", "--epochs", "3")
+    assert code == 0
+    (row,) = (line for line in out.splitlines() if line.startswith("length "))
+    assert "300 steps" in row
+    assert run("--for", str(tmp_path / "d"), "--epochs", "3", "--time-budget", "1m") == 2
+    assert "give --time-budget or --epochs, not both" in capsys.readouterr().err
+
+
 def test_a_plan_asks_for_names_with_the_line_to_write(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +149,9 @@ def test_only_planned_recipes_can_be_planned(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", [("--device", "cpu"), ("--time-budget", "1m"), ("-o", "r.yaml")])
+@pytest.mark.parametrize(
+    "option", [("--device", "cpu"), ("--time-budget", "1m"), ("--epochs", "1"), ("-o", "r.yaml")]
+)
 def test_options_of_a_plan_need_a_data_set(
     capsys: pytest.CaptureFixture[str], option: tuple[str, str]
 ) -> None:

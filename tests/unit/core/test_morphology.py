@@ -63,6 +63,23 @@ def test_dilation_is_by_a_ball(radius: float) -> None:
     assert np.array_equal(dilated(mask, radius), expected)
 
 
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 4.0), (1.7, 2.0, 0.9), (3.0, 3.0, 50.0)])
+@pytest.mark.parametrize("radius_mm", [2.0, 7.1])
+def test_dilation_by_an_ellipsoid_is_by_a_ball_in_millimetres(
+    spacing_mm: tuple[float, float, float], radius_mm: float
+) -> None:
+    mask = np.random.default_rng(0).random((15, 12, 9)) < 0.01
+    expected = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= radius_mm
+    i, j, k = (radius_mm / mm for mm in spacing_mm)
+    assert np.array_equal(dilated(mask, (i, j, k)), expected)
+
+
+def test_an_ellipsoid_without_extent_along_an_axis_stays_in_its_plane() -> None:
+    mask = np.zeros((5, 5, 5), dtype=bool)
+    mask[2, 2, 2] = True
+    assert np.argwhere(dilated(mask, (1.0, 0.0, 0.0))).tolist() == [[1, 2, 2], [2, 2, 2], [3, 2, 2]]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 1.0])
 def test_slices_are_filled_as_scipy_fills_them(share: float) -> None:
     rng = np.random.default_rng(0)

@@ -184,6 +184,18 @@ def test_dilation_is_a_ball_of_voxels_of_the_stage_s_grid(name: str, radius: flo
     assert np.array_equal(full(found), dilated_by_brute_force(prior, STAGE, radius))
 
 
+@pytest.mark.parametrize("margin_mm", [0.0, 3.0, 7.5])
+def test_a_margin_in_millimetres_is_the_same_in_every_direction(margin_mm: float) -> None:
+    assert len(set(STAGE.spacing_mm)) > 1
+    classes = np.zeros(STAGE.shape, dtype=int)
+    classes[8, 7, 6] = 1
+    spec = DilatedForeground(of="coarse", margin_mm=margin_mm)
+    found = full(roi.find_region(spec, STAGE, VOID, {"coarse": prior_of(classes, STAGE)}, "empty"))
+    away = STAGE.world(np.argwhere(np.ones(STAGE.shape))) - STAGE.world(np.array([[8, 7, 6]]))
+    expected = (np.linalg.norm(away, axis=1) <= margin_mm + 1e-6).reshape(STAGE.shape)
+    assert np.array_equal(found, expected)
+
+
 VOID = scan(np.zeros((1, 1, 1)), Grid((1, 1, 1), np.eye(4)))
 """An image that these kinds of region do not read."""
 

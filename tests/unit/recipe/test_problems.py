@@ -68,7 +68,7 @@ FINE = ("stages", 1)
         (
             put(*FINE, "roi", "radius", to=3),
             "stage 'stage2', roi: unknown key 'radius' "
-            "(allowed: kind, of, labels, radius_vox, threshold, include_reference)",
+            "(allowed: kind, of, labels, radius_vox, margin_mm, threshold, include_reference)",
         ),
         (
             put(*FINE, "training", "optimiser", "beta", to=3),

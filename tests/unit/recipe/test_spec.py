@@ -14,6 +14,9 @@ def test_specs_are_values() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         spec.radius_vox = 4.0  # type: ignore[misc]
     assert spec == DilatedForeground(of="coarse", radius_vox=3)
+    assert DilatedForeground(of="coarse", margin_mm=16).radius_vox is None
+    with pytest.raises(ValidationError, match="give radius_vox or margin_mm, not both"):
+        DilatedForeground(of="coarse", radius_vox=3, margin_mm=16)
 
 
 def test_numbers_must_be_finite() -> None:
