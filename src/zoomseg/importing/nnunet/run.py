@@ -171,6 +171,7 @@ class _Fold:
             channels,
             own.schema.classes,
             own.stage.labels_overlap,
+            self.checkpoint.trainer,
         )
 
 
