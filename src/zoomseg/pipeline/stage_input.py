@@ -40,8 +40,8 @@ class PreparedScan:
     grid: Grid
     labels: LabelMap | None
     orientation: Orientation
-    """Maps the scan's own axes to canonical ones; its inverse maps labels back. The identity if the recipe
-    leaves scans as stored; "canonical" then means the stored grid."""
+    """Maps the scan's own axes to canonical ones; its inverse maps labels back. If the recipe's orientation
+    is another one (for ``stored``, this is the identity), "canonical" means that one."""
     box: Box
     """Box of the case's own grid that ``raw`` covers."""
     of_stages: Mapping[str, Normalisation] = field(default_factory=dict)
@@ -109,7 +109,13 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
 
 def orientation_of(recipe: Recipe, grid: Grid) -> Orientation:
     """The orientation in which a recipe's networks read a scan on this grid."""
-    return AS_STORED if recipe.orientation == "stored" else Orientation.to_canonical(grid)
+    match recipe.orientation:
+        case "stored":
+            return AS_STORED
+        case "canonical":
+            return Orientation.to_canonical(grid)
+        case axes:
+            return Orientation.towards(axes, grid)
 
 
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:

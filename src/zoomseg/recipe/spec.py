@@ -40,6 +40,7 @@ from zoomseg.recipe.quantities import (
     PositiveShare,
     Ratio,
     Ratios,
+    ScanOrientation,
     Shape,
     Share,
     Spacing,
@@ -780,9 +781,10 @@ class Recipe(Spec):
     over-confident on their training cases). Both copies are trained as long as the stage itself, or share its
     time budget. Stages trained with live priors have regions around the reference, as their predecessors
     change during training."""
-    orientation: Literal["canonical", "stored"] = "canonical"
-    """Orientation of scans as networks read them: RAS+, or as stored in the file (nnU-Net does not reorient:
-    a model is valid only for the orientation of its training scans)."""
+    orientation: ScanOrientation = "canonical"
+    """Orientation of scans as networks read them: RAS+, as stored in the file (nnU-Net does not reorient: a
+    model is valid only for the orientation of its training scans), or with axes that run in these directions
+    (``LAS``: i to the left, j to the front, k to the head)."""
     crop: Literal["none", "nonzero"] = "none"
     """``nonzero``: the scan is cropped to the box of voxels that are not zero in all channels, before
     anything else, including intensity statistics (nnU-Net's ``crop_to_nonzero``); the part outside is

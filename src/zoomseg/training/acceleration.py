@@ -235,7 +235,7 @@ class Acceleration:
                 "model as it is"
             )
         stage = recipe.stages[0].model_copy(update={"name": REGION})
-        if model.orientation == "stored":  # axes of files have no known direction
+        if model.orientation != "canonical":  # the first axis may not run from side to side
             unmirrored = stage.training.augmentation.model_copy(update={"flip_axes": ()})
             training = stage.training.model_copy(update={"augmentation": unmirrored})
             stage = stage.model_copy(update={"training": training})

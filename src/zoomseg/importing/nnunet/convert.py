@@ -110,7 +110,7 @@ def converted(
         source=SOURCE,
         intensity=intensity,
         stages=(own,),
-        orientation=_ORIENTATIONS[plans.image_reader_writer],  # type: ignore[arg-type]
+        orientation=_ORIENTATIONS[plans.image_reader_writer],
         crop="nonzero",
         prior_from="predictions",
         roi_expansion=False,

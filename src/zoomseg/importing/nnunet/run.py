@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from zoomseg.backends import onnx_graph
 from zoomseg.core.arrays import AnyNumpy
-from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.core.errors import ModelError, RecipeError, quoted
 from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet import checkpoint as checkpoints
@@ -24,6 +24,7 @@ from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.io.files import write_json_atomic
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.recipe import network_shapes
+from zoomseg.recipe.spec import Recipe
 
 
 def import_model(
@@ -39,6 +40,7 @@ def import_models(
     folds: tuple[str, ...] | None = None,
     lowres: Path | None = None,
     body: bool = False,
+    orientation: str | None = None,
 ) -> tuple[Path, ...]:
     """Create a ZoomSeg model from a trained nnU-Net v2 model, or from several: one with the labels of all.
 
@@ -50,6 +52,8 @@ def import_models(
         lowres: for a cascade, the model whose label map it reads, as a folder or zip; None: it is beside the
             cascade's, with nnU-Net's name.
         body: whether the region is restricted to the body.
+        orientation: of the training scans, as in ``Grid.axes``, if the models' reader leaves scans as stored:
+            scans are then brought into it. None: scans are read as stored, too.
 
     Returns:
         The folders of the models written, one per fold.
@@ -62,7 +66,27 @@ def import_models(
     models = _together([read_models(source, folds, lowres) for source in sources], sources)
     if body:
         models = {fold: within_body(model) for fold, model in models.items()}
+    if orientation is not None:
+        models = {fold: _oriented(model, orientation) for fold, model in models.items()}
     return write_models(models, out)
+
+
+def _oriented(model: Bundle, axes: str) -> Bundle:
+    """The model for scans with these axes.
+
+    Raises:
+        ModelError: its reader reorients scans, or there are no such axes.
+    """
+    if model.recipe.orientation != "stored":
+        raise ModelError(
+            "--orientation is for models whose reader leaves scans as they are stored; the reader of this "
+            "one brings them to RAS+: leave --orientation out"
+        )
+    try:
+        recipe = Recipe.model_validate(model.recipe.model_dump() | {"orientation": axes})
+    except ValidationError as error:
+        raise ModelError(f"--orientation {quoted(axes)}: {bundle.first_problem(error)}") from None
+    return replace(model, recipe=recipe)
 
 
 def read_models(

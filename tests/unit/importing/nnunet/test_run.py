@@ -20,9 +20,9 @@ from helpers.tiny_dataset import CPU, tiny_dataset
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
-from zoomseg.core.geometry import Grid
+from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import Volume
-from zoomseg.importing.nnunet.run import import_model
+from zoomseg.importing.nnunet.run import import_model, import_models
 from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.training import loop, training_run
@@ -197,6 +197,32 @@ def test_slices_are_those_of_nnunets_steps(backend: str, tmp_path: Path) -> None
     expected = by_hand(image, network, [2.0, 1.5, 1.25], False)  # the scan's own across slices
     assert np.bincount(expected.ravel()).max() < 0.95 * expected.size
     assert (found != expected).mean() < 1e-3
+
+
+def test_scans_may_be_brought_into_the_orientation_of_the_training_scans(tmp_path: Path) -> None:
+    given = nnunet_models.write(tmp_path / "given")
+    import_models([given], tmp_path / "model", orientation="LAS")
+    import_model(given, tmp_path / "stored")
+    model, stored = (load_predictor([tmp_path / name], "cpu") for name in ("model", "stored"))
+    image = scan()
+    assert image.grid.axes == "LAS"
+    as_dicom = image.reoriented(Orientation.towards("LPS", image.grid))
+    expected = stored.predict(Case("a", image)).labels
+    found = model.predict(Case("a", as_dicom)).labels
+    assert found.grid.axes == "LPS"
+    back = found.reoriented(Orientation.towards("LAS", found.grid))
+    assert np.array_equal(back.data, expected.data)
+    assert (stored.predict(Case("a", as_dicom)).labels.data != found.data).mean() > 0.01
+
+
+def test_no_orientation_is_given_twice_or_unknown(tmp_path: Path) -> None:
+    known = nnunet_models.plans() | {"image_reader_writer": "NibabelIOWithReorient"}
+    given = nnunet_models.write(tmp_path / "given", known=known)
+    with pytest.raises(ModelError, match=r"brings them to RAS\+: leave --orientation out"):
+        import_models([given], tmp_path / "model", orientation="LAS")
+    plain = nnunet_models.write(tmp_path / "plain")
+    with pytest.raises(ModelError, match=r"--orientation LLS: orientation: .* such as LAS:"):
+        import_models([plain], tmp_path / "model", orientation="LLS")
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
