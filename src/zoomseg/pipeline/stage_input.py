@@ -118,6 +118,18 @@ def orientation_of(recipe: Recipe, grid: Grid) -> Orientation:
             return Orientation.towards(axes, grid)
 
 
+def orientation_notes(recipe: Recipe, case: Case) -> tuple[str, ...]:
+    """A warning if a recipe's networks read a DICOM series as stored: their training files (nnU-Net reads no
+    DICOM) may have other axes."""
+    if recipe.orientation != "stored" or case.modality is None:
+        return ()
+    return (
+        f"the model reads scans as stored, and this DICOM series has the axes {case.image.grid.axes}: unless "
+        "its training files have the same, it sees the patient mirrored or turned, and sides may be wrong; "
+        "import it with --orientation and the axes of these files, or convert the series as they were",
+    )
+
+
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
     """The labels without voxels of labels that are declared not annotated: sketches or mistakes are not a
     reference. They become background, which in such a case means background or any of these labels."""
