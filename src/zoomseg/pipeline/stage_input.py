@@ -179,16 +179,17 @@ def image_in(view: StageView, scan: PreparedScan, box: Box) -> Array:
     image = scan.image_on(view.grid.crop(box), view.stage)
     if scan.normalisation_of(view.stage).zero_mean:
         image -= _mean_in_region(view, scan)
-    if view.stage.grid.beyond == "zero":
-        image *= beside(_within(view.grid, box), image)
+    _clear_beyond(image, view, box)
     return image
 
 
-def _within(grid: Grid, box: Box) -> AnyNumpy:
-    """``[I, J, K]`` float32: one where the voxels of a box lie on the grid, zero beyond."""
+def _clear_beyond(channels: Array, view: StageView, box: Box) -> None:
+    """Set channels ``[C, *box.shape]`` to zero, in place, beyond the scan, if the stage's grid says so."""
+    if view.stage.grid.beyond == "edge" or view.grid.box.intersect(box) == box:
+        return
     inside = np.zeros(box.shape, dtype=np.float32)
-    inside[grid.box.intersect(box).relative_to(box.start).slices] = 1
-    return inside
+    inside[view.grid.box.intersect(box).relative_to(box.start).slices] = 1
+    channels *= beside(inside, channels)
 
 
 def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
@@ -203,7 +204,8 @@ def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
 
 
 def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Array:
-    """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels are repeated."""
+    """The network's input ``[C, *box.shape]``; beyond the scan edge voxels are repeated, or all channels are
+    zero, as the stage's grid says."""
     return InputReader(view, scan, priors, box).read(box)
 
 
@@ -226,4 +228,6 @@ class InputReader:
         image = self._image[(slice(None), *box.relative_to(self._start).slices)]
         grid = self._view.grid.crop(box)
         priors = inputs.priors_on(self._view.stage.inputs, self._priors, grid, self._label_kernels)
+        for prior in priors:
+            _clear_beyond(prior, self._view, box)
         return namespace(image).concat([image, *priors])

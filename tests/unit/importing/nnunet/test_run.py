@@ -34,12 +34,14 @@ PEER = "ZOOMSEG_NNUNET_PYTHON"
 """Names the Python of an environment with nnunetv2."""
 
 
-def scan(spacing: tuple[float, float, float] = (1.5, 1.0, 2.0)) -> Volume:
-    """Smooth noise in the range of CT, with a margin of zeros; stored left to right reversed."""
+def scan(
+    spacing: tuple[float, float, float] = (1.5, 1.0, 2.0), shape: tuple[int, int, int] = (22, 26, 14)
+) -> Volume:
+    """Smooth noise in the range of CT with a margin of zeros; stored left to right reversed."""
     rng = np.random.default_rng(3)
-    smooth = ndimage.gaussian_filter(rng.normal(size=(22, 26, 14)), 1.5) * 900 + 60
-    data = np.zeros((26, 28, 17), dtype=np.float32)
-    data[2:24, 1:27, 3:] = smooth
+    smooth = ndimage.gaussian_filter(rng.normal(size=shape), 1.5) * 900 + 60
+    data = np.zeros((shape[0] + 4, shape[1] + 2, shape[2] + 3), dtype=np.float32)
+    data[2:-2, 1:-1, 3:] = smooth
     return Volume(data[None], Grid(data.shape, np.diag([-spacing[0], spacing[1], spacing[2], 1.0])))
 
 
@@ -282,13 +284,20 @@ def cascade(folder: Path) -> tuple[Path, torch.nn.Module, torch.nn.Module]:
     return own, low, full
 
 
-@pytest.mark.parametrize(("scan_mm", "mirror"), [((1.5, 1.0, 2.0), False), ((1.0, 1.0, 4.0), True)])
+@pytest.mark.parametrize(
+    ("scan_mm", "shape", "mirror"),
+    [
+        ((1.5, 1.0, 2.0), (22, 26, 14), False),
+        ((1.0, 1.0, 4.0), (22, 26, 14), True),
+        ((1.25, 1.5, 2.5), (7, 6, 3), False),  # smaller than a patch
+    ],
+)
 def test_a_cascade_reads_the_label_map_of_the_one_before(
-    scan_mm: tuple[float, float, float], mirror: bool, tmp_path: Path
+    scan_mm: tuple[float, float, float], shape: tuple[int, int, int], mirror: bool, tmp_path: Path
 ) -> None:
     given, low, full = cascade(tmp_path / "given")
     import_model(given, tmp_path / "model")
-    image = scan(scan_mm)
+    image = scan(scan_mm, shape)
     predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), mirror=mirror)
     assert [stage.name for stage in predictor.bundle.recipe.stages] == ["lowres", "fullres"]
     before = by_hand(image, low, [3.0, 2.5, 2.4], False, mirrored=mirror)
