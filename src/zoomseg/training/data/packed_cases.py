@@ -106,6 +106,12 @@ class PackedCase:
         there = coordinates @ matrix[:3, :3].T + matrix[:3, 3]
         return _read_at(prior.data, prior.grid.box, there, held)
 
+    def within(self, coordinates: Tensor) -> Tensor:
+        """Bool ``[A, B, D]``: whether indices of ``grid`` lie in a voxel of it, and not beyond the scan."""
+        end = torch.tensor(self.grid.shape, dtype=coordinates.dtype, device=coordinates.device) - 0.5
+        inside: Tensor = ((coordinates >= -0.5) & (coordinates < end)).all(dim=-1)
+        return inside
+
 
 def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: OnDevice) -> Tensor:
     local = coordinates - torch.tensor(box.start, dtype=torch.float32, device=coordinates.device)
