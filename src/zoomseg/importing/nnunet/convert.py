@@ -17,8 +17,8 @@ from zoomseg.recipe.spec import (
     SGD,
     Augmentation,
     ChannelIntensity,
+    ClassBalanced,
     FixedSpacing,
-    Foreground,
     GridAxis,
     ImageInput,
     IntensitySpec,
@@ -45,6 +45,9 @@ STAGE, LOWRES, FULLRES = "whole", "lowres", "fullres"
 
 ITERATIONS = 250_000
 """1000 epochs of 250, as in nnU-Net's training."""
+
+OVERSAMPLED = 0.33
+"""``nnUNetTrainer``'s ``oversample_foreground_percent``."""
 
 OVERLAP = 0.5
 """``nnUNetPredictor``'s ``tile_step_size``."""
@@ -172,7 +175,7 @@ def _stage(plans: Plans, configuration: Configuration, mirrored: Sequence[int], 
             patch=patch,
             batch=configuration.batch_size,
             iterations=ITERATIONS,
-            sampler=Foreground(),
+            sampler=ClassBalanced(background_share=_anywhere(configuration.batch_size)),
             optimiser=SGD(nesterov=True, weight_decay=3e-5),
             schedule=Polynomial(),
             augmentation=_augmentation(patch),
@@ -182,6 +185,13 @@ def _stage(plans: Plans, configuration: Configuration, mirrored: Sequence[int], 
         mirror_axes=_mirror_axes(mirrored, axes, dimensions),
         labels_overlap=regions,
     )
+
+
+def _anywhere(batch: int) -> float:
+    """Share of patches that nnU-Net draws anywhere in a scan: of every batch, whole patches (its
+    ``nnUNetDataLoader._oversample_last_XX_percent``). The others are centred on a class, each equally
+    likely."""
+    return round(batch * (1 - OVERSAMPLED)) / batch
 
 
 def _mirror_axes(mirrored: Sequence[int], axes: Axes, dimensions: int) -> tuple[GridAxis, ...]:

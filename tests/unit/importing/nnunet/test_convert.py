@@ -10,7 +10,16 @@ from helpers import nnunet_models
 from zoomseg.core.errors import ModelError
 from zoomseg.importing.nnunet.convert import Converted, converted
 from zoomseg.importing.nnunet.plans import configuration_of, parse
-from zoomseg.recipe.spec import FixedSpacing, MinMax, PerChannel, Polynomial, Unchanged, Window, ZScore
+from zoomseg.recipe.spec import (
+    ClassBalanced,
+    FixedSpacing,
+    MinMax,
+    PerChannel,
+    Polynomial,
+    Unchanged,
+    Window,
+    ZScore,
+)
 
 DATASET: dict[str, Any] = {"channel_names": {"0": "CT"}, "labels": nnunet_models.LABELS}
 
@@ -69,6 +78,13 @@ def test_fine_tuning_turns_and_scales_patches_as_nnunet_does(
     assert training.augmentation.rotation_deg == rotation
     assert (training.augmentation.scale, training.augmentation.flip_axes) == ((0.7, 1.4), ())
     assert (training.gradient_clip, training.schedule) == (12.0, Polynomial())
+
+
+@pytest.mark.parametrize(("batch", "anywhere"), [(2, 1 / 2), (3, 2 / 3), (5, 3 / 5), (12, 8 / 12)])
+def test_fine_tuning_draws_patches_as_nnunet_does(batch: int, anywhere: float) -> None:
+    """Whole patches of every batch anywhere, the others on a class, each equally likely."""
+    training = of(changed(batch_size=batch)).recipe.stages[0].training
+    assert training.sampler == ClassBalanced(background_share=anywhere)
 
 
 def test_axes_that_were_mirrored_are_named_as_the_grid_s() -> None:
