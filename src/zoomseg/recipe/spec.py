@@ -251,9 +251,9 @@ class _Tiled(Spec):
     padding: Literal["same", "valid"] = "same"
     overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.0
     placement: Literal["spread", "lattice"] = "spread"
-    """``spread``: tiles evenly inside the region: they overlap by at least ``overlap``. ``lattice``: tiles at
-    multiples of one step from the grid's first voxel, so that each voxel is sampled equally often if the step
-    divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
+    """``spread``: tiles evenly inside the region: they overlap by at least ``overlap``, each step rounded to
+    voxels. ``lattice``: tiles at multiples of one step from the grid's first voxel, so that each voxel is
+    sampled equally often if the step divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
     importance: Literal["linear", "gaussian"] = "linear"
     """Weight of a voxel's prediction where tiles overlap: falling linearly from the tile's middle, or a
     Gaussian whose standard deviation is an eighth of the tile (Isensee et al. 2021)."""
