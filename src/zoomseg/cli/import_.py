@@ -83,7 +83,11 @@ def _of_nnunet(
     if task is not None:
         raise click.UsageError("--task is for models of TotalSegmentator")
     wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    return import_models(sources, out, wanted, lowres, body, orientation)
+    return import_models(sources, out, wanted, lowres, body, orientation, _warn)
+
+
+def _warn(message: str) -> None:
+    click.echo(f"note: {message}", err=True)
 
 
 def _of_totalsegmentator(

@@ -23,7 +23,8 @@ from zoomseg.io.files import parse_json, read_file
 from zoomseg.io.zips import ZipLimits, checked_zip
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
-"""In the order of the search; nnU-Net predicts with the first."""
+"""In the order of the search; nnU-Net predicts with the first. All folds have the same one: a fold that only
+has a best checkpoint, beside others that are finished, is still being trained."""
 
 MAX_JSON_BYTES = 50_000_000
 _LIMITS = ZipLimits("models", 10_000, file_bytes=40_000_000_000, total_bytes=40_000_000_000)
@@ -40,6 +41,8 @@ class ModelFiles:
     dataset: dict[str, Any]
     checkpoints: dict[str, Path]
     """By fold (``0`` to ``4``, or ``all``)."""
+    left_out: tuple[str, ...]
+    """Further numbered folds, which are not trained to the end."""
 
 
 @contextmanager
@@ -72,23 +75,25 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     Raises:
         ModelError: a file is missing or is not a JSON object, or a fold has no checkpoint.
     """
-    found = {
-        path.name.removeprefix("fold_"): file
-        for path in sorted(folder.glob("fold_*"))
-        if (file := _checkpoint(path)) is not None
-    }
-    if not found:
+    known = {name: _checkpoints(folder, name) for name in CHECKPOINTS}
+    if not any(known.values()):
         raise ModelError(
             f"{folder} has no fold_*/{CHECKPOINTS[0]}; copy the whole folder, or train it to the end"
         )
+    fitting = (name for name, own in known.items() if set(own).intersection(folds or own))
+    name = next(fitting, CHECKPOINTS[0])
+    found = known[name]
     lacking = [fold for fold in folds or () if fold not in found]
     if lacking:
-        raise ModelError(f"{folder} has no checkpoint of fold {listed(lacking)}; it has: {', '.join(found)}")
+        having = "; ".join(f"{name} of {', '.join(own)}" for name, own in known.items() if own)
+        raise ModelError(f"{folder} has no {name} of fold {listed(lacking)}; it has: {having}")
     # nnU-Net uses the numbered folds; one trained on all cases predicts alone.
     numbered = tuple(fold for fold in found if fold != "all")
     wanted = folds or numbered or tuple(found)
     checkpoints = {fold: found[fold] for fold in wanted}
-    return ModelFiles(_json(folder / "plans.json"), _json(folder / "dataset.json"), checkpoints)
+    unfinished = set().union(*known.values()) - {*found, "all"}
+    left_out = () if folds else tuple(sorted(unfinished))
+    return ModelFiles(_json(folder / "plans.json"), _json(folder / "dataset.json"), checkpoints, left_out)
 
 
 def beside(folder: Path, configuration: str) -> Path:
@@ -107,8 +112,10 @@ def beside(folder: Path, configuration: str) -> Path:
     return found
 
 
-def _checkpoint(fold: Path) -> Path | None:
-    return next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)
+def _checkpoints(folder: Path, name: str) -> dict[str, Path]:
+    """The files of this name, by fold."""
+    files = sorted(folder.glob(f"fold_*/{name}"))
+    return {file.parent.name.removeprefix("fold_"): file for file in files if file.is_file()}
 
 
 def _model_in(folder: Path, source: Path) -> Path:

@@ -4,7 +4,7 @@ graph."""
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet import files, plans
 from zoomseg.importing.nnunet.convert import Converted, converted
 from zoomseg.importing.nnunet.network import weights_of
+from zoomseg.inference.atlas_priors import warn
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.io.files import write_json_atomic
@@ -41,6 +42,7 @@ def import_models(
     lowres: Path | None = None,
     body: bool = False,
     orientation: str | None = None,
+    on_warning: Callable[[str], None] = warn,
 ) -> tuple[Path, ...]:
     """Create a ZoomSeg model from a trained nnU-Net v2 model, or from several: one with the labels of all.
 
@@ -54,6 +56,7 @@ def import_models(
         body: whether the region is restricted to the body.
         orientation: of the training scans, as in ``Grid.axes``, if the models' reader leaves scans as stored:
             scans are then brought into it. None: scans are read as stored, too.
+        on_warning: called for folds that are left out.
 
     Returns:
         The folders of the models written, one per fold.
@@ -63,7 +66,7 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    models = _together([read_models(source, folds, lowres) for source in sources], sources)
+    models = _together([read_models(source, folds, lowres, on_warning) for source in sources], sources)
     if body:
         models = {fold: within_body(model) for fold, model in models.items()}
     if orientation is not None:
@@ -90,15 +93,23 @@ def _oriented(model: Bundle, axes: str) -> Bundle:
 
 
 def read_models(
-    source: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
+    source: Path,
+    folds: tuple[str, ...] | None = None,
+    lowres: Path | None = None,
+    on_warning: Callable[[str], None] = warn,
 ) -> dict[str, Bundle]:
-    """A trained model in a folder or zip, by fold; ``lowres`` as in ``import_models``.
+    """A trained model in a folder or zip, by fold; ``lowres`` and ``on_warning`` as in ``import_models``.
 
     Raises:
         ModelError: as ``import_models``.
     """
     with files.opened(source) as folder:
         given = files.read(folder, folds)
+        if given.left_out:
+            on_warning(
+                f"{source}: fold {', '.join(given.left_out)} is left out: it has no {files.CHECKPOINTS[0]}, "
+                "without which nnU-Net does not predict with it either; train it to the end to include it"
+            )
         name = _previous(given)
         if name is None:
             if lowres is not None:
@@ -163,6 +174,8 @@ class _Fold:
     """One configuration's plans and one fold's checkpoint."""
 
     plans: plans.Plans
+    file: str
+    """Name of the checkpoint's file."""
     checkpoint: checkpoints.Checkpoint
     converted: Converted
 
@@ -182,7 +195,7 @@ class _Fold:
             raise ModelError(f"plans.json: {bundle.first_problem(error)}") from None
         except RecipeError as error:
             raise ModelError(f"plans.json: {error}") from None
-        return cls(known, checkpoint, own)
+        return cls(known, given.checkpoints[fold].name, checkpoint, own)
 
     @property
     def weights(self) -> dict[str, AnyNumpy]:
@@ -217,5 +230,6 @@ def _provenance(own: _Fold, fold: str) -> dict[str, JSON]:
         "configuration": own.checkpoint.configuration,
         "trainer": own.checkpoint.trainer,
         "fold": fold,
+        "checkpoint": own.file,
         "zoomseg": importlib.metadata.version("zoomseg"),
     }

@@ -33,7 +33,9 @@ def test_folds_are_those_wanted_and_all_cases_fold_only_alone(tmp_path: Path) ->
     folder = nnunet_models.write(tmp_path / "model", folds=("0", "1", "all"))
     assert list(files.read(folder, None).checkpoints) == ["0", "1"]
     assert list(files.read(folder, ("all",)).checkpoints) == ["all"]
-    with pytest.raises(ModelError, match="no checkpoint of fold 3; it has: 0, 1, all"):
+    with pytest.raises(
+        ModelError, match=r"no checkpoint_final\.pth of fold 3; it has: checkpoint_final\.pth of 0, 1, all"
+    ):
         files.read(folder, ("3",))
 
 
@@ -45,6 +47,20 @@ def test_the_final_checkpoint_goes_before_the_best(tmp_path: Path) -> None:
     assert files.read(folder, None).checkpoints == {"0": final}
     final.unlink()
     assert files.read(folder, None).checkpoints == {"0": best}
+
+
+def test_a_fold_that_is_still_trained_is_left_out_of_the_finished_ones(tmp_path: Path) -> None:
+    folder = nnunet_models.write(tmp_path / "model", folds=("0", "1", "2", "all"))
+    for fold in ("1", "all"):
+        (folder / f"fold_{fold}" / "checkpoint_final.pth").rename(folder / f"fold_{fold}/checkpoint_best.pth")
+    given = files.read(folder, None)
+    assert (list(given.checkpoints), given.left_out) == (["0", "2"], ("1",))
+    with pytest.raises(
+        ModelError, match=r"no checkpoint_final\.pth of fold 1; .* checkpoint_best\.pth of 1, all"
+    ):
+        files.read(folder, ("0", "1"))
+    chosen = files.read(folder, ("1",))
+    assert (chosen.checkpoints["1"].name, chosen.left_out) == ("checkpoint_best.pth", ())
 
 
 @pytest.mark.parametrize("name", ["../plans.json", "/tmp/plans.json", "a\\..\\plans.json", "C:/plans.json"])

@@ -362,6 +362,17 @@ def test_folds_become_models_that_predict_together(tmp_path: Path) -> None:
     assert import_model(given, tmp_path / "single", ("1",)) == (tmp_path / "single",)
 
 
+def test_folds_that_are_left_out_are_named(tmp_path: Path) -> None:
+    given = nnunet_models.write(tmp_path / "given", folds=("0", "3"))
+    (given / "fold_3" / "checkpoint_final.pth").rename(given / "fold_3" / "checkpoint_best.pth")
+    notes: list[str] = []
+    assert import_models([given], tmp_path / "model", on_warning=notes.append) == (tmp_path / "model",)
+    assert [note.partition(": ")[2][:23] for note in notes] == ["fold 3 is left out: it "]
+    import_models([given], tmp_path / "other", ("3",), on_warning=notes.append)
+    assert len(notes) == 1
+    assert bundle.load(tmp_path / "other").provenance["checkpoint"] == "checkpoint_best.pth"
+
+
 @pytest.mark.parametrize(
     ("labels", "known"),
     [
@@ -398,6 +409,7 @@ def test_an_imported_model_says_where_it_is_from(tmp_path: Path) -> None:
     said = bundle.load(tmp_path / "model").provenance
     assert said["trainer"] == "nnUNetTrainerOfSomebody"
     assert said["configuration"] == "3d_fullres"
+    assert said["checkpoint"] == "checkpoint_final.pth"
     assert (said["imported_from"], said["fold"], said["data_set"]) == ("nnU-Net v2", "0", "Dataset007_Tiny")
 
 
