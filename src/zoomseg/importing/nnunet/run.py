@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from zoomseg.backends import onnx_graph
 from zoomseg.core.arrays import AnyNumpy
-from zoomseg.core.errors import ModelError, RecipeError, quoted
+from zoomseg.core.errors import ModelError, RecipeError, listed, quoted
 from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet import files, plans
-from zoomseg.importing.nnunet.convert import Converted, converted
+from zoomseg.importing.nnunet.convert import LOWRES, Converted, converted
 from zoomseg.importing.nnunet.network import weights_of
 from zoomseg.inference.atlas_priors import warn
 from zoomseg.io import bundle
@@ -51,8 +51,8 @@ def import_models(
             models label the same voxel, the later one's label is used.
         out: the model folder to write. For several folds it contains one model each, which form an ensemble.
         folds: requested ones; None: all that were trained.
-        lowres: for a cascade, the model whose label map it reads, as a folder or zip; None: it is beside the
-            cascade's, with nnU-Net's name.
+        lowres: for a cascade among them, the model whose label map it reads, as a folder or zip; None: it is
+            beside the cascade's, with nnU-Net's name.
         body: whether the region is restricted to the body.
         orientation: of the training scans, as in ``Grid.axes``, if the models' reader leaves scans as stored:
             scans are then brought into it. None: scans are read as stored, too.
@@ -66,7 +66,13 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    models = _together([read_models(source, folds, lowres, on_warning) for source in sources], sources)
+    found = [read_models(source, folds, lowres, on_warning) for source in sources]
+    if lowres is not None and not any(_is_cascade(model) for own in found for model in own.values()):
+        raise ModelError(
+            f"--lowres {lowres} is for cascades, and {listed([str(source) for source in sources])} reads no "
+            "other model: leave --lowres out"
+        )
+    models = _together(found, sources)
     if body:
         models = {fold: within_body(model) for fold, model in models.items()}
     if orientation is not None:
@@ -112,12 +118,14 @@ def read_models(
             )
         name = _previous(given)
         if name is None:
-            if lowres is not None:
-                raise ModelError(f"{source} is no cascade: it reads no model such as {lowres}")
             return {fold: _model(given, fold) for fold in given.checkpoints}
         with files.opened(lowres or files.beside(folder, name)) as other:
             low = files.read(other, tuple(given.checkpoints))
             return {fold: _model(given, fold, low) for fold in given.checkpoints}
+
+
+def _is_cascade(model: Bundle) -> bool:
+    return any(stage.name == LOWRES for stage in model.recipe.stages)
 
 
 def _previous(given: files.ModelFiles) -> str | None:
@@ -180,15 +188,15 @@ class _Fold:
     converted: Converted
 
     @classmethod
-    def of(cls, given: files.ModelFiles, fold: str, before: Converted | None = None) -> _Fold:
+    def of(cls, given: files.ModelFiles, fold: str, before: _Fold | None = None) -> _Fold:
         known = plans.parse(given.plans)
         checkpoint = checkpoints.read(given.checkpoints[fold])
         name = checkpoint.configuration
         configuration = plans.configuration_of(known, name)
-        if (configuration.previous_stage is None) != (before is None):
-            raise ModelError(f"{name} reads {configuration.previous_stage or 'no other configuration'}")
+        _check_read(name, configuration.previous_stage, before)
+        earlier = None if before is None else before.converted
         try:
-            own = converted(known, name, configuration, given.dataset, checkpoint.mirror_axes, before)
+            own = converted(known, name, configuration, given.dataset, checkpoint.mirror_axes, earlier)
             grid = own.stage.grid
             network_shapes.check_input_shape(own.network, grid.padding, grid.tile)
         except ValidationError as error:
@@ -212,9 +220,23 @@ class _Fold:
         )
 
 
+def _check_read(name: str, read: str | None, before: _Fold | None) -> None:
+    """Refuse another model than the one whose label map a configuration reads."""
+    if before is None and read is not None:
+        raise ModelError(
+            f"the model that the cascade is to read is of {quoted(name)}, which itself reads {quoted(read)}: "
+            f"give that of {quoted(read)} with --lowres"
+        )
+    if before is not None and before.checkpoint.configuration != read:
+        raise ModelError(
+            f"{quoted(name)} reads {quoted(read)}, and the model that it is given is of "
+            f"{quoted(before.checkpoint.configuration)}: give that of {quoted(read)} with --lowres"
+        )
+
+
 def _model(given: files.ModelFiles, fold: str, low: files.ModelFiles | None = None) -> Bundle:
     before = None if low is None else _Fold.of(low, fold)
-    last = _Fold.of(given, fold, None if before is None else before.converted)
+    last = _Fold.of(given, fold, before)
     own = last.converted
     weights = {own.stage.name: last.weights}
     if before is not None:

@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -323,14 +324,37 @@ def test_the_model_that_a_cascade_reads_is_found_given_or_asked_for(tmp_path: Pa
     import_model(Path(archive), tmp_path / "zipped")
     one, other = bundle.load(tmp_path / "model"), bundle.load(tmp_path / "zipped")
     assert one.recipe == other.recipe
-    with pytest.raises(ModelError, match="is no cascade: it reads no model such as"):
+    with pytest.raises(
+        ModelError, match=r"--lowres .* is for cascades, and .*elsewhere reads no other model"
+    ):
         import_model(low, tmp_path / "third", lowres=given)
-    with pytest.raises(ModelError, match="3d_cascade_fullres reads 3d_lowres"):
+    with pytest.raises(ModelError, match=r"is of 3d_cascade_fullres, which itself reads 3d_lowres: give"):
         import_model(given, tmp_path / "third", lowres=given)
     shutil.rmtree(low / "fold_0")
     (low / "fold_1").mkdir()
     with pytest.raises(ModelError, match=r"elsewhere has no fold_\*/checkpoint_final\.pth"):
         import_model(given, tmp_path / "third", lowres=low)
+
+
+def test_a_cascade_reads_no_other_configuration(tmp_path: Path) -> None:
+    """Even if its network has the same shape."""
+    given, low, _ = cascade(tmp_path / "given")
+    known = json.loads((given / "plans.json").read_text())
+    known["configurations"]["3d_other"] = known["configurations"]["3d_lowres"] | {"spacing": [6.0, 2.5, 2.4]}
+    other = nnunet_models.write(tmp_path / "other", low, known, configuration="3d_other")
+    with pytest.raises(
+        ModelError, match=r"3d_cascade_fullres reads 3d_lowres, and .* given is of 3d_other: give"
+    ):
+        import_model(given, tmp_path / "model", lowres=other)
+
+
+def test_of_several_models_the_cascade_reads_the_one_given(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    low = (given.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres").rename(tmp_path / "elsewhere")
+    other = nnunet_models.write(tmp_path / "other", labels={"background": 0, "aorta": 1, "pancreas": 2})
+    for number, sources in enumerate(([given, other], [other, given])):
+        import_models(sources, tmp_path / f"model {number}", lowres=low)
+        assert len(bundle.load(tmp_path / f"model {number}").recipe.stages) == 3
 
 
 def test_a_cascade_of_other_labels_is_refused(tmp_path: Path) -> None:
