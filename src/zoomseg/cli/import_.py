@@ -30,6 +30,11 @@ import click
     help="For CT: predict inside the body only, not in the air around it; everything outside is background.",
 )
 @click.option(
+    "--configuration",
+    metavar="NAME",
+    help="Which model is imported if SOURCE holds several, e.g. 3d_fullres.",
+)
+@click.option(
     "--orientation",
     metavar="AXES",
     help="Directions of the axes of all training files, e.g. LAS, if nnU-Net does not reorient them: scans "
@@ -43,6 +48,7 @@ def command(
     lowres: Path | None,
     task: str | None,
     body: bool,
+    configuration: str | None,
     orientation: str | None,
 ) -> None:
     """Convert a model trained by nnU-Net v2 into a ZoomSeg model: `zoomseg import nnunet SOURCE -o MODEL`.
@@ -62,9 +68,9 @@ def command(
     for module in ("torch", "onnx", "onnxscript"):
         require(module, "zoomseg import")
     if program == "totalsegmentator":
-        written = _of_totalsegmentator(sources, out, folds, lowres, task, body, orientation)
+        written = _of_totalsegmentator(sources, out, folds, lowres, task, body, configuration, orientation)
     else:
-        written = _of_nnunet(sources, out, folds, lowres, task, body, orientation)
+        written = _of_nnunet(sources, out, folds, lowres, task, body, configuration, orientation)
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")
 
@@ -76,6 +82,7 @@ def _of_nnunet(
     lowres: Path | None,
     task: str | None,
     body: bool,
+    configuration: str | None,
     orientation: str | None,
 ) -> tuple[Path, ...]:
     from zoomseg.importing.nnunet.run import import_models
@@ -83,7 +90,9 @@ def _of_nnunet(
     if task is not None:
         raise click.UsageError("--task is for models of TotalSegmentator")
     wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    return import_models(sources, out, wanted, lowres, body, orientation, _warn)
+    return import_models(
+        sources, out, wanted, lowres, body, orientation, configuration=configuration, on_warning=_warn
+    )
 
 
 def _warn(message: str) -> None:
@@ -97,14 +106,13 @@ def _of_totalsegmentator(
     lowres: Path | None,
     task: str | None,
     body: bool,
+    configuration: str | None,
     orientation: str | None,
 ) -> tuple[Path, ...]:
     from zoomseg.importing.totalsegmentator.run import import_task
 
     if len(sources) > 1 or folds or lowres:
         raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
-    if orientation is not None:
-        raise click.UsageError(
-            "--orientation is for models of nnU-Net; TotalSegmentator's read scans as RAS+"
-        )
+    if orientation or configuration:
+        raise click.UsageError("--orientation and --configuration are for models of nnU-Net")
     return (import_task(sources[0], out, task or "total", body),)

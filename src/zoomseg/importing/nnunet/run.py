@@ -42,6 +42,7 @@ def import_models(
     lowres: Path | None = None,
     body: bool = False,
     orientation: str | None = None,
+    configuration: str | None = None,
     on_warning: Callable[[str], None] = warn,
 ) -> tuple[Path, ...]:
     """Create a ZoomSeg model from a trained nnU-Net v2 model, or from several: one with the labels of all.
@@ -56,6 +57,8 @@ def import_models(
         body: whether the region is restricted to the body.
         orientation: of the training scans, as in ``Grid.axes``, if the models' reader leaves scans as stored:
             scans are then brought into it. None: scans are read as stored, too.
+        configuration: of the models to import, where a source holds several; None: there is only one, or a
+            cascade.
         on_warning: called for folds that are left out.
 
     Returns:
@@ -66,7 +69,7 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    found = [read_models(source, folds, lowres, on_warning) for source in sources]
+    found = [read_models(source, folds, lowres, configuration, on_warning) for source in sources]
     if lowres is not None and not any(_is_cascade(model) for own in found for model in own.values()):
         raise ModelError(
             f"--lowres {lowres} is for cascades, and {listed([str(source) for source in sources])} reads no "
@@ -102,24 +105,27 @@ def read_models(
     source: Path,
     folds: tuple[str, ...] | None = None,
     lowres: Path | None = None,
+    configuration: str | None = None,
     on_warning: Callable[[str], None] = warn,
 ) -> dict[str, Bundle]:
-    """A trained model in a folder or zip, by fold; ``lowres`` and ``on_warning`` as in ``import_models``.
+    """A trained model in a folder or zip, by fold; arguments as in ``import_models``.
 
     Raises:
         ModelError: as ``import_models``.
     """
-    with files.opened(source) as folder:
+    with files.opened(source, configuration) as folder:
         given = files.read(folder, folds)
         if given.left_out:
             on_warning(
                 f"{source}: fold {', '.join(given.left_out)} is left out: it has no {files.CHECKPOINTS[0]}, "
                 "without which nnU-Net does not predict with it either; train it to the end to include it"
             )
-        name = _previous(given)
-        if name is None:
+        own, read = _configurations(given)
+        if configuration not in (None, own):
+            raise ModelError(f"{source} holds a model of {quoted(own)}, not of {quoted(configuration)}")
+        if read is None:
             return {fold: _model(given, fold) for fold in given.checkpoints}
-        with files.opened(lowres or files.beside(folder, name)) as other:
+        with files.opened(lowres or files.beside(folder, read), read) as other:
             low = files.read(other, tuple(given.checkpoints))
             return {fold: _model(given, fold, low) for fold in given.checkpoints}
 
@@ -128,11 +134,10 @@ def _is_cascade(model: Bundle) -> bool:
     return any(stage.name == LOWRES for stage in model.recipe.stages)
 
 
-def _previous(given: files.ModelFiles) -> str | None:
-    """The configuration whose label map a model reads; None: it reads none."""
-    known = plans.parse(given.plans)
-    path = next(iter(given.checkpoints.values()))
-    return plans.configuration_of(known, checkpoints.read(path).configuration).previous_stage
+def _configurations(given: files.ModelFiles) -> tuple[str, str | None]:
+    """A model's configuration, and the one whose label map it reads; None: it reads none."""
+    name = checkpoints.read(next(iter(given.checkpoints.values()))).configuration
+    return name, plans.configuration_of(plans.parse(given.plans), name).previous_stage
 
 
 def _together(models: Sequence[Mapping[str, Bundle]], sources: Sequence[Path]) -> Mapping[str, Bundle]:

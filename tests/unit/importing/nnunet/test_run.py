@@ -336,6 +336,23 @@ def test_the_model_that_a_cascade_reads_is_found_given_or_asked_for(tmp_path: Pa
         import_model(given, tmp_path / "third", lowres=low)
 
 
+def test_the_configuration_asked_for_is_the_one_imported(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    import_models([tmp_path / "given"], tmp_path / "low", configuration="3d_lowres")
+    assert bundle.load(tmp_path / "low").provenance["configuration"] == "3d_lowres"
+    import_models([tmp_path / "given"], tmp_path / "both", configuration="3d_cascade_fullres")
+    assert len(bundle.load(tmp_path / "both").recipe.stages) == 2
+    with pytest.raises(ModelError, match="holds a model of 3d_cascade_fullres, not of 3d_lowres"):
+        import_models([given], tmp_path / "other", configuration="3d_lowres")
+
+
+def test_the_low_resolution_of_a_cascade_is_found_among_several(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    own = shutil.copytree(given, tmp_path / given.name)
+    import_models([own], tmp_path / "model", lowres=tmp_path / "given")
+    assert len(bundle.load(tmp_path / "model").recipe.stages) == 2
+
+
 def test_a_cascade_reads_no_other_configuration(tmp_path: Path) -> None:
     """Even if its network has the same shape."""
     given, low, _ = cascade(tmp_path / "given")
