@@ -75,9 +75,9 @@ def import_models(
             f"--lowres {lowres} is for cascades, and {listed([str(source) for source in sources])} reads no "
             "other model: leave --lowres out"
         )
+    if body:  # before they are combined: each has its own channel names
+        found = [{fold: within_body(model) for fold, model in own.items()} for own in found]
     models = _together(found, sources)
-    if body:
-        models = {fold: within_body(model) for fold, model in models.items()}
     if orientation is not None:
         models = {fold: _oriented(model, orientation) for fold, model in models.items()}
     return write_models(models, out)
