@@ -346,11 +346,8 @@ def begin(
     known = tuple(str(bundle.find(model).resolve()) for model in models)
     run = Acceleration(known, scans, out, small, wish)
     model = run.bundles[0]
-    if not small and not _everywhere(model.recipe):
-        raise ModelError(
-            f"{models[0]} has no stage that looks at all of a scan, so no region would save anything; "
-            "--small trains a smaller model"
-        )
+    if not small:
+        _check_slow(models[0], model.recipe)
     asked = AccelerationRecord(
         channels=model.channel_names,
         labels=model.schema.value_of,
@@ -365,6 +362,20 @@ def begin(
     with record.alone_in_free(out):
         record.write(asked, out / record.ACCELERATION)
     return run
+
+
+def _check_slow(name: str, recipe: Recipe) -> None:
+    """Refuse models that a coarse stage cannot accelerate, before anything is computed."""
+    if any(stage.name == REGION for stage in recipe.stages):
+        raise ModelError(
+            f"{name} has a stage '{REGION}' already: it is accelerated; give the model that it was made "
+            "from, or --small, which trains a smaller model"
+        )
+    if not _everywhere(recipe):
+        raise ModelError(
+            f"{name} has no stage that looks at all of a scan, so no region would save anything; "
+            "--small trains a smaller model"
+        )
 
 
 def reopen(out: Path, seconds: float | None = None, epochs: int | None = None) -> Acceleration:
