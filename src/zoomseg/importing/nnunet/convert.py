@@ -55,6 +55,9 @@ OVERLAP = 0.5
 ANISOTROPY = 3.0
 """``nnunetv2.configuration.ANISO_THRESHOLD``."""
 
+RESAMPLING_ORDER = 3
+"""``resample_data_or_seg_to_shape``'s default ``order``, of every kind of data."""
+
 _ORIENTATIONS = {
     "SimpleITKIO": "stored",
     "NibabelIO": "stored",
@@ -119,7 +122,10 @@ def converted(
         roi_expansion=False,
     )
     alone = Converted(recipe, schema, channels, axes_of(plans.transpose_forward))
-    return alone if before is None else _cascade(alone, before)
+    if before is None:
+        return alone
+    _check_prior(configuration)
+    return _cascade(alone, before)
 
 
 def _cascade(own: Converted, before: Converted) -> Converted:
@@ -266,17 +272,31 @@ def _threshold(configuration: Configuration) -> float | None:
     return image
 
 
+def _check_prior(configuration: Configuration) -> None:
+    """Refuse a cascade that resamples the label map it reads differently from the image."""
+    labels = _resampling("seg", configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs, 1)
+    if labels != _threshold(configuration):
+        raise ModelError(
+            "resampling of seg and of data separates slices differently; supported in a cascade: alike"
+        )
+
+
 def _resampling(what: str, function: str, options: dict[str, Any], order: int) -> float | None:
     if function != "resample_data_or_seg_to_shape":
         raise ModelError(
             f"resampling_fn_{what} {quoted(function)}: supported is resample_data_or_seg_to_shape"
         )
-    along, apart = options.get("order", order), options.get("order_z", 0)
-    separate = options.get("force_separate_z", False)
-    if along != order or apart != 0 or separate not in (None, False):
+    along, apart = options.get("order", RESAMPLING_ORDER), options.get("order_z", 0)
+    separate, labels = options.get("force_separate_z", False), what == "seg"
+    if (
+        along != order
+        or apart != 0
+        or separate not in (None, False)
+        or options.get("is_seg", False) != labels
+    ):
         raise ModelError(
-            f"resampling_fn_{what}_kwargs {quoted(options)}: supported are order {order}, order_z 0 and "
-            "force_separate_z null or false"
+            f"resampling_fn_{what}_kwargs {quoted(options)}: supported are is_seg {str(labels).lower()}, "
+            f"order {order}, order_z 0 and force_separate_z null or false"
         )
     return None if separate is False else float(options.get("separate_z_anisotropy_threshold", ANISOTROPY))
 
