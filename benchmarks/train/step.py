@@ -153,6 +153,7 @@ def _group(network: Network) -> tuple[Any, Any]:
         "target_BIJK": target,
         "counts_BC": torch.full((shape[0], ORGANS + 1), 1000),
         "grids": (Grid(stage.training.patch, np.eye(4)),) * shape[0],
+        "within_BIJK": None,
         "stored": {},
         "shown": (),
         "annotated_BC": None,

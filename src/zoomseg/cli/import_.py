@@ -29,6 +29,17 @@ import click
     is_flag=True,
     help="For CT: predict inside the body only, not in the air around it; everything outside is background.",
 )
+@click.option(
+    "--configuration",
+    metavar="NAME",
+    help="Which model is imported if SOURCE holds several, e.g. 3d_fullres.",
+)
+@click.option(
+    "--orientation",
+    metavar="AXES",
+    help="Directions of the axes of all training files, e.g. LAS, if nnU-Net does not reorient them: scans "
+    "with other axes, such as DICOM (LPS), are then brought into this orientation.",
+)
 def command(
     program: str,
     sources: tuple[Path, ...],
@@ -37,6 +48,8 @@ def command(
     lowres: Path | None,
     task: str | None,
     body: bool,
+    configuration: str | None,
+    orientation: str | None,
 ) -> None:
     """Convert a model trained by nnU-Net v2 into a ZoomSeg model: `zoomseg import nnunet SOURCE -o MODEL`.
 
@@ -55,29 +68,51 @@ def command(
     for module in ("torch", "onnx", "onnxscript"):
         require(module, "zoomseg import")
     if program == "totalsegmentator":
-        written = _of_totalsegmentator(sources, out, folds, lowres, task, body)
+        written = _of_totalsegmentator(sources, out, folds, lowres, task, body, configuration, orientation)
     else:
-        written = _of_nnunet(sources, out, folds, lowres, task, body)
+        written = _of_nnunet(sources, out, folds, lowres, task, body, configuration, orientation)
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")
 
 
 def _of_nnunet(
-    sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None, task: str | None, body: bool
+    sources: tuple[Path, ...],
+    out: Path,
+    folds: str,
+    lowres: Path | None,
+    task: str | None,
+    body: bool,
+    configuration: str | None,
+    orientation: str | None,
 ) -> tuple[Path, ...]:
     from zoomseg.importing.nnunet.run import import_models
 
     if task is not None:
         raise click.UsageError("--task is for models of TotalSegmentator")
     wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    return import_models(sources, out, wanted, lowres, body)
+    return import_models(
+        sources, out, wanted, lowres, body, orientation, configuration=configuration, on_warning=_warn
+    )
+
+
+def _warn(message: str) -> None:
+    click.echo(f"note: {message}", err=True)
 
 
 def _of_totalsegmentator(
-    sources: tuple[Path, ...], out: Path, folds: str, lowres: Path | None, task: str | None, body: bool
+    sources: tuple[Path, ...],
+    out: Path,
+    folds: str,
+    lowres: Path | None,
+    task: str | None,
+    body: bool,
+    configuration: str | None,
+    orientation: str | None,
 ) -> tuple[Path, ...]:
     from zoomseg.importing.totalsegmentator.run import import_task
 
     if len(sources) > 1 or folds or lowres:
         raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
+    if orientation or configuration:
+        raise click.UsageError("--orientation and --configuration are for models of nnU-Net")
     return (import_task(sources[0], out, task or "total", body),)

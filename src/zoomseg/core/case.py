@@ -15,7 +15,7 @@ from zoomseg.core.volume import LabelMap, Volume
 @dataclass(frozen=True, eq=False)
 class Case:
     """A scan. ``annotated`` names the labels annotated in it; None means all of them. ``modality`` is
-    the DICOM modality if the files state it, and ``notes`` describe how the files were read."""
+    the DICOM modality if the files are DICOM and state it, and ``notes`` describe how the files were read."""
 
     id: str
     image: Volume

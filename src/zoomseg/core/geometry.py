@@ -22,6 +22,9 @@ Sides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
 
 FloatArray = npt.NDArray[np.float64]
 
+ENDS = ("RL", "AP", "SI")
+"""Letters of the directions along each canonical axis: towards its end, and towards its start."""
+
 GEOMETRY_TOLERANCE_VOX = 1e-2
 """Two grids are the same if no voxel centre differs by more than this fraction of a voxel along any axis. A
 fixed distance would not do: a hundredth of a millimetre is negligible in a CT, but two voxels of a
@@ -221,6 +224,13 @@ class Grid:
         ]
         return sides[0], sides[1], sides[2]
 
+    @property
+    def axes(self) -> str:
+        """The directions of i, j and k, to the nearest of the patient's: RAS, LPS and so on."""
+        turned = Orientation.to_canonical(self)
+        letters = [ENDS[world][flipped] for world, flipped in enumerate(turned.flip)]
+        return "".join(letters[world] for world in np.argsort(turned.order))
+
     def distance_mm(self, other: Grid) -> float:
         """Largest distance between voxels of equal index in two grids; infinite if their shapes differ."""
         if self.shape != other.shape:
@@ -262,6 +272,18 @@ class Orientation:
             weight[:, axis] = -1
         flips = [bool(directions[a, order[a]] < 0) for a in range(3)]
         return cls((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+
+    @classmethod
+    def towards(cls, axes: str, grid: Grid) -> Orientation:
+        """The lossless permutation and flips after which a grid's axes run as ``axes``, see ``Grid.axes``."""
+        turned = cls.to_canonical(grid)
+        worlds = [next(world for world, ends in enumerate(ENDS) if letter in ends) for letter in axes]
+        flips = [
+            turned.flip[world] != (letter == ENDS[world][1])
+            for world, letter in zip(worlds, axes, strict=True)
+        ]
+        i, j, k = (turned.order[world] for world in worlds)
+        return cls((i, j, k), (flips[0], flips[1], flips[2]))
 
     @property
     def identity(self) -> bool:

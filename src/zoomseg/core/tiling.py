@@ -103,26 +103,27 @@ def cover(
     return Tiling(tiles, max(0, whole - len(tiles)))
 
 
-def step_of(size: int, overlap: float) -> int:
-    """The largest step from one tile's first index to the next one's."""
-    return max(1, math.floor(size * (1 - overlap)))
+ROUNDING = 1e-9
+"""Tiles of which fewer than this fraction would be needed are due to rounding: 1 - 0.8 is not 0.2."""
 
 
 def lattice_starts(low: int, high: int, size: int, overlap: float) -> range:
-    """First indices of the tiles at multiples of the step that touch ``[low, high)``."""
-    step = step_of(size, overlap)
+    """First indices of the tiles that touch ``[low, high)``, at multiples of the largest step of whole voxels
+    that the overlap allows."""
+    step = max(1, math.floor(size * (1 - overlap) + ROUNDING))
     return range(((low - size) // step + 1) * step, high, step)
 
 
 def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
     """First indices of equal tiles that cover ``[low, high)``, evenly spread, overlapping by at least
-    ``overlap`` of their size. A range smaller than a tile gets one tile, centred on it."""
+    ``overlap`` of their size, apart from the rounding of each index to a voxel (as in nnU-Net's
+    ``compute_steps_for_sliding_window``). A range smaller than a tile gets one tile, centred on it."""
     length = high - low
     if length <= size:
         return [low - (size - length) // 2]
-    step = step_of(size, overlap)
-    count = math.ceil((length - size) / step) + 1
-    return [low + round(n * (length - size) / (count - 1)) for n in range(count)]
+    count = math.ceil((length - size) / max(1.0, size * (1 - overlap)) - ROUNDING) + 1
+    step = (length - size) / (count - 1)
+    return [low + round(n * step) for n in range(count)]
 
 
 def _spread(low: int, occupied: Mask, size: int, overlap: float, scan: int) -> Iterator[int]:

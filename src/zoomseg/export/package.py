@@ -182,7 +182,7 @@ Its errors are unknown on scans unlike those it was trained on.
     {pip_line()}
     python FILE.zip SCAN.nii.gz -o LABELS.nii.gz
 
-Python 3.11 or newer; onnxruntime may take the place of openvino. SCAN is a NIfTI file in any orientation,
+Python 3.11 or newer; onnxruntime may take the place of openvino. SCAN is a NIfTI file {_orientation(recipe)},
 one file per channel: {", ".join(bundle.channel_names)}. LABELS lies on the scan's own grid and holds these
 values:
 
@@ -191,3 +191,9 @@ values:
 "python FILE.zip --help" lists the options. model/model.json holds the recipe with every number, the labels,
 and how the model was made. The folder model can be unpacked and used with 'zoomseg predict -m'.
 """
+
+
+def _orientation(recipe: Recipe) -> str:
+    if recipe.orientation == "stored":
+        return "whose axes run as those of the model's training files (it reads scans as stored)"
+    return "in any orientation"

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import LabelError, ModelError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.modality import named
 from zoomseg.importing.nnunet.network import LAST_LAYERS
 from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.recipe import graph
@@ -89,6 +90,21 @@ def _check_alike(models: Sequence[Bundle], names: Sequence[str]) -> None:
                     f"{names[0]} and {name} cannot become one model: {key} is {first[key]} in the one and "
                     f"{value} in the other; import them each for itself"
                 )
+        if _differ(models[0].channel_names, model.channel_names):
+            raise ModelError(
+                f"{names[0]} and {name} cannot become one model: channels are "
+                f"{', '.join(models[0].channel_names)} in the one and {', '.join(model.channel_names)} in "
+                "the other; import them each for itself or, if these are the same, give them one "
+                "name in the dataset.json of both"
+            )
+
+
+def _differ(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether channels are not the same ones, as far as their names tell: they are in another order, or two
+    that state a modality or sequence have different names. Both models read the same channels of a scan."""
+    own, other = ([name.strip().casefold() for name in names] for names in (ours, theirs))
+    pairs = [(a, b) for a, b in zip(own, other, strict=True) if a != b]
+    return bool(pairs) and (sorted(own) == sorted(other) or any(named(a) and named(b) for a, b in pairs))
 
 
 def _schema(models: Sequence[Bundle], labels: Sequence[str] | None) -> LabelSchema:

@@ -138,7 +138,12 @@ class Predictor:
         return replace(
             result,
             records=records,
-            notes=(*case.notes, *likeness.warnings, *result.notes),
+            notes=(
+                *case.notes,
+                *stage_input.orientation_notes(self.bundle.recipe, case),
+                *likeness.warnings,
+                *result.notes,
+            ),
             trust=likeness.trust,
         )
 

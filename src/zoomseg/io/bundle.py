@@ -375,6 +375,12 @@ def _read_manifest(path: Path) -> _Manifest:
     if not path.is_dir():
         raise ModelError(f"no model folder at {path}")
     if not file.is_file():
+        parts = models_in(path)
+        if parts != (path,):
+            raise ModelError(
+                f"{path} is not one model but holds {len(parts)}, one for each fold; give one of them, e.g. "
+                f"{parts[0]}"
+            )
         raise ModelError(f"{path} is not a model: model.json is missing")
     try:
         data = parse_json(read_file(file))

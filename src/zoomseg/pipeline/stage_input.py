@@ -40,8 +40,8 @@ class PreparedScan:
     grid: Grid
     labels: LabelMap | None
     orientation: Orientation
-    """Maps the scan's own axes to canonical ones; its inverse maps labels back. The identity if the recipe
-    leaves scans as stored; "canonical" then means the stored grid."""
+    """Maps the scan's own axes to canonical ones; its inverse maps labels back. If the recipe's orientation
+    is another one (for ``stored``, this is the identity), "canonical" means that one."""
     box: Box
     """Box of the case's own grid that ``raw`` covers."""
     of_stages: Mapping[str, Normalisation] = field(default_factory=dict)
@@ -109,7 +109,25 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
 
 def orientation_of(recipe: Recipe, grid: Grid) -> Orientation:
     """The orientation in which a recipe's networks read a scan on this grid."""
-    return AS_STORED if recipe.orientation == "stored" else Orientation.to_canonical(grid)
+    match recipe.orientation:
+        case "stored":
+            return AS_STORED
+        case "canonical":
+            return Orientation.to_canonical(grid)
+        case axes:
+            return Orientation.towards(axes, grid)
+
+
+def orientation_notes(recipe: Recipe, case: Case) -> tuple[str, ...]:
+    """A warning if a recipe's networks read a DICOM series as stored: their training files (nnU-Net reads no
+    DICOM) may have other axes."""
+    if recipe.orientation != "stored" or case.modality is None:
+        return ()
+    return (
+        f"the model reads scans as stored, and this DICOM series has the axes {case.image.grid.axes}: unless "
+        "its training files have the same, it sees the patient mirrored or turned, and sides may be wrong; "
+        "import it with --orientation and the axes of these files, or convert the series as they were",
+    )
 
 
 def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
@@ -161,16 +179,17 @@ def image_in(view: StageView, scan: PreparedScan, box: Box) -> Array:
     image = scan.image_on(view.grid.crop(box), view.stage)
     if scan.normalisation_of(view.stage).zero_mean:
         image -= _mean_in_region(view, scan)
-    if view.stage.grid.beyond == "zero":
-        image *= beside(_within(view.grid, box), image)
+    _clear_beyond(image, view, box)
     return image
 
 
-def _within(grid: Grid, box: Box) -> AnyNumpy:
-    """``[I, J, K]`` float32: one where the voxels of a box lie on the grid, zero beyond."""
+def _clear_beyond(channels: Array, view: StageView, box: Box) -> None:
+    """Set channels ``[C, *box.shape]`` to zero, in place, beyond the scan, if the stage's grid says so."""
+    if view.stage.grid.beyond == "edge" or view.grid.box.intersect(box) == box:
+        return
     inside = np.zeros(box.shape, dtype=np.float32)
-    inside[grid.box.intersect(box).relative_to(box.start).slices] = 1
-    return inside
+    inside[view.grid.box.intersect(box).relative_to(box.start).slices] = 1
+    channels *= beside(inside, channels)
 
 
 def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
@@ -185,7 +204,8 @@ def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
 
 
 def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Array:
-    """The network's input ``[C, *box.shape]``; beyond the scan its edge voxels are repeated."""
+    """The network's input ``[C, *box.shape]``; beyond the scan edge voxels are repeated, or all channels are
+    zero, as the stage's grid says."""
     return InputReader(view, scan, priors, box).read(box)
 
 
@@ -208,4 +228,6 @@ class InputReader:
         image = self._image[(slice(None), *box.relative_to(self._start).slices)]
         grid = self._view.grid.crop(box)
         priors = inputs.priors_on(self._view.stage.inputs, self._priors, grid, self._label_kernels)
+        for prior in priors:
+            _clear_beyond(prior, self._view, box)
         return namespace(image).concat([image, *priors])

@@ -12,6 +12,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from zoomseg.core.geometry import ENDS
+
 # --- space ----------------------------------------------------------------------------------------
 
 Voxels = Annotated[int, Field(ge=1, le=4096)]
@@ -134,6 +136,19 @@ PositiveShare = Annotated[float, Field(ge=1e-3, le=1)]
 MAX_NAME = 200
 """Names become parts of file names, which may have 255 bytes."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=MAX_NAME)]
+
+
+def _known_orientation(name: str) -> str:
+    one_of_each = len(name) == 3 and all(sum(letter in ends for letter in name) == 1 for ends in ENDS)
+    if name not in ("canonical", "stored") and not one_of_each:
+        raise ValueError(
+            "expected canonical, stored, or the directions of i, j and k, such as LAS: one each of R or L, A "
+            "or P, and S or I"
+        )
+    return name
+
+
+ScanOrientation = Annotated[str, Field(max_length=20), AfterValidator(_known_orientation)]
 
 LabelName = Annotated[str, Field(max_length=1000)]
 Text = Annotated[str, Field(max_length=10_000)]

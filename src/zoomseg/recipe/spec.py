@@ -40,6 +40,7 @@ from zoomseg.recipe.quantities import (
     PositiveShare,
     Ratio,
     Ratios,
+    ScanOrientation,
     Shape,
     Share,
     Spacing,
@@ -266,9 +267,9 @@ class _Tiled(Spec):
     padding: Literal["same", "valid"] = "same"
     overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.0
     placement: Literal["spread", "lattice"] = "spread"
-    """``spread``: tiles evenly inside the region: they overlap by at least ``overlap``. ``lattice``: tiles at
-    multiples of one step from the grid's first voxel, so that each voxel is sampled equally often if the step
-    divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
+    """``spread``: tiles evenly inside the region: they overlap by at least ``overlap``, each step rounded to
+    voxels. ``lattice``: tiles at multiples of one step from the grid's first voxel, so that each voxel is
+    sampled equally often if the step divides the output tile (Roth et al. 2018, Fig. 5 and Section 2.4)."""
     importance: Literal["linear", "gaussian"] = "linear"
     """Weight of a voxel's prediction where tiles overlap: falling linearly from the tile's middle, or a
     Gaussian whose standard deviation is an eighth of the tile (Isensee et al. 2021)."""
@@ -796,9 +797,10 @@ class Recipe(Spec):
     over-confident on their training cases). Both copies are trained as long as the stage itself, or share its
     time budget. Stages trained with live priors have regions around the reference, as their predecessors
     change during training."""
-    orientation: Literal["canonical", "stored"] = "canonical"
-    """Orientation of scans as networks read them: RAS+, or as stored in the file (nnU-Net does not reorient:
-    a model is valid only for the orientation of its training scans)."""
+    orientation: ScanOrientation = "canonical"
+    """Orientation of scans as networks read them: RAS+, as stored in the file (nnU-Net does not reorient: a
+    model is valid only for the orientation of its training scans), or with axes that run in these directions
+    (``LAS``: i to the left, j to the front, k to the head)."""
     crop: Literal["none", "nonzero"] = "none"
     """``nonzero``: the scan is cropped to the box of voxels that are not zero in all channels, before
     anything else, including intensity statistics (nnU-Net's ``crop_to_nonzero``); the part outside is

@@ -238,7 +238,7 @@ class Acceleration:
                 "model as it is"
             )
         stage = recipe.stages[0].model_copy(update={"name": REGION})
-        if model.orientation == "stored":  # axes of files have no known direction
+        if model.orientation != "canonical":  # the first axis may not run from side to side
             unmirrored = stage.training.augmentation.model_copy(update={"flip_axes": ()})
             training = stage.training.model_copy(update={"augmentation": unmirrored})
             stage = stage.model_copy(update={"training": training})
@@ -349,11 +349,8 @@ def begin(
     known = _paths(models)
     run = Acceleration(known, scans, out, small, wish)
     model = run.bundles[0]
-    if not small and not _everywhere(model.recipe):
-        raise ModelError(
-            f"{models[0]} has no stage that looks at all of a scan, so no region would save anything; "
-            "--small trains a smaller model"
-        )
+    if not small:
+        _check_slow(models[0], model.recipe)
     asked = AccelerationRecord(
         channels=model.channel_names,
         labels=model.schema.value_of,
@@ -372,6 +369,20 @@ def begin(
 
 def _paths(models: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(bundle.find(model).resolve()) for model in models)
+
+
+def _check_slow(name: str, recipe: Recipe) -> None:
+    """Refuse models that a coarse stage cannot accelerate, before anything is computed."""
+    if any(stage.name == REGION for stage in recipe.stages):
+        raise ModelError(
+            f"{name} has a stage '{REGION}' already: it is accelerated; give the model that it was made "
+            "from, or --small, which trains a smaller model"
+        )
+    if not _everywhere(recipe):
+        raise ModelError(
+            f"{name} has no stage that looks at all of a scan, so no region would save anything; "
+            "--small trains a smaller model"
+        )
 
 
 def reopen(

@@ -235,6 +235,8 @@ class StageGroup:
                 prior_BCIJK = torch.stack(moved)
             else:
                 prior_BCIJK = inputs.select_prior(spec, data.stored[spec.of].to(device), labels)
+            if data.within_BIJK is not None:
+                prior_BCIJK = prior_BCIJK * data.within_BIJK.to(device)[:, None]
             if data.shown:
                 prior_BCIJK = prior_BCIJK * data.shown[n].to(prior_BCIJK)[:, :, None, None, None]
             parts.append(prior_BCIJK)

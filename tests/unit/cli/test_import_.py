@@ -54,5 +54,8 @@ def test_a_task_of_totalsegmentator_is_imported(tmp_path: Path, capsys: pytest.C
     assert bundle.load(tmp_path / "model").schema.names == ("breast",)
     assert run(*asked, "--folds", "0") == 2
     assert "one folder of weights is read" in capsys.readouterr().err
+    for option in (("--orientation", "LAS"), ("--configuration", "3d_fullres")):
+        assert run(*asked, *option) == 2
+        assert "--orientation and --configuration are for models of nnU-Net" in capsys.readouterr().err
     assert run("import", "nnunet", home, "-o", tmp_path / "other", "--task", "body") == 2
     assert "--task is for models of TotalSegmentator" in capsys.readouterr().err

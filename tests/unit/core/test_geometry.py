@@ -224,6 +224,15 @@ class TestOrientation:
         grid = oriented((2, 3, 4), (1, 1, 1), angles_deg=(20, -15, 10))
         assert Orientation.to_canonical(grid).identity
 
+    @pytest.mark.parametrize("axes", ["RAS", "LPS", "LAS", "PSR", "SLA", "IRP"])
+    def test_axes_can_be_brought_into_any_directions(self, axes: str) -> None:
+        grid = oriented((5, 6, 7), (1, 1, 3), order=(1, 2, 0), flip=(0, 0, 1))
+        assert grid.axes == "ASL"
+        orientation = Orientation.towards(axes, grid)
+        assert orientation.grid(grid).axes == axes
+        assert orientation.inverse.grid(orientation.grid(grid)).same_as(grid)
+        assert Orientation.towards("RAS", grid) == Orientation.to_canonical(grid)
+
     def test_inverse_of_a_cycle(self) -> None:
         orientation = Orientation((2, 0, 1), (True, False, False))
         assert orientation.inverse == Orientation((1, 2, 0), (False, False, True))

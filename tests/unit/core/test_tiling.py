@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -51,10 +51,21 @@ def starts(low: int, high: int, size: int, overlap: float) -> list[int]:
         (2, 5, 7, 0.0, [0]),  # smaller than a tile: centred on it
         (2, 3, 7, 0.0, [-1]),
         (0, 4, 1, 0.9, [0, 1, 2, 3]),
+        (0, 20, 5, 0.5, [0, 2, 5, 8, 10, 12, 15]),  # 2.5 apart on average: not one more for a step of 2
+        (0, 20, 10, 0.8, [0, 2, 4, 6, 8, 10]),  # although 1 - 0.8 is a little less than 0.2
     ],
 )
 def test_tiles_are_spread_evenly(low: int, high: int, size: int, overlap: float, expected: list[int]) -> None:
     assert starts(low, high, size, overlap) == expected
+
+
+@given(st.integers(1, 40), st.integers(0, 200), st.sampled_from([0.0, 0.2, 0.25, 0.5]))
+def test_tiles_stand_where_those_of_nnunet_do(size: int, more: int, overlap: float) -> None:
+    """``compute_steps_for_sliding_window``."""
+    count = int(np.ceil(more / (size * (1 - overlap)))) + 1
+    assume(size * (1 - overlap) >= 1)  # otherwise, nnU-Net has several tiles at one position
+    step = more / max(1, count - 1)
+    assert starts(0, size + more, size, overlap) == [int(np.round(step * n)) for n in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +78,7 @@ def test_tiles_are_spread_evenly(low: int, high: int, size: int, overlap: float,
         (0, 8, 4, 0.5, [-2, 0, 2, 4, 6]),  # the first one, too: the first voxel is also covered by two tiles
         (7, 8, 4, 0.5, [4, 6]),
         (0, 2, 4, 0.75, [-3, -2, -1, 0, 1]),
+        (0, 4, 10, 0.8, [-8, -6, -4, -2, 0, 2]),  # although 1 - 0.8 is a little less than 0.2
     ],
 )
 def test_tiles_of_a_lattice_stand_at_multiples_of_the_step(

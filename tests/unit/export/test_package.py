@@ -74,6 +74,15 @@ def test_the_readme_says_what_it_needs_and_what_it_finds(folder: Path, tmp_path:
     assert repr(libraries()) in files["__main__.py"].decode()
 
 
+def test_the_readme_says_which_orientation_a_scan_must_have(model: Bundle, tmp_path: Path) -> None:
+    for orientation, said in (("stored", "whose axes run as those of"), ("LAS", "in any orientation,")):
+        recipe = model.recipe.model_copy(update={"orientation": orientation})
+        bundles.save(replace(model, recipe=recipe), tmp_path / orientation)
+        export(tmp_path / orientation, tmp_path / f"{orientation}.zip")
+        readme = contents(tmp_path / f"{orientation}.zip")["README.txt"].decode()
+        assert f"SCAN is a NIfTI file {said}" in readme
+
+
 def test_the_same_model_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
     for name in ("a.zip", "b.zip"):
         export(folder, tmp_path / name)

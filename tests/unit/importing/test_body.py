@@ -49,3 +49,11 @@ def test_it_is_asked_for_at_import(tmp_path: Path) -> None:
     given = nnunet_models.write(tmp_path / "given")
     import_models([given], tmp_path / "model", body=True)
     assert bundle.load(tmp_path / "model").recipe.stages[0].roi.kind == "body_mask"
+
+
+def test_every_model_must_be_of_ct(tmp_path: Path) -> None:
+    ct, other = nnunet_models.write(tmp_path / "ct"), nnunet_models.write(tmp_path / "other")
+    dataset = other / "dataset.json"
+    dataset.write_text(dataset.read_text().replace('"CT"', '"image"'))
+    with pytest.raises(ModelError, match="first channel is 'image': leave --body out"):
+        import_models([ct, other], tmp_path / "model", body=True)

@@ -3,6 +3,7 @@ earlier."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def test_models_that_see_scans_turned_differently_are_refused(models: tuple[Bund
     )
     with pytest.raises(ModelError, match="orientation is stored in the one and canonical in the other"):
         combined([a, turned], ["A", "B"])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "alike"),
+    [
+        (("CT",), ("ct",), True),
+        (("CT",), ("MR",), False),
+        (("T1",), ("T2",), False),
+        (("T1", "T2"), ("T2", "T1"), False),
+        (("a", "b"), ("B", "A"), False),
+        (("image",), ("CT",), True),  # the one may be the other
+        (("image", "mask"), ("scan", "extra"), True),
+    ],
+)
+def test_models_of_other_channels_are_refused_as_far_as_names_tell(
+    ours: tuple[str, ...], theirs: tuple[str, ...], alike: bool, models: tuple[Bundle, Bundle, Bundle]
+) -> None:
+    own, other = replace(models[0], channel_names=ours), replace(models[1], channel_names=theirs)
+    if alike:
+        assert combined([own, other], ["A", "B"]).channel_names == ours
+        return
+    said = f"channels are {', '.join(ours)} in the one and {', '.join(theirs)} in the other"
+    with pytest.raises(ModelError, match=said):
+        combined([own, other], ["A", "B"])
 
 
 def test_a_combined_model_is_written_with_its_graphs_and_folds(tmp_path: Path) -> None:

@@ -86,6 +86,16 @@ class TestPredictor:
         unknown = Predictor(untrained_bundle(3), CPU).predict(other)
         assert (unknown.trust, unknown.notes) == (1.0, other.notes)
 
+    def test_a_series_that_is_read_as_stored_has_a_note_with_its_axes(self) -> None:
+        model = untrained_bundle(3)
+        stored = replace(model, recipe=model.recipe.model_copy(update={"orientation": "stored"}))
+        series = replace(case(), modality="CT")
+        axes = series.image.grid.axes
+        note = f"the model reads scans as stored, and this DICOM series has the axes {axes}: unless its"
+        assert Predictor(stored, CPU).predict(series).notes[0].startswith(note)
+        assert Predictor(stored, CPU).predict(case()).notes == ()
+        assert Predictor(model, CPU).predict(series).notes == ()
+
     def test_parts_of_organs_where_training_never_had_them_are_taken_out(self) -> None:
         """Whether or not the organs that define their position were requested."""
         schema = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))

@@ -278,6 +278,16 @@ def test_scans_may_be_seen_as_they_are_stored(name: str) -> None:
     np.testing.assert_array_equal(scan.image.data, scan.normalisation.apply(data))
 
 
+@pytest.mark.parametrize("name", AFFINES)
+def test_scans_may_be_seen_with_axes_in_given_directions(name: str) -> None:
+    grid = Grid((4, 5, 6), AFFINES[name])
+    volume = Volume(coordinate(grid, 0)[None], grid)
+    scan = stage_input.prepare(Case("a", volume), RECIPE.model_copy(update={"orientation": "PSL"}))
+    assert scan.grid.axes == "PSL"
+    expected = scan.normalisation.apply(coordinate(scan.grid, 0)[None])
+    np.testing.assert_allclose(scan.image.data, expected, atol=1e-5)
+
+
 def test_a_scan_may_be_cut_to_what_is_not_zero() -> None:
     case = Case("a", *tiny_case(0))
     image, labels = case.image, case.labels

@@ -104,6 +104,14 @@ def test_what_is_out_of_range_is_named_with_the_range(path: Path, value: object,
         load.from_dict(put(plain("tiny"), ("stages", 1, *path), value))
 
 
+def test_an_orientation_names_every_axis_once() -> None:
+    for name in ("canonical", "stored", "RAS", "LPS", "SAL"):
+        assert load.from_dict(plain("tiny") | {"orientation": name}).orientation == name  # type: ignore[union-attr]
+    for wrong in ("LRS", "las", "RASS", "RA", "closest"):
+        with pytest.raises(RecipeError, match=r"orientation: .*one each of R or L, A or P, and S or I"):
+            load.from_dict(plain("tiny") | {"orientation": wrong})
+
+
 @pytest.mark.parametrize(
     ("window", "line"),
     [

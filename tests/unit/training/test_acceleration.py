@@ -19,7 +19,7 @@ from zoomseg.inference.load import load_predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_labels, write_image
 from zoomseg.recipe.load import dump, load
-from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe, WholeVolume
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ImageInput, Recipe, WholeVolume
 from zoomseg.training import acceleration, record
 from zoomseg.training.acceleration import Acceleration
 from zoomseg.training.log import Silent
@@ -204,3 +204,21 @@ def test_what_cannot_be_accelerated_is_refused(scans: Path, model: Path, tmp_pat
     bundle.save(untrained(recipe, SCHEMA), tmp_path / "boxes")
     with pytest.raises(ModelError, match="has no stage that looks at all of a scan"):
         begin(scans, tmp_path / "boxes", tmp_path / "y")
+
+
+def test_an_accelerated_model_is_not_accelerated_again(scans: Path, tmp_path: Path) -> None:
+    """Its coarse stage looks at all of a scan, too."""
+    coarse, fine = tiny_recipe(together=False).stages
+    first = coarse.model_copy(update={"name": acceleration.REGION, "fusion": "none"})
+    second = fine.model_copy(
+        update={
+            "name": "whole",
+            "roi": DilatedForeground(of=acceleration.REGION, radius_vox=1),
+            "inputs": (ImageInput(),),
+        }
+    )
+    recipe = everywhere().model_copy(update={"stages": (first, second)})
+    bundle.save(untrained(recipe, SCHEMA), tmp_path / "fast")
+    with pytest.raises(ModelError, match="it is accelerated; give the model that it was made from"):
+        begin(scans, tmp_path / "fast", tmp_path / "faster")
+    assert begin(scans, tmp_path / "fast", tmp_path / "small", small=True).small

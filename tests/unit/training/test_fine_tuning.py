@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -253,6 +254,13 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
 def test_a_model_of_other_channels_and_what_is_no_model(data: Dataset, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a model"):
         training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path), CPU, Silent())
+    for fold in (0, 1):
+        shutil.copytree(model, tmp_path / "folds" / f"fold-{fold}")
+    (tmp_path / "folds" / bundle.FOLDS).write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"holds 2, one for each fold; give one of them, e\.g\. .*folds/fold-0"
+    ):
+        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path / "folds"), CPU, Silent())
     old = untrained_bundle()
     double = bundle.Bundle(old.recipe, SCHEMA, ("T1", "T2"), old.weights, {})
     bundle.save(double, tmp_path / "two")

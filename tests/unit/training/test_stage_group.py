@@ -77,6 +77,18 @@ def test_a_dropped_channel_of_a_prior_is_zero(data: Dataset, tmp_path: Path) -> 
     assert torch.equal(dropped[:, 1:], whole[:, 1:] * shown[:, :, None, None, None])
 
 
+def test_a_prior_is_zero_beyond_the_scan_where_the_image_is(data: Dataset, tmp_path: Path) -> None:
+    group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
+    inputs: list[torch.Tensor] = []
+    group.modules["fine"].register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
+    group.forward(batch, group.modules)
+    within = torch.rand(batch.stages["fine"].target_BIJK.shape) < 0.5
+    stages = {**batch.stages, "fine": replace(batch.stages["fine"], within_BIJK=within)}
+    group.forward(replace(batch, stages=stages), group.modules)
+    whole, cleared = inputs
+    assert torch.equal(cleared[:, 1:], whole[:, 1:] * within[:, None])
+
+
 def test_averaged_weights_follow_the_last_ones_by_the_decay(data: Dataset, tmp_path: Path) -> None:
     group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
     key = "heads.0.weight"

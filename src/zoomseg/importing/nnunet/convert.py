@@ -17,8 +17,8 @@ from zoomseg.recipe.spec import (
     SGD,
     Augmentation,
     ChannelIntensity,
+    ClassBalanced,
     FixedSpacing,
-    Foreground,
     GridAxis,
     ImageInput,
     IntensitySpec,
@@ -46,11 +46,17 @@ STAGE, LOWRES, FULLRES = "whole", "lowres", "fullres"
 ITERATIONS = 250_000
 """1000 epochs of 250, as in nnU-Net's training."""
 
+OVERSAMPLED = 0.33
+"""``nnUNetTrainer``'s ``oversample_foreground_percent``."""
+
 OVERLAP = 0.5
 """``nnUNetPredictor``'s ``tile_step_size``."""
 
 ANISOTROPY = 3.0
 """``nnunetv2.configuration.ANISO_THRESHOLD``."""
+
+RESAMPLING_ORDER = 3
+"""``resample_data_or_seg_to_shape``'s default ``order``, of every kind of data."""
 
 _ORIENTATIONS = {
     "SimpleITKIO": "stored",
@@ -110,13 +116,16 @@ def converted(
         source=SOURCE,
         intensity=intensity,
         stages=(own,),
-        orientation=_ORIENTATIONS[plans.image_reader_writer],  # type: ignore[arg-type]
+        orientation=_ORIENTATIONS[plans.image_reader_writer],
         crop="nonzero",
         prior_from="predictions",
         roi_expansion=False,
     )
     alone = Converted(recipe, schema, channels, axes_of(plans.transpose_forward))
-    return alone if before is None else _cascade(alone, before)
+    if before is None:
+        return alone
+    _check_prior(configuration)
+    return _cascade(alone, before)
 
 
 def _cascade(own: Converted, before: Converted) -> Converted:
@@ -172,7 +181,7 @@ def _stage(plans: Plans, configuration: Configuration, mirrored: Sequence[int], 
             patch=patch,
             batch=configuration.batch_size,
             iterations=ITERATIONS,
-            sampler=Foreground(),
+            sampler=ClassBalanced(background_share=_anywhere(configuration.batch_size)),
             optimiser=SGD(nesterov=True, weight_decay=3e-5),
             schedule=Polynomial(),
             augmentation=_augmentation(patch),
@@ -182,6 +191,13 @@ def _stage(plans: Plans, configuration: Configuration, mirrored: Sequence[int], 
         mirror_axes=_mirror_axes(mirrored, axes, dimensions),
         labels_overlap=regions,
     )
+
+
+def _anywhere(batch: int) -> float:
+    """Share of patches that nnU-Net draws anywhere in a scan: of every batch, whole patches (its
+    ``nnUNetDataLoader._oversample_last_XX_percent``). The others are centred on a class, each equally
+    likely."""
+    return round(batch * (1 - OVERSAMPLED)) / batch
 
 
 def _mirror_axes(mirrored: Sequence[int], axes: Axes, dimensions: int) -> tuple[GridAxis, ...]:
@@ -256,17 +272,31 @@ def _threshold(configuration: Configuration) -> float | None:
     return image
 
 
+def _check_prior(configuration: Configuration) -> None:
+    """Refuse a cascade that resamples the label map it reads differently from the image."""
+    labels = _resampling("seg", configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs, 1)
+    if labels != _threshold(configuration):
+        raise ModelError(
+            "resampling of seg and of data separates slices differently; supported in a cascade: alike"
+        )
+
+
 def _resampling(what: str, function: str, options: dict[str, Any], order: int) -> float | None:
     if function != "resample_data_or_seg_to_shape":
         raise ModelError(
             f"resampling_fn_{what} {quoted(function)}: supported is resample_data_or_seg_to_shape"
         )
-    along, apart = options.get("order", order), options.get("order_z", 0)
-    separate = options.get("force_separate_z", False)
-    if along != order or apart != 0 or separate not in (None, False):
+    along, apart = options.get("order", RESAMPLING_ORDER), options.get("order_z", 0)
+    separate, labels = options.get("force_separate_z", False), what == "seg"
+    if (
+        along != order
+        or apart != 0
+        or separate not in (None, False)
+        or options.get("is_seg", False) != labels
+    ):
         raise ModelError(
-            f"resampling_fn_{what}_kwargs {quoted(options)}: supported are order {order}, order_z 0 and "
-            "force_separate_z null or false"
+            f"resampling_fn_{what}_kwargs {quoted(options)}: supported are is_seg {str(labels).lower()}, "
+            f"order {order}, order_z 0 and force_separate_z null or false"
         )
     return None if separate is False else float(options.get("separate_z_anisotropy_threshold", ANISOTROPY))
 

@@ -138,6 +138,7 @@ def weights_of(
     channels: int,
     classes: int,
     regions: bool = False,
+    trainer: str = "",
 ) -> dict[str, AnyNumpy]:
     """A checkpoint's weights as the state dict of the network of ``spec``.
 
@@ -146,6 +147,7 @@ def weights_of(
         classes: that it predicts, background included.
         regions: whether the checkpoint has no background class and separate logits for regions: they become
             those of a region relative to a background of zero.
+        trainer: that wrote the checkpoint, for messages.
 
     Raises:
         ModelError: a weight is missing, has another shape, or belongs to no such network.
@@ -154,7 +156,7 @@ def weights_of(
     with networks.without_memory():
         expected = networks.build(spec, channels, classes, "same").state_dict()
     places = _places(spec)
-    _check_known(own, places)
+    _check_known(own, places, trainer)
     found = {}
     for name, wanted in expected.items():
         place = places[name]
@@ -192,17 +194,28 @@ def _skip_first(kernel: AnyNumpy) -> AnyNumpy:
     return np.ascontiguousarray(np.concatenate([kernel[:, half:], kernel[:, :half]], axis=1))
 
 
-def _check_known(given: Mapping[str, Tensor], places: Mapping[str, _Place]) -> None:
-    """Refuse a checkpoint with other modules than the network's."""
+def _check_known(given: Mapping[str, Tensor], places: Mapping[str, _Place], trainer: str) -> None:
+    """Refuse a checkpoint with other modules than the network's, or with other tensors in them: a trainer may
+    have changed the network without changing the plans."""
     known = {place.source.rpartition(".")[0] for place in places.values()}
     for name in given:
-        module = name.rpartition(".")[0]
+        module, _, part = name.rpartition(".")
         doubled = ".all_modules." in name or name.startswith("decoder.encoder.")
         if not (doubled or module in known or module.startswith("decoder.seg_layers.")):
             raise ModelError(
                 f"the checkpoint has a weight {quoted(name)}, which no {' or '.join(NETWORKS)} has: its "
-                "trainer built another network, which is not supported"
+                f"trainer{_called(trainer)} built another network, which is not supported"
             )
+        if part not in ("weight", "bias"):
+            raise ModelError(
+                f"the checkpoint has {quoted(name)}, which belongs to batch norm or another norm with stored "
+                f"statistics: its trainer{_called(trainer)} changed the norm of plans.json; supported is "
+                "instance norm, as nnUNetTrainer has"
+            )
+
+
+def _called(trainer: str) -> str:
+    return f" {quoted(trainer)}" if trainer else ""
 
 
 def _places(spec: PlainConvUNet | ResEncUNet) -> dict[str, _Place]:

@@ -96,6 +96,8 @@ class Configuration(_Part):
     use_mask_for_norm: list[bool | None]
     resampling_fn_data: str = "resample_data_or_seg_to_shape"
     resampling_fn_data_kwargs: dict[str, Any] = Field(default_factory=dict)
+    resampling_fn_seg: str = "resample_data_or_seg_to_shape"
+    resampling_fn_seg_kwargs: dict[str, Any] = Field(default_factory=dict)
     resampling_fn_probabilities: str = "resample_data_or_seg_to_shape"
     resampling_fn_probabilities_kwargs: dict[str, Any] = Field(default_factory=dict)
     previous_stage: str | None = None

@@ -4,26 +4,28 @@ graph."""
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from zoomseg.backends import onnx_graph
 from zoomseg.core.arrays import AnyNumpy
-from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.core.errors import ModelError, RecipeError, listed, quoted
 from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet import files, plans
-from zoomseg.importing.nnunet.convert import Converted, converted
+from zoomseg.importing.nnunet.convert import LOWRES, Converted, converted
 from zoomseg.importing.nnunet.network import weights_of
+from zoomseg.inference.atlas_priors import warn
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.io.files import write_json_atomic
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.recipe import network_shapes
+from zoomseg.recipe.spec import Recipe
 
 
 def import_model(
@@ -39,6 +41,9 @@ def import_models(
     folds: tuple[str, ...] | None = None,
     lowres: Path | None = None,
     body: bool = False,
+    orientation: str | None = None,
+    configuration: str | None = None,
+    on_warning: Callable[[str], None] = warn,
 ) -> tuple[Path, ...]:
     """Create a ZoomSeg model from a trained nnU-Net v2 model, or from several: one with the labels of all.
 
@@ -47,9 +52,14 @@ def import_models(
             models label the same voxel, the later one's label is used.
         out: the model folder to write. For several folds it contains one model each, which form an ensemble.
         folds: requested ones; None: all that were trained.
-        lowres: for a cascade, the model whose label map it reads, as a folder or zip; None: it is beside the
-            cascade's, with nnU-Net's name.
+        lowres: for a cascade among them, the model whose label map it reads, as a folder or zip; None: it is
+            beside the cascade's, with nnU-Net's name.
         body: whether the region is restricted to the body.
+        orientation: of the training scans, as in ``Grid.axes``, if the models' reader leaves scans as stored:
+            scans are then brought into it. None: scans are read as stored, too.
+        configuration: of the models to import, where a source holds several; None: there is only one, or a
+            cascade.
+        on_warning: called for folds that are left out.
 
     Returns:
         The folders of the models written, one per fold.
@@ -59,37 +69,75 @@ def import_models(
         OutputError: no permission, full disk.
     """
     require_free(out)
-    models = _together([read_models(source, folds, lowres) for source in sources], sources)
-    if body:
-        models = {fold: within_body(model) for fold, model in models.items()}
+    found = [read_models(source, folds, lowres, configuration, on_warning) for source in sources]
+    if lowres is not None and not any(_is_cascade(model) for own in found for model in own.values()):
+        raise ModelError(
+            f"--lowres {lowres} is for cascades, and {listed([str(source) for source in sources])} reads no "
+            "other model: leave --lowres out"
+        )
+    if body:  # before they are combined: each has its own channel names
+        found = [{fold: within_body(model) for fold, model in own.items()} for own in found]
+    models = _together(found, sources)
+    if orientation is not None:
+        models = {fold: _oriented(model, orientation) for fold, model in models.items()}
     return write_models(models, out)
 
 
+def _oriented(model: Bundle, axes: str) -> Bundle:
+    """The model for scans with these axes.
+
+    Raises:
+        ModelError: its reader reorients scans, or there are no such axes.
+    """
+    if model.recipe.orientation != "stored":
+        raise ModelError(
+            "--orientation is for models whose reader leaves scans as they are stored; the reader of this "
+            "one brings them to RAS+: leave --orientation out"
+        )
+    try:
+        recipe = Recipe.model_validate(model.recipe.model_dump() | {"orientation": axes})
+    except ValidationError as error:
+        raise ModelError(f"--orientation {quoted(axes)}: {bundle.first_problem(error)}") from None
+    return replace(model, recipe=recipe)
+
+
 def read_models(
-    source: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
+    source: Path,
+    folds: tuple[str, ...] | None = None,
+    lowres: Path | None = None,
+    configuration: str | None = None,
+    on_warning: Callable[[str], None] = warn,
 ) -> dict[str, Bundle]:
-    """A trained model in a folder or zip, by fold; ``lowres`` as in ``import_models``.
+    """A trained model in a folder or zip, by fold; arguments as in ``import_models``.
 
     Raises:
         ModelError: as ``import_models``.
     """
-    with files.opened(source) as folder:
+    with files.opened(source, configuration) as folder:
         given = files.read(folder, folds)
-        name = _previous(given)
-        if name is None:
-            if lowres is not None:
-                raise ModelError(f"{source} is no cascade: it reads no model such as {lowres}")
+        if given.left_out:
+            on_warning(
+                f"{source}: fold {', '.join(given.left_out)} is left out: it has no {files.CHECKPOINTS[0]}, "
+                "without which nnU-Net does not predict with it either; train it to the end to include it"
+            )
+        own, read = _configurations(given)
+        if configuration not in (None, own):
+            raise ModelError(f"{source} holds a model of {quoted(own)}, not of {quoted(configuration)}")
+        if read is None:
             return {fold: _model(given, fold) for fold in given.checkpoints}
-        with files.opened(lowres or files.beside(folder, name)) as other:
+        with files.opened(lowres or files.beside(folder, read), read) as other:
             low = files.read(other, tuple(given.checkpoints))
             return {fold: _model(given, fold, low) for fold in given.checkpoints}
 
 
-def _previous(given: files.ModelFiles) -> str | None:
-    """The configuration whose label map a model reads; None: it reads none."""
-    known = plans.parse(given.plans)
-    path = next(iter(given.checkpoints.values()))
-    return plans.configuration_of(known, checkpoints.read(path).configuration).previous_stage
+def _is_cascade(model: Bundle) -> bool:
+    return any(stage.name == LOWRES for stage in model.recipe.stages)
+
+
+def _configurations(given: files.ModelFiles) -> tuple[str, str | None]:
+    """A model's configuration, and the one whose label map it reads; None: it reads none."""
+    name = checkpoints.read(next(iter(given.checkpoints.values()))).configuration
+    return name, plans.configuration_of(plans.parse(given.plans), name).previous_stage
 
 
 def _together(models: Sequence[Mapping[str, Bundle]], sources: Sequence[Path]) -> Mapping[str, Bundle]:
@@ -139,26 +187,28 @@ class _Fold:
     """One configuration's plans and one fold's checkpoint."""
 
     plans: plans.Plans
+    file: str
+    """Name of the checkpoint's file."""
     checkpoint: checkpoints.Checkpoint
     converted: Converted
 
     @classmethod
-    def of(cls, given: files.ModelFiles, fold: str, before: Converted | None = None) -> _Fold:
+    def of(cls, given: files.ModelFiles, fold: str, before: _Fold | None = None) -> _Fold:
         known = plans.parse(given.plans)
         checkpoint = checkpoints.read(given.checkpoints[fold])
         name = checkpoint.configuration
         configuration = plans.configuration_of(known, name)
-        if (configuration.previous_stage is None) != (before is None):
-            raise ModelError(f"{name} reads {configuration.previous_stage or 'no other configuration'}")
+        _check_read(name, configuration.previous_stage, before)
+        earlier = None if before is None else before.converted
         try:
-            own = converted(known, name, configuration, given.dataset, checkpoint.mirror_axes, before)
+            own = converted(known, name, configuration, given.dataset, checkpoint.mirror_axes, earlier)
             grid = own.stage.grid
             network_shapes.check_input_shape(own.network, grid.padding, grid.tile)
         except ValidationError as error:
             raise ModelError(f"plans.json: {bundle.first_problem(error)}") from None
         except RecipeError as error:
             raise ModelError(f"plans.json: {error}") from None
-        return cls(known, checkpoint, own)
+        return cls(known, given.checkpoints[fold].name, checkpoint, own)
 
     @property
     def weights(self) -> dict[str, AnyNumpy]:
@@ -171,12 +221,27 @@ class _Fold:
             channels,
             own.schema.classes,
             own.stage.labels_overlap,
+            self.checkpoint.trainer,
+        )
+
+
+def _check_read(name: str, read: str | None, before: _Fold | None) -> None:
+    """Refuse another model than the one whose label map a configuration reads."""
+    if before is None and read is not None:
+        raise ModelError(
+            f"the model that the cascade is to read is of {quoted(name)}, which itself reads {quoted(read)}: "
+            f"give that of {quoted(read)} with --lowres"
+        )
+    if before is not None and before.checkpoint.configuration != read:
+        raise ModelError(
+            f"{quoted(name)} reads {quoted(read)}, and the model that it is given is of "
+            f"{quoted(before.checkpoint.configuration)}: give that of {quoted(read)} with --lowres"
         )
 
 
 def _model(given: files.ModelFiles, fold: str, low: files.ModelFiles | None = None) -> Bundle:
     before = None if low is None else _Fold.of(low, fold)
-    last = _Fold.of(given, fold, None if before is None else before.converted)
+    last = _Fold.of(given, fold, before)
     own = last.converted
     weights = {own.stage.name: last.weights}
     if before is not None:
@@ -192,5 +257,6 @@ def _provenance(own: _Fold, fold: str) -> dict[str, JSON]:
         "configuration": own.checkpoint.configuration,
         "trainer": own.checkpoint.trainer,
         "fold": fold,
+        "checkpoint": own.file,
         "zoomseg": importlib.metadata.version("zoomseg"),
     }

@@ -44,6 +44,8 @@ def import_task(folder: Path, out: Path, task: str = "total", body: bool = False
     wanted = TASKS[task]
     folders = [_folder(folder, task, part, wanted.trainer) for part in wanted.parts]
     models = [_model(source, part, wanted) for source, part in zip(folders, wanted.parts, strict=True)]
+    if body:
+        models = [within_body(model) for model in models]
     names = [source.parent.name for source in folders]
     model = (
         models[0] if len(models) == 1 else combined(models, names, wanted.labels, f"totalsegmentator-{task}")
@@ -57,8 +59,7 @@ def import_task(folder: Path, out: Path, task: str = "total", body: bool = False
             "largest_component": wanted.largest_component,
         }
     )
-    model = replace(model, recipe=recipe)
-    (written,) = write_models({FOLD: within_body(model) if body else model}, out)
+    (written,) = write_models({FOLD: replace(model, recipe=recipe)}, out)
     return written
 
 

@@ -29,7 +29,16 @@ from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline import inputs, roi, stage_input
 from zoomseg.pipeline.reference import one_hot_labels, stage_labels
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import BoxAround, FixedShape, Recipe, Stage, WholeVolume
+from zoomseg.recipe.spec import (
+    BoxAround,
+    FixedShape,
+    IntensitySpec,
+    PerChannel,
+    Recipe,
+    Stage,
+    Unchanged,
+    WholeVolume,
+)
 from zoomseg.training.data import sampler
 from zoomseg.training.data.warp import sample_linear
 
@@ -97,6 +106,12 @@ class PackedCase:
         there = coordinates @ matrix[:3, :3].T + matrix[:3, 3]
         return _read_at(prior.data, prior.grid.box, there, held)
 
+    def within(self, coordinates: Tensor) -> Tensor:
+        """Bool ``[A, B, D]``: whether indices of ``grid`` lie in a voxel of it, and not beyond the scan."""
+        end = torch.tensor(self.grid.shape, dtype=coordinates.dtype, device=coordinates.device) - 0.5
+        inside: Tensor = ((coordinates >= -0.5) & (coordinates < end)).all(dim=-1)
+        return inside
+
 
 def _read_at(array: ChunkedArray, box: Box, coordinates: Tensor, held: OnDevice) -> Tensor:
     local = coordinates - torch.tensor(box.start, dtype=torch.float32, device=coordinates.device)
@@ -150,7 +165,8 @@ def pack(
     patch = stage.training.patch
     box = seen.region.box.expand(patch).intersect(seen.grid.box)
     grid = seen.grid.crop(box)
-    image = to_numpy(stage_input.image_in(seen, scan, box)).astype(np.float16)
+    image = to_numpy(stage_input.image_in(seen, scan, box))
+    image = image.astype(_stored_type(graph.intensity_of(recipe, stage)), copy=False)
     target = stage_labels(scan.labels, labels, grid)
     inside = seen.region.mask_in(box)
     if stage.training.mask_loss:
@@ -169,6 +185,13 @@ def pack(
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
         _store_priors(stage, priors, stem, folder),
     )
+
+
+def _stored_type(intensity: IntensitySpec) -> type[np.float16 | np.float32]:
+    """Half precision for normalised values; not for unchanged ones, of which those above 65504 would become
+    infinite."""
+    specs = intensity.channels if isinstance(intensity, PerChannel) else (intensity,)
+    return np.float32 if any(isinstance(spec, Unchanged) for spec in specs) else np.float16
 
 
 def _with_reference(

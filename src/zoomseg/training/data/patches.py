@@ -27,14 +27,17 @@ from zoomseg.training.data.sampler import Draw, Sampler
 @dataclass(frozen=True, eq=False)
 class StageBatch:
     """``grids`` are the patches' positions in local coordinates, one per case: equal positions of two stages
-    show the same tissue. ``stored`` are priors read from disk, by stage name. ``shown`` are, for each prior
-    input of the stage, the channels ``[B, C]`` (bool) that are not dropped; empty: none are."""
+    show the same tissue. ``within`` (bool) tells which voxels lie in the scan, if channels are zero beyond
+    it; None: edge voxels are repeated. ``stored`` are priors read from disk, by stage name. ``shown`` are,
+    for each prior input of the stage, the channels ``[B, C]`` (bool) that are not dropped; empty: none
+    are."""
 
     image_BCIJK: Tensor
     target_BIJK: Tensor
     counts_BC: Tensor
     """Voxels of each class in the cases' regions."""
     grids: tuple[Grid, ...]
+    within_BIJK: Tensor | None
     stored: Mapping[str, Tensor]
     shown: tuple[Tensor, ...]
     annotated_BC: Tensor | None
@@ -51,8 +54,10 @@ class Batch:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors of the size of patches."""
-        of_stages = ((s.image_BCIJK, s.target_BIJK, *s.stored.values()) for s in self.stages.values())
-        return tuple(itertools.chain.from_iterable(of_stages))
+        of_stages = (
+            (s.image_BCIJK, s.target_BIJK, s.within_BIJK, *s.stored.values()) for s in self.stages.values()
+        )
+        return tuple(t for t in itertools.chain.from_iterable(of_stages) if t is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +67,7 @@ class _Patch:
     counts_C: Tensor
     annotated_C: Tensor
     grid: Grid
+    within_IJK: Tensor | None
     stored: Mapping[str, Tensor]
     shown: tuple[Tensor, ...]
 
@@ -216,6 +222,11 @@ class PatchSource:
         if slices is not None:
             coordinates, beyond = augmentation.cut_coordinates(coordinates, *slices)
         image, target = packed.image_at(coordinates, self._held), packed.labels_at(coordinates, self._held)
+        within = None
+        if stage.grid.beyond == "zero":  # before intensities are changed, as in a scan padded with zeros
+            within = packed.within(coordinates)
+            within = within if beyond is None else within & ~beyond
+            image *= within
         if tone.organs > 0:
             image = augmentation.brighten_organs(image, target, tone.organ_factors(self._names[stage.name]))
         image = augmentation.apply_intensity(image, tone, self._limits[stage.name])
@@ -230,7 +241,7 @@ class PatchSource:
         if change.mirrored:
             swapped = torch.from_numpy(self._tables[stage.name][: len(counts)]).long()
             counts, annotated = counts[swapped], annotated[swapped]
-        return _Patch(image, target, counts, annotated, grid, stored, changes.shown[stage.name])
+        return _Patch(image, target, counts, annotated, grid, within, stored, changes.shown[stage.name])
 
 
 def _mm(frame: Grid, grid: Grid, index: FloatArray) -> FloatArray:
@@ -276,6 +287,12 @@ def _swap_sides(probabilities_CIJK: Tensor, labels: tuple[str, ...]) -> Tensor:
     return probabilities_CIJK[torch.from_numpy(table).long().to(probabilities_CIJK.device)]
 
 
+def _stack_known(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """None if the stage of these patches has no such masks."""
+    known = [mask for mask in masks if mask is not None]
+    return torch.stack(known) if known else None
+
+
 def _stack(patches: Sequence[_Patch]) -> StageBatch:
     annotated_BC = torch.stack([p.annotated_C for p in patches])
     return StageBatch(
@@ -283,6 +300,7 @@ def _stack(patches: Sequence[_Patch]) -> StageBatch:
         torch.stack([p.target_IJK for p in patches]),
         torch.stack([p.counts_C for p in patches]),
         tuple(p.grid for p in patches),
+        _stack_known([p.within_IJK for p in patches]),
         {name: torch.stack([p.stored[name] for p in patches]) for name in patches[0].stored},
         tuple(torch.stack(channels) for channels in zip(*(p.shown for p in patches), strict=True)),
         None if bool(annotated_BC.all()) else annotated_BC,

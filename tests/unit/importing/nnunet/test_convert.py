@@ -10,7 +10,16 @@ from helpers import nnunet_models
 from zoomseg.core.errors import ModelError
 from zoomseg.importing.nnunet.convert import Converted, converted
 from zoomseg.importing.nnunet.plans import configuration_of, parse
-from zoomseg.recipe.spec import FixedSpacing, MinMax, PerChannel, Polynomial, Unchanged, Window, ZScore
+from zoomseg.recipe.spec import (
+    ClassBalanced,
+    FixedSpacing,
+    MinMax,
+    PerChannel,
+    Polynomial,
+    Unchanged,
+    Window,
+    ZScore,
+)
 
 DATASET: dict[str, Any] = {"channel_names": {"0": "CT"}, "labels": nnunet_models.LABELS}
 
@@ -69,6 +78,13 @@ def test_fine_tuning_turns_and_scales_patches_as_nnunet_does(
     assert training.augmentation.rotation_deg == rotation
     assert (training.augmentation.scale, training.augmentation.flip_axes) == ((0.7, 1.4), ())
     assert (training.gradient_clip, training.schedule) == (12.0, Polynomial())
+
+
+@pytest.mark.parametrize(("batch", "anywhere"), [(2, 1 / 2), (3, 2 / 3), (5, 3 / 5), (12, 8 / 12)])
+def test_fine_tuning_draws_patches_as_nnunet_does(batch: int, anywhere: float) -> None:
+    """Whole patches of every batch anywhere, the others on a class, each equally likely."""
+    training = of(changed(batch_size=batch)).recipe.stages[0].training
+    assert training.sampler == ClassBalanced(background_share=anywhere)
 
 
 def test_axes_that_were_mirrored_are_named_as_the_grid_s() -> None:
@@ -187,6 +203,10 @@ def test_the_ignore_label_is_none_of_the_models() -> None:
             changed(resampling_fn_probabilities_kwargs={"order": 3}),
             "resampling_fn_probabilities_kwargs .*order 1",
         ),
+        (
+            changed(resampling_fn_probabilities_kwargs={}),  # nnU-Net's default is 3
+            "resampling_fn_probabilities_kwargs .*order 1",
+        ),
         (nnunet_models.plans() | {"label_manager": "Mine"}, "label manager Mine: supported is LabelManager"),
         (nnunet_models.plans() | {"image_reader_writer": "Tiff3DIO"}, "image reader Tiff3DIO: supported are"),
     ],
@@ -194,6 +214,30 @@ def test_the_ignore_label_is_none_of_the_models() -> None:
 def test_what_a_recipe_cannot_say_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         of(given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resampling_fn_seg": "mine"}, "resampling_fn_seg mine: supported is resample_data_or_seg_to_shape"),
+        ({"resampling_fn_seg_kwargs": {"is_seg": True, "order": 0}}, "resampling_fn_seg_kwargs .*order 1"),
+        ({"resampling_fn_seg_kwargs": {"is_seg": True}}, "resampling_fn_seg_kwargs .*order 1"),
+        ({"resampling_fn_seg_kwargs": {"order": 1}}, "resampling_fn_seg_kwargs .*is_seg true"),
+        (
+            {"resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "force_separate_z": False}},
+            "resampling of seg and of data separates slices differently",
+        ),
+    ],
+)
+def test_a_cascade_that_resamples_its_label_map_otherwise_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    plain = of(nnunet_models.plans())
+    plans = parse(changed(**changes))
+    configuration = configuration_of(plans, "3d_fullres")
+    assert converted(plans, "3d_fullres", configuration, DATASET).recipe == plain.recipe  # reads no label map
+    with pytest.raises(ModelError, match=message):
+        converted(plans, "3d_fullres", configuration, DATASET, before=plain)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def test_folds_are_those_wanted_and_all_cases_fold_only_alone(tmp_path: Path) ->
     folder = nnunet_models.write(tmp_path / "model", folds=("0", "1", "all"))
     assert list(files.read(folder, None).checkpoints) == ["0", "1"]
     assert list(files.read(folder, ("all",)).checkpoints) == ["all"]
-    with pytest.raises(ModelError, match="no checkpoint of fold 3; it has: 0, 1, all"):
+    with pytest.raises(
+        ModelError, match=r"no checkpoint_final\.pth of fold 3; it has: checkpoint_final\.pth of 0, 1, all"
+    ):
         files.read(folder, ("3",))
 
 
@@ -45,6 +47,20 @@ def test_the_final_checkpoint_goes_before_the_best(tmp_path: Path) -> None:
     assert files.read(folder, None).checkpoints == {"0": final}
     final.unlink()
     assert files.read(folder, None).checkpoints == {"0": best}
+
+
+def test_a_fold_that_is_still_trained_is_left_out_of_the_finished_ones(tmp_path: Path) -> None:
+    folder = nnunet_models.write(tmp_path / "model", folds=("0", "1", "2", "all"))
+    for fold in ("1", "all"):
+        (folder / f"fold_{fold}" / "checkpoint_final.pth").rename(folder / f"fold_{fold}/checkpoint_best.pth")
+    given = files.read(folder, None)
+    assert (list(given.checkpoints), given.left_out) == (["0", "2"], ("1",))
+    with pytest.raises(
+        ModelError, match=r"no checkpoint_final\.pth of fold 1; .* checkpoint_best\.pth of 1, all"
+    ):
+        files.read(folder, ("0", "1"))
+    chosen = files.read(folder, ("1",))
+    assert (chosen.checkpoints["1"].name, chosen.left_out) == ("checkpoint_best.pth", ())
 
 
 @pytest.mark.parametrize("name", ["../plans.json", "/tmp/plans.json", "a\\..\\plans.json", "C:/plans.json"])
@@ -90,3 +106,60 @@ def test_a_half_copied_folder_is_refused_by_what_lacks(tmp_path: Path) -> None:
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
     with pytest.raises(ModelError, match=r"has no fold_\*/checkpoint_final\.pth"):
         files.read(folder, None)
+
+
+def exported(path: Path, *configurations: str) -> Path:
+    """A zip as of ``nnUNetv2_export_model_to_zip``: several configurations of one data set."""
+    known = nnunet_models.plans()
+    known["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "spacing": [3.0, 2.5, 2.4]}
+    known["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+    }
+    for name in configurations:
+        own = path / f"nnUNetTrainer__nnUNetPlans__{name}"
+        nnunet_models.write(own, known=known, configuration=name)
+    return zipped(path, path.with_suffix(".zip"), "Dataset007_Tiny")
+
+
+ALL = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "unpacked"),
+    [
+        ("2d", {"2d"}),
+        ("3d_lowres", {"3d_lowres"}),
+        ("3d_fullres", {"3d_fullres"}),
+        ("3d_cascade_fullres", {"3d_lowres", "3d_cascade_fullres"}),
+    ],
+)
+def test_of_a_zip_of_all_configurations_one_is_unpacked(
+    configuration: str, unpacked: set[str], tmp_path: Path
+) -> None:
+    with files.opened(exported(tmp_path / "all", *ALL), configuration) as found:
+        assert found.name.endswith(f"__{configuration}")
+        weights = found.parent.glob("*/fold_0/checkpoint_final.pth")
+        assert {path.parents[1].name.rpartition("__")[2] for path in weights} == unpacked
+        assert list(files.read(found, None).checkpoints) == ["0"]
+    with files.opened(tmp_path / "all", configuration) as folder:  # and so of the folder
+        assert folder.name == found.name
+
+
+def test_several_configurations_are_listed_before_anything_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported(tmp_path / "all", *ALL)
+    monkeypatch.setattr(files, "_WEIGHTS", None)  # which are not looked for
+    with (
+        pytest.raises(
+            ModelError, match=r"holds 3 models \(.*2d, .*\); choose one .* --configuration 3d_full"
+        ),
+        files.opened(path),
+    ):
+        pass
+    with (
+        pytest.raises(ModelError, match=r"holds no model of 3d_large; it holds .*__2d, .*3d_lowres"),
+        files.opened(path, "3d_large"),
+    ):
+        pass

@@ -103,6 +103,17 @@ def test_another_network_is_refused_by_its_class() -> None:
         spec_of(other, (2, 1, 0))
 
 
+@pytest.mark.parametrize("part", ["running_mean", "num_batches_tracked"])
+@pytest.mark.parametrize(
+    "module", ["encoder.stages.1.0.convs.0.norm", "decoder.encoder.stages.0.0.convs.0.norm"]
+)
+def test_a_norm_with_statistics_is_refused_whatever_the_plans_say(module: str, part: str) -> None:
+    given = nnunet_models.stored(nnunet_models.random_network(False)) | {f"{module}.{part}": torch.zeros(4)}
+    spec = spec_of(parsed(False), (2, 1, 0))
+    with pytest.raises(ModelError, match=rf"{part}, .* batch norm .* its trainer nnUNetTrainerBN changed"):
+        weights_of(given, spec, (2, 1, 0), 1, 3, trainer="nnUNetTrainerBN")
+
+
 def test_weights_that_do_not_fit_are_named() -> None:
     given = nnunet_models.stored(nnunet_models.random_network(False))
     spec = spec_of(parsed(False), (2, 1, 0))

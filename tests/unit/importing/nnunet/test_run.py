@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -20,9 +21,9 @@ from helpers.tiny_dataset import CPU, tiny_dataset
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
-from zoomseg.core.geometry import Grid
+from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import Volume
-from zoomseg.importing.nnunet.run import import_model
+from zoomseg.importing.nnunet.run import import_model, import_models
 from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.training import loop, training_run
@@ -34,12 +35,14 @@ PEER = "ZOOMSEG_NNUNET_PYTHON"
 """Names the Python of an environment with nnunetv2."""
 
 
-def scan(spacing: tuple[float, float, float] = (1.5, 1.0, 2.0)) -> Volume:
-    """Smooth noise in the range of CT, with a margin of zeros; stored left to right reversed."""
+def scan(
+    spacing: tuple[float, float, float] = (1.5, 1.0, 2.0), shape: tuple[int, int, int] = (22, 26, 14)
+) -> Volume:
+    """Smooth noise in the range of CT with a margin of zeros; stored left to right reversed."""
     rng = np.random.default_rng(3)
-    smooth = ndimage.gaussian_filter(rng.normal(size=(22, 26, 14)), 1.5) * 900 + 60
-    data = np.zeros((26, 28, 17), dtype=np.float32)
-    data[2:24, 1:27, 3:] = smooth
+    smooth = ndimage.gaussian_filter(rng.normal(size=shape), 1.5) * 900 + 60
+    data = np.zeros((shape[0] + 4, shape[1] + 2, shape[2] + 3), dtype=np.float32)
+    data[2:-2, 1:-1, 3:] = smooth
     return Volume(data[None], Grid(data.shape, np.diag([-spacing[0], spacing[1], spacing[2], 1.0])))
 
 
@@ -199,6 +202,32 @@ def test_slices_are_those_of_nnunets_steps(backend: str, tmp_path: Path) -> None
     assert (found != expected).mean() < 1e-3
 
 
+def test_scans_may_be_brought_into_the_orientation_of_the_training_scans(tmp_path: Path) -> None:
+    given = nnunet_models.write(tmp_path / "given")
+    import_models([given], tmp_path / "model", orientation="LAS")
+    import_model(given, tmp_path / "stored")
+    model, stored = (load_predictor([tmp_path / name], "cpu") for name in ("model", "stored"))
+    image = scan()
+    assert image.grid.axes == "LAS"
+    as_dicom = image.reoriented(Orientation.towards("LPS", image.grid))
+    expected = stored.predict(Case("a", image)).labels
+    found = model.predict(Case("a", as_dicom)).labels
+    assert found.grid.axes == "LPS"
+    back = found.reoriented(Orientation.towards("LAS", found.grid))
+    assert np.array_equal(back.data, expected.data)
+    assert (stored.predict(Case("a", as_dicom)).labels.data != found.data).mean() > 0.01
+
+
+def test_no_orientation_is_given_twice_or_unknown(tmp_path: Path) -> None:
+    known = nnunet_models.plans() | {"image_reader_writer": "NibabelIOWithReorient"}
+    given = nnunet_models.write(tmp_path / "given", known=known)
+    with pytest.raises(ModelError, match=r"brings them to RAS\+: leave --orientation out"):
+        import_models([given], tmp_path / "model", orientation="LAS")
+    plain = nnunet_models.write(tmp_path / "plain")
+    with pytest.raises(ModelError, match=r"--orientation LLS: orientation: .* such as LAS:"):
+        import_models([plain], tmp_path / "model", orientation="LLS")
+
+
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_regions_are_written_over_one_another_as_in_nnunet(backend: str, tmp_path: Path) -> None:
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rim": 3, "ignore": 4}
@@ -256,13 +285,20 @@ def cascade(folder: Path) -> tuple[Path, torch.nn.Module, torch.nn.Module]:
     return own, low, full
 
 
-@pytest.mark.parametrize(("scan_mm", "mirror"), [((1.5, 1.0, 2.0), False), ((1.0, 1.0, 4.0), True)])
+@pytest.mark.parametrize(
+    ("scan_mm", "shape", "mirror"),
+    [
+        ((1.5, 1.0, 2.0), (22, 26, 14), False),
+        ((1.0, 1.0, 4.0), (22, 26, 14), True),
+        ((1.25, 1.5, 2.5), (7, 6, 3), False),  # smaller than a patch
+    ],
+)
 def test_a_cascade_reads_the_label_map_of_the_one_before(
-    scan_mm: tuple[float, float, float], mirror: bool, tmp_path: Path
+    scan_mm: tuple[float, float, float], shape: tuple[int, int, int], mirror: bool, tmp_path: Path
 ) -> None:
     given, low, full = cascade(tmp_path / "given")
     import_model(given, tmp_path / "model")
-    image = scan(scan_mm)
+    image = scan(scan_mm, shape)
     predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), mirror=mirror)
     assert [stage.name for stage in predictor.bundle.recipe.stages] == ["lowres", "fullres"]
     before = by_hand(image, low, [3.0, 2.5, 2.4], False, mirrored=mirror)
@@ -288,14 +324,54 @@ def test_the_model_that_a_cascade_reads_is_found_given_or_asked_for(tmp_path: Pa
     import_model(Path(archive), tmp_path / "zipped")
     one, other = bundle.load(tmp_path / "model"), bundle.load(tmp_path / "zipped")
     assert one.recipe == other.recipe
-    with pytest.raises(ModelError, match="is no cascade: it reads no model such as"):
+    with pytest.raises(
+        ModelError, match=r"--lowres .* is for cascades, and .*elsewhere reads no other model"
+    ):
         import_model(low, tmp_path / "third", lowres=given)
-    with pytest.raises(ModelError, match="3d_cascade_fullres reads 3d_lowres"):
+    with pytest.raises(ModelError, match=r"is of 3d_cascade_fullres, which itself reads 3d_lowres: give"):
         import_model(given, tmp_path / "third", lowres=given)
     shutil.rmtree(low / "fold_0")
     (low / "fold_1").mkdir()
     with pytest.raises(ModelError, match=r"elsewhere has no fold_\*/checkpoint_final\.pth"):
         import_model(given, tmp_path / "third", lowres=low)
+
+
+def test_the_configuration_asked_for_is_the_one_imported(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    import_models([tmp_path / "given"], tmp_path / "low", configuration="3d_lowres")
+    assert bundle.load(tmp_path / "low").provenance["configuration"] == "3d_lowres"
+    import_models([tmp_path / "given"], tmp_path / "both", configuration="3d_cascade_fullres")
+    assert len(bundle.load(tmp_path / "both").recipe.stages) == 2
+    with pytest.raises(ModelError, match="holds a model of 3d_cascade_fullres, not of 3d_lowres"):
+        import_models([given], tmp_path / "other", configuration="3d_lowres")
+
+
+def test_the_low_resolution_of_a_cascade_is_found_among_several(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    own = shutil.copytree(given, tmp_path / given.name)
+    import_models([own], tmp_path / "model", lowres=tmp_path / "given")
+    assert len(bundle.load(tmp_path / "model").recipe.stages) == 2
+
+
+def test_a_cascade_reads_no_other_configuration(tmp_path: Path) -> None:
+    """Even if its network has the same shape."""
+    given, low, _ = cascade(tmp_path / "given")
+    known = json.loads((given / "plans.json").read_text())
+    known["configurations"]["3d_other"] = known["configurations"]["3d_lowres"] | {"spacing": [6.0, 2.5, 2.4]}
+    other = nnunet_models.write(tmp_path / "other", low, known, configuration="3d_other")
+    with pytest.raises(
+        ModelError, match=r"3d_cascade_fullres reads 3d_lowres, and .* given is of 3d_other: give"
+    ):
+        import_model(given, tmp_path / "model", lowres=other)
+
+
+def test_of_several_models_the_cascade_reads_the_one_given(tmp_path: Path) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    low = (given.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres").rename(tmp_path / "elsewhere")
+    other = nnunet_models.write(tmp_path / "other", labels={"background": 0, "aorta": 1, "pancreas": 2})
+    for number, sources in enumerate(([given, other], [other, given])):
+        import_models(sources, tmp_path / f"model {number}", lowres=low)
+        assert len(bundle.load(tmp_path / f"model {number}").recipe.stages) == 3
 
 
 def test_a_cascade_of_other_labels_is_refused(tmp_path: Path) -> None:
@@ -325,6 +401,17 @@ def test_folds_become_models_that_predict_together(tmp_path: Path) -> None:
     both = load_predictor(folders, "cpu").predict(Case("a", image)).labels.data
     assert (one != both).mean() < 1e-3  # both folds have the same weights here
     assert import_model(given, tmp_path / "single", ("1",)) == (tmp_path / "single",)
+
+
+def test_folds_that_are_left_out_are_named(tmp_path: Path) -> None:
+    given = nnunet_models.write(tmp_path / "given", folds=("0", "3"))
+    (given / "fold_3" / "checkpoint_final.pth").rename(given / "fold_3" / "checkpoint_best.pth")
+    notes: list[str] = []
+    assert import_models([given], tmp_path / "model", on_warning=notes.append) == (tmp_path / "model",)
+    assert [note.partition(": ")[2][:23] for note in notes] == ["fold 3 is left out: it "]
+    import_models([given], tmp_path / "other", ("3",), on_warning=notes.append)
+    assert len(notes) == 1
+    assert bundle.load(tmp_path / "other").provenance["checkpoint"] == "checkpoint_best.pth"
 
 
 @pytest.mark.parametrize(
@@ -363,6 +450,7 @@ def test_an_imported_model_says_where_it_is_from(tmp_path: Path) -> None:
     said = bundle.load(tmp_path / "model").provenance
     assert said["trainer"] == "nnUNetTrainerOfSomebody"
     assert said["configuration"] == "3d_fullres"
+    assert said["checkpoint"] == "checkpoint_final.pth"
     assert (said["imported_from"], said["fold"], said["data_set"]) == ("nnU-Net v2", "0", "Dataset007_Tiny")
 
 

@@ -16,7 +16,7 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
 from zoomseg.pipeline import stage_input
-from zoomseg.recipe.spec import DilatedForeground, Recipe, Stage
+from zoomseg.recipe.spec import DilatedForeground, Recipe, Stage, Unchanged
 from zoomseg.training.data import packed_cases
 
 RECIPE = tiny_recipe(together=False)
@@ -86,6 +86,23 @@ def test_stored_image_is_what_prediction_reads(
     torch.testing.assert_close(held.image_at(indices(held.box)), shown[:1], rtol=HALF, atol=1e-6)
     stored = held.prior_at("coarse", indices(held.box))
     torch.testing.assert_close(stored[1:], shown[1:], rtol=HALF, atol=1e-5)
+
+
+def test_unchanged_intensities_are_stored_in_single_precision(
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
+) -> None:
+    """Half precision ends at 65504."""
+    image, labels = tiny_case(0)
+    bright = Case("bright", replace(image, data=image.data + 70_000), labels)
+    recipe = RECIPE.model_copy(update={"intensity": Unchanged()})
+    seen = stage_input.prepare(bright, recipe)
+    held = packed_cases.pack(COARSE, recipe, seen, {}, SCHEMA.names, tmp_path, np.random.default_rng(0))
+    assert held is not None
+    assert held.image.dtype == np.float32
+    assert float(held.image_at(indices(held.box)).max()) == pytest.approx(
+        float(seen.raw.data.max()), rel=1e-3
+    )
+    assert packed(COARSE, scan, priors, tmp_path).image.dtype == np.float16
 
 
 def test_only_the_region_and_a_patch_around_it_are_stored(

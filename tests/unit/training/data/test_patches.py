@@ -137,6 +137,24 @@ def test_beyond_the_scan_nothing_counts(apart: dict[str, list[PackedCase]]) -> N
     assert torch.equal(target == IGNORE, outside)
 
 
+def test_beyond_the_scan_a_patch_is_zero_where_tiles_are(apart: dict[str, list[PackedCase]]) -> None:
+    zero = FINE.model_copy(update={"grid": FINE.grid.model_copy(update={"beyond": "zero"})})
+    wide = centred(apart, (3, 10, 8))
+    packs = {"fine": wide["fine"]}
+    stage = trained(zero, patch=(32, 16, 12))
+    data = PatchSource(RECIPE, [stage], packs, {"fine": SCHEMA}, augmented=False).draw(
+        1, np.random.default_rng(0)
+    )
+    fine = data.stages["fine"]
+    assert fine.within_BIJK is not None
+    shown = read(zero, scan_of(1), Box((-4, 2, 2), (28, 18, 14)))
+    torch.testing.assert_close(fine.image_BCIJK[0], shown[:1], rtol=HALF, atol=1e-5)
+    assert not bool(fine.image_BCIJK[0, :, :4].any())
+    known = fine.stored["coarse"][0][1:] * fine.within_BIJK
+    torch.testing.assert_close(known, shown[1:], rtol=HALF, atol=1e-4)
+    assert draw(wide, patch=(32, 16, 12)).stages["fine"].within_BIJK is None
+
+
 def dropping(share: float) -> Stage:
     """The fine stage, whose prior loses channels."""
     (prior,) = (spec for spec in FINE.inputs if isinstance(spec, PriorInput))

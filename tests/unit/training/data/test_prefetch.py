@@ -94,7 +94,7 @@ def test_on_a_gpu_it_is_made_on_a_stream_of_its_own_and_complete(monkeypatch: py
     def make() -> Batch:
         told.append("made")
         data: Any = SimpleNamespace(
-            image_BCIJK=Patch(), target_BIJK=torch.zeros(1), stored={"coarse": Patch()}
+            image_BCIJK=Patch(), target_BIJK=torch.zeros(1), within_BIJK=None, stored={"coarse": Patch()}
         )
         return Batch(("a",), {"fine": data})
 
