@@ -31,7 +31,7 @@ from pydicom.dataset import Dataset
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import valid_uid
-from zoomseg.io.files import writing
+from zoomseg.io.files import flush_folder, writing
 
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID")
 """Attributes in which two objects of one SOP Instance UID must agree."""
@@ -174,7 +174,7 @@ class Store:
                 raise OutputError("the disk is full, or nearly so")
             if not place.parent.exists():
                 place.parent.mkdir(mode=0o700)
-                _flush(self._folder)
+                flush_folder(self._folder)
             partial = place.with_name(f".{place.name}.partial")
             try:
                 with partial.open("wb") as file:
@@ -185,35 +185,31 @@ class Store:
             except OSError:
                 partial.unlink(missing_ok=True)
                 raise
-            _flush(place.parent)
+            flush_folder(place.parent)
             return Arrival.NEW
 
     def link(self, series: str, to: Path) -> None:
-        """Link the objects of a series in another folder, which later arrivals do not change.
+        """Link the objects of a series in another folder, which later arrivals do not change. The folder
+        exists only when it is complete and, with its parents, on the disk.
 
         Raises:
             OutputError: the disk refuses it.
         """
+        partial = to.with_name(f".{to.name}.partial")
         with writing(to):
-            shutil.rmtree(to, ignore_errors=True)
-            to.mkdir(mode=0o700, parents=True)
+            for stale in (partial, to):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir(mode=0o700, parents=True)
             for file in self.files(series):
-                os.link(file, to / file.name)
-            _flush(to)
-            _flush(to.parent)
+                os.link(file, partial / file.name)
+            flush_folder(partial)
+            partial.rename(to)
+            for parent in to.parents[:3]:  # the job's, that of all jobs, the node's
+                flush_folder(parent)
 
     def remove(self, series: str) -> None:
         """Delete a series."""
         shutil.rmtree(self._folder / series, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Flush a folder: a file's name is on the disk only after that."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _compared(place: Path, content: bytes) -> Arrival:

@@ -138,6 +138,42 @@ def test_links_do_not_change_with_later_arrivals(store: Store, tmp_path: Path) -
     assert len(list((tmp_path / "job" / "scan").iterdir())) == 1
 
 
+def test_links_that_break_off_are_no_folder(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = series()[:6]
+    for image in images:
+        put(store, image)
+    (key,), to, link = store.series(), tmp_path / "jobs" / "a" / "scan", os.link
+    left = iter(range(3))
+
+    def full(source: Path, target: Path) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        with pytest.raises(OutputError, match="No space left"):
+            store.link(key, to)
+    assert not to.exists()
+    store.link(key, to)
+    assert [file.name for file in sorted(to.iterdir())] == [file.name for file in store.files(key)]
+    assert [place.name for place in to.parent.iterdir()] == ["scan"]
+
+
+def test_a_linked_folder_is_on_the_disk_with_its_parents(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, series()[0])
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    store.link(store.series()[0], tmp_path / "jobs" / "a" / "scan")
+    assert [Path(path).name for path in flushed] == [".scan.partial", "a", "jobs", tmp_path.name]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
