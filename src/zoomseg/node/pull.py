@@ -14,6 +14,7 @@ from pathlib import Path
 
 import requests
 from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove  # type: ignore[attr-defined]
 
 from zoomseg.io.dicom.uids import valid_uid
@@ -29,6 +30,13 @@ from zoomseg.node.settings import (
 )
 
 MODALITIES = ("CT", "MR")
+
+ANSWER_SECONDS = 6 * 3600
+"""Maximum time for the response to a C-MOVE: an archive need not report its progress (PS3.7 9.1.4), and may
+read a study from tape."""
+
+WILDCARDS = ("", "0.0.0.0", "::")
+"""Addresses to listen on that stand for all of a machine's own."""
 
 _WARNING = 0xB000
 """Some sub-operations failed (PS3.4 Table C.4-2)."""
@@ -96,7 +104,7 @@ def move(study_uid: str, source: DimseDestination, settings: Settings) -> tuple[
         NotSentError: the archive refuses.
     """
     model = StudyRootQueryRetrieveInformationModelMove
-    association = associate(source, settings, {model: ["1.2.840.10008.1.2"]})
+    association = associate(source, settings, [(model, ImplicitVRLittleEndian)], ANSWER_SECONDS)
     asked = Dataset()
     asked.QueryRetrieveLevel = "STUDY"
     asked.StudyInstanceUID = study_uid
@@ -144,16 +152,18 @@ def hand_on(images: Sequence[Dataset], settings: Settings) -> int:
     """C-STORE of images to the node itself; returns the number accepted."""
     if not images:
         return 0
+    host, address = settings.host, settings.host
+    if host in WILDCARDS:
+        host, address = "localhost", "127.0.0.1"
     node = DimseDestination(
-        ae_title=settings.ae_title, host="localhost", port=settings.port, tls=settings.tls is not None
+        ae_title=settings.ae_title, host=host, port=settings.port, tls=settings.tls is not None
     )
-    contexts = {one.SOPClassUID: [one.file_meta.TransferSyntaxUID] for one in images}
+    contexts = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in images}
     try:
         association = associate(node, settings, contexts)
     except NotSentError as error:
-        raise NotSentError(
-            f"the node itself: {error} (it must run, and list {settings.ae_title} at 127.0.0.1 as a peer)"
-        ) from error
+        needed = f"it must run, and list {settings.ae_title} at {address} as a peer"
+        raise NotSentError(f"the node itself, at {host}: {error} ({needed})") from error
     try:
         return sum(association.send_c_store(one).get("Status") == 0 for one in images)
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pydicom
@@ -20,7 +20,7 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
-from zoomseg.core.errors import OutputError
+from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.node.jobs import LOG, NodeJobs
 from zoomseg.node.receiver import client_context
 from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
@@ -34,6 +34,10 @@ CONNECT_SECONDS = 10
 
 # Files are sent as they are: decoding and encoding a large SEG would take seconds.
 pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
+
+
+Context = tuple[str, str]
+"""An SOP class and a transfer syntax."""
 
 
 class NotSentError(Exception):
@@ -92,7 +96,7 @@ def attempted(work: Callable[[], None]) -> str | None:
     """None on success; otherwise the reason of the failure, in one line without anything of a patient."""
     try:
         work()
-    except NotSentError as error:
+    except (NotSentError, ZoomSegError) as error:
         return str(error)
     except Exception as error:  # an answer may contain anything
         return f"unexpected {type(error).__name__}"
@@ -124,25 +128,38 @@ def read(file: Path) -> Dataset:
 
 
 def associate(
-    destination: DimseDestination, settings: Settings, contexts: Mapping[str, Sequence[str]]
+    destination: DimseDestination,
+    settings: Settings,
+    contexts: Iterable[Context],
+    answer_seconds: float | None = None,
 ) -> pynetdicom.association.Association:
-    """An association with a destination, for SOP classes with their transfer syntaxes.
+    """An association with a destination.
+
+    Args:
+        contexts: the presentation contexts that are requested.
+        answer_seconds: maximum time for the response to a request; ``limits.idle_seconds`` by default.
 
     Raises:
         NotSentError: it cannot be established.
+        ZoomSegError: a certificate cannot be used.
     """
     ae = pynetdicom.AE(settings.ae_title)
     ae.connection_timeout = ae.acse_timeout = CONNECT_SECONDS
-    ae.dimse_timeout = ae.network_timeout = settings.limits.idle_seconds
-    for sop_class, syntaxes in contexts.items():
-        ae.add_requested_context(sop_class, list(syntaxes))
+    ae.network_timeout = settings.limits.idle_seconds
+    ae.dimse_timeout = answer_seconds or settings.limits.idle_seconds
+    for sop_class, syntax in sorted(set(contexts)):
+        ae.add_requested_context(sop_class, syntax)
     tls = settings.tls if destination.tls else None
-    association = ae.associate(
-        destination.host,
-        destination.port,
-        ae_title=destination.ae_title,
-        tls_args=None if tls is None else (client_context(tls), destination.host),
-    )
+    try:
+        association = ae.associate(
+            destination.host,
+            destination.port,
+            ae_title=destination.ae_title,
+            tls_args=None if tls is None else (client_context(tls), destination.host),
+        )
+    except OSError as error:
+        message = f"its host {destination.host} cannot be resolved or reached ({error.strerror})"
+        raise NotSentError(message) from error
     if association.is_established:
         return association
     if association.is_rejected:
@@ -153,9 +170,7 @@ def associate(
 def store_dimse(files: Sequence[Path], destination: DimseDestination, settings: Settings) -> None:
     """C-STORE."""
     kinds = {file: read_file_meta_info(file) for file in files}
-    contexts: dict[str, list[str]] = {
-        kind.MediaStorageSOPClassUID: [kind.TransferSyntaxUID] for kind in kinds.values()
-    }
+    contexts = [(kind.MediaStorageSOPClassUID, kind.TransferSyntaxUID) for kind in kinds.values()]
     association = associate(destination, settings, contexts)
     try:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}

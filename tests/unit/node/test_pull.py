@@ -9,15 +9,18 @@ from typing import Any
 import pynetdicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 from pynetdicom import evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove
 
 from helpers.nodes import finished, running, series, settings
 from zoomseg.node import pull as module
-from zoomseg.node.pull import Pulled, pull, read_studies
+from zoomseg.node.pull import Pulled, hand_on, move, pull, read_studies
 from zoomseg.node.run import Node
+from zoomseg.node.sending import NotSentError
 from zoomseg.node.settings import DimseDestination, SettingsError, WebDestination
 
+ITSELF = [{"ae_title": "ZOOMSEG", "addresses": ["127.0.0.1", "::1"]}]
 WEB = WebDestination(url="http://127.0.0.1:1/dicom-web")
 
 
@@ -58,12 +61,49 @@ def placed(node: Node) -> Any:
 def test_by_dicomweb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [*series(1), *series(2, Modality="OT")]
     monkeypatch.setattr(module, "web_client", lambda source: Web(objects))
-    peers = [{"ae_title": "ZOOMSEG", "addresses": ["127.0.0.1", "::1"]}]
-    with running(settings(tmp_path, peers=peers)) as node:
+    with running(settings(tmp_path, peers=ITSELF)) as node:
         first, second = pull(["1.2.3", "1.2.9"], WEB, placed(node))
         assert first == Pulled(1, len(series(1)), 0)
         assert second == Pulled(2, 0, 0, "it has no images of this study that the node takes")
         assert finished(node)[0].slices == len(series(1))
+
+
+def test_a_series_in_several_transfer_syntaxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = series()
+    images[0].compress(RLELossless, generate_instance_uid=False)
+    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node:
+        assert list(pull(["1.2.3"], WEB, placed(node))) == [Pulled(1, len(images), 0)]
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"), [("0.0.0.0", "localhost"), ("::", "localhost"), ("10.0.0.5", "10.0.0.5")]
+)
+def test_images_are_handed_on_where_the_node_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, reached: str
+) -> None:
+    def refuse(destination: DimseDestination, *arguments: object) -> None:
+        raise NotSentError(f"asked at {destination.host}")
+
+    monkeypatch.setattr(module, "associate", refuse)
+    with pytest.raises(NotSentError, match=f"asked at {reached} "):
+        hand_on(series(), settings(tmp_path, host=host, port=11112))
+
+
+def test_an_archive_may_need_hours_for_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two responses of a C-MOVE; connecting takes no longer than otherwise."""
+    asked: list[float] = []
+
+    def associate(*arguments: Any) -> None:
+        asked.append(arguments[3])
+        raise NotSentError("seen")
+
+    monkeypatch.setattr(module, "associate", associate)
+    place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=1)
+    with pytest.raises(NotSentError, match="seen"):
+        move("1.2.3", place, settings(tmp_path))
+    assert asked == [module.ANSWER_SECONDS]
+    assert module.ANSWER_SECONDS >= 3600
 
 
 def test_a_node_that_does_not_know_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,17 @@ def test_results_that_are_gone_are_said(tmp_path: Path) -> None:
     assert attempted(lambda: send([], place, settings(tmp_path))) == "the results are gone"
 
 
+def test_causes_that_the_settings_explain_are_said(tmp_path: Path, files: list[Path]) -> None:
+    found = settings(tmp_path, tls=dict.fromkeys(Tls.model_fields, tmp_path / "none.pem"))
+    place = DimseDestination(ae_title="ARCHIVE", host="nowhere.invalid", port=104)
+    said = attempted(lambda: send(files, place, found))
+    assert said is not None
+    assert said.startswith("its host nowhere.invalid cannot be resolved or reached")
+    said = attempted(lambda: send(files, place.model_copy(update={"tls": True}), found))
+    assert said is not None
+    assert said.startswith("tls: a certificate or key cannot be used")
+
+
 def test_what_an_error_says_is_not_repeated() -> None:
     def fail() -> None:
         raise ValueError("Secret^Name")
