@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pynetdicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEGExtended12Bit, RLELossless, SegmentationStorage
 from pynetdicom import evt
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
 
 from helpers.nodes import finished, running, series, settings
 from zoomseg.node import pull as module
@@ -120,31 +124,91 @@ def test_an_archive_that_is_down(tmp_path: Path) -> None:
     assert one.error.startswith("it cannot be reached")
 
 
+@contextmanager
+def archive(node: Node, objects: list[Dataset], known: bool = True) -> Iterator[DimseDestination]:
+    """An archive that holds these objects and knows the node, or not."""
+
+    def find(event: evt.Event) -> Iterator[Any]:
+        assert event.identifier.QueryRetrieveLevel == "SERIES"
+        for uid in {one.SeriesInstanceUID for one in objects}:
+            answer = Dataset()
+            answer.SeriesInstanceUID = uid
+            answer.Modality = next(one.Modality for one in objects if one.SeriesInstanceUID == uid)
+            yield 0xFF00, answer
+
+    def handle(event: evt.Event) -> Iterator[Any]:
+        assert event.move_destination == "ZOOMSEG"
+        assert event.identifier.StudyInstanceUID == "1.2.3"
+        images = [one for one in objects if one.SeriesInstanceUID == event.identifier.SeriesInstanceUID]
+        yield ("127.0.0.1", node.receiver.port, {"ae_title": "ZOOMSEG"}) if known else (None, None)
+        yield len(images)
+        for image in images:
+            yield 0xFF00, image
+
+    ae = pynetdicom.AE("SENDER")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+    for kind in {one.SOPClassUID for one in objects}:
+        ae.add_requested_context(kind)
+    handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_MOVE, handle)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        port = server.socket.getsockname()[1]
+        yield DimseDestination(ae_title="SENDER", host="127.0.0.1", port=port)
+    finally:
+        ae.shutdown()
+
+
 @pytest.mark.parametrize(
     ("known", "said"),
     [(True, None), (False, "it refuses C-MOVE with status 0xA801; does it know this node?")],
 )
 def test_by_c_move(tmp_path: Path, known: bool, said: str | None) -> None:
+    """The node's own results, which are in the same study, are not requested."""
     images = series()
+    results = series(2, Modality="SEG", SOPClassUID=SegmentationStorage)
     with running(settings(tmp_path)) as node:
-
-        def handle(event: evt.Event) -> Iterator[Any]:
-            assert event.move_destination == "ZOOMSEG"
-            assert event.identifier.StudyInstanceUID == "1.2.3"
-            yield ("127.0.0.1", node.receiver.port, {"ae_title": "ZOOMSEG"}) if known else (None, None)
-            yield len(images)
-            for image in images:
-                yield 0xFF00, image
-
-        ae = pynetdicom.AE("SENDER")
-        ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
-        ae.add_requested_context(images[0].SOPClassUID)
-        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_MOVE, handle)])
-        try:
-            place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=server.socket.getsockname()[1])
+        with archive(node, images + results, known) as place:
             (one,) = pull(["1.2.3"], place, placed(node))
-        finally:
-            ae.shutdown()
         assert one == Pulled(1, len(images) if known else 0, 0, said)
         if known:
             finished(node)
+
+
+@pytest.mark.parametrize("by", ["C-MOVE", "DICOMweb"])
+def test_images_that_the_node_refuses_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    images = series()
+    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    peers = [*ITSELF, {"ae_title": "SENDER", "addresses": ["127.0.0.1"]}]
+    with running(settings(tmp_path, peers=peers), dry_run=True) as node:
+        for image in images[:2]:
+            image.PixelData = image.PixelData[:100]
+        with archive(node, images) as place:
+            (one,) = pull(["1.2.3"], place if by == "C-MOVE" else WEB, placed(node))
+        said = f"2 of {len(images)} images were not accepted; the node's page says why"
+        assert one == Pulled(1, len(images) - 2, 0, said)
+        assert node.receiver.counts["refused"] == 2
+
+
+def test_a_syntax_that_the_node_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = series()
+    images[0].file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node:
+        (one,) = pull(["1.2.3"], WEB, placed(node))
+    assert one.error is not None
+    assert one.error.startswith("the node does not take CT Image Storage in JPEG Extended")
+
+
+def test_an_archive_without_c_find(tmp_path: Path) -> None:
+    ae = pynetdicom.AE("SENDER")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+    server = ae.start_server(("127.0.0.1", 0), block=False)
+    try:
+        place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=server.socket.getsockname()[1])
+        (one,) = pull(["1.2.3"], place, settings(tmp_path))
+    finally:
+        ae.shutdown()
+    assert one.error == "it does not offer C-FIND to this node (study root)"
