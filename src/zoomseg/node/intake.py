@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.core.errors import ScanError
 from zoomseg.node.jobs import LOG, Delivery, NodeJob, NodeJobs, Series, SeriesState
 from zoomseg.node.rules import Decision, SeriesFacts, decide
 from zoomseg.node.settings import Rule, Settings
 from zoomseg.node.store import Arrival, Instance, Store, digest, read_instance
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.25
@@ -141,7 +143,7 @@ class Intake:
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
-            self.complete()
+            ran(self.complete, LOG.error)
 
     def clear(self, before: float) -> None:
         """Delete everything finished before a time, in seconds since 1970. Nothing is received meanwhile, so
@@ -159,12 +161,10 @@ class Intake:
         """Decide on the studies that are complete by now."""
         with self._guard:
             for uid in [uid for uid, study in self._open.items() if self._is_complete(study)]:
-                try:
-                    self._decide(uid, self._open[uid].series)
+                if ran(partial(self._decide, uid, self._open[uid].series), LOG.error):
                     del self._open[uid]
-                except OutputError as error:  # tried again: a disk error may be temporary
+                else:  # tried again: the cause may be temporary
                     self._open[uid].last = time.monotonic()
-                    LOG.error("%s", error)
 
     def _is_complete(self, study: _Open) -> bool:
         times = self._settings.complete

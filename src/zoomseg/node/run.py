@@ -17,6 +17,7 @@ from zoomseg.node.segmentation import segment
 from zoomseg.node.sending import Sender
 from zoomseg.node.settings import Settings, SettingsError
 from zoomseg.node.store import Store
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.worker import ProcessWorker, Worker
 
@@ -96,10 +97,7 @@ class Node:
 
     def clear(self, now: float) -> None:
         """Delete everything older than the retention time."""
-        try:
-            self.intake.clear(now - self.settings.keep_hours * 3600)
-        except OutputError as error:
-            LOG.error("%s", error)
+        ran(lambda: self.intake.clear(now - self.settings.keep_hours * 3600), LOG.error)
 
 
 def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]:

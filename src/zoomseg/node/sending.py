@@ -20,11 +20,12 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
-from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.errors import ZoomSegError
 from zoomseg.node.jobs import LOG, NodeJobs
 from zoomseg.node.receiver import client_context
 from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
 from zoomseg.node.store import quiet
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.5
@@ -71,12 +72,12 @@ class Sender:
             thread.join()
 
     def _run(self, name: str, destination: Destination) -> None:
+        def send_or_wait() -> None:
+            if not self.send_next(name, destination):
+                self._jobs.await_delivery(name, LOOK_EVERY_SECONDS, self._stopping.is_set)
+
         while not self._stopping.is_set():
-            try:
-                if not self.send_next(name, destination):
-                    self._jobs.await_delivery(name, LOOK_EVERY_SECONDS, self._stopping.is_set)
-            except OutputError as error:  # a disk error may be temporary
-                LOG.error("%s", error)
+            if not ran(send_or_wait, LOG.error):
                 self._stopping.wait(LOOK_EVERY_SECONDS)
 
     def send_next(self, name: str, destination: Destination) -> bool:

@@ -18,6 +18,7 @@ from zoomseg.node.settings import Settings
 from zoomseg.node.store import Store, read_instance
 
 MODELS = "fingerprint"
+SECRET = "Secret^Name"
 
 
 class Clock:
@@ -126,6 +127,30 @@ def test_what_cannot_be_decided_is_tried_again(
     clock.now += 3
     assert parts.count() == 1
     assert parts.jobs.last_series()[0].state is SeriesState.TAKEN
+
+
+def test_an_unexpected_error_of_one_study_stops_no_other(
+    parts: Parts, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for study in ("1.2.1", "1.2.2"):
+        for image in series(study=study)[:3]:
+            parts.take(image, study)
+        parts.intake.ended(study, released=True)
+    clock.now += 3
+    decide = parts.intake._decide
+
+    def fail(study_uid: str, keys: set[str]) -> None:
+        if study_uid == "1.2.1":
+            raise ValueError(SECRET)
+        decide(study_uid, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.intake, "_decide", fail)
+        assert parts.count() == 1
+    assert "ValueError" in caplog.text
+    assert "Secret" not in caplog.text
+    clock.now += 3
+    assert parts.count() == 2
 
 
 def test_what_an_earlier_node_had_not_decided_is_decided(parts: Parts, clock: Clock, tmp_path: Path) -> None:

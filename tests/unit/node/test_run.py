@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from helpers.nodes import (
     until,
 )
 from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.node import run
 from zoomseg.node.jobs import SeriesState
 from zoomseg.node.run import Node, found_models
 from zoomseg.node.settings import SettingsError
@@ -43,6 +45,16 @@ def decided(node: Node, count: int) -> dict[str, SeriesState]:
 
     found: dict[str, SeriesState] = until(all_decided)
     return found
+
+
+def failing_once(work: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(*arguments: object) -> Any:
+        if failing.left.pop() if failing.left else False:  # type: ignore[attr-defined]
+            raise ValueError("unexpected")
+        return work(*arguments)
+
+    failing.left = [True]  # type: ignore[attr-defined]
+    return failing
 
 
 def test_a_series_comes_back_as_seg_rtstruct_and_report(tmp_path: Path) -> None:
@@ -244,6 +256,24 @@ def test_what_is_done_is_deleted_after_its_time(tmp_path: Path) -> None:
         decided(node, 1)
         assert finished(node) == [job]
         assert there.attempts == 3
+
+
+def test_a_thread_of_a_node_goes_on_after_an_unexpected_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CLEAR_EVERY_SECONDS", 0.01)
+    with archive() as there:
+        node = Node(settings(tmp_path, there), start_worker=HereWorker)
+        for part, name in ((node.intake, "complete"), (node.intake, "clear"), (node.jobs, "next_delivery")):
+            monkeypatch.setattr(part, name, failing_once(getattr(part, name)))
+        node.start()
+        try:
+            push(node, series())
+            finished(node)
+            until(lambda: not node.intake.clear.left)  # type: ignore[attr-defined]
+            assert node._clearing.is_alive()
+        finally:
+            node.stop()
 
 
 def test_what_is_not_done_is_kept(tmp_path: Path) -> None:
