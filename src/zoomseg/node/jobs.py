@@ -145,6 +145,8 @@ class NodeJobs(JobQueue[NodeJob]):
             OutputError: the folder cannot be written, or another node uses it.
         """
         super().__init__(folder, NodeJob, "another node keeps its series there; give another folder")
+        self.opened = time.time()
+        """While no node runs, no time to send results passes."""
         self.segmented = 0
         """Number of jobs since the start of the node."""
         self.segmented_seconds = 0.0
@@ -342,8 +344,9 @@ class NodeJobs(JobQueue[NodeJob]):
             if job is None or job.state is not State.SENDING:
                 return job
             now = time.time()
+            since = max(job.segmented or now, self.opened)
             deliveries = tuple(
-                _after(d, error, now, job.segmented or now, retry) if d.destination == destination else d
+                _after(d, error, now, since, retry) if d.destination == destination else d
                 for d in job.deliveries
             )
             return self._put(job, deliveries=deliveries, **_when_sent(deliveries))

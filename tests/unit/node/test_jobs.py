@@ -179,10 +179,20 @@ def test_a_destination_is_given_up_in_the_end(jobs: NodeJobs) -> None:
     jobs.delivered(sent.id, "web", None, RETRY)
     with jobs._changed:
         jobs._put(jobs.all()[0], segmented=time.time() - 3601)
+    jobs.opened = time.time() - 4000
     now = jobs.delivered(sent.id, "pacs", "down", RETRY)
     assert now is not None
     assert [one.state for one in now.deliveries] == [DeliveryState.FAILED, DeliveryState.SENT]
     assert (now.state, now.error) == (State.FAILED, "its results could not be sent (pacs: down)")
+
+
+def test_time_without_a_node_is_no_time_to_send(jobs: NodeJobs) -> None:
+    sent = segmented(jobs)
+    with jobs._changed:
+        jobs._put(jobs.all()[0], segmented=time.time() - 3601)
+    now = jobs.delivered(sent.id, "pacs", "down", RETRY)
+    assert now is not None
+    assert now.deliveries[0].state is DeliveryState.WAITING
 
 
 def test_an_interrupted_job_waits_again(jobs: NodeJobs, tmp_path: Path) -> None:
