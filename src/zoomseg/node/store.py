@@ -87,6 +87,7 @@ def read_instance(content: bytes) -> Instance:
 
     Raises:
         ScanError: it is damaged, or lacks a UID; the message contains nothing from it.
+        OutputError: it does not fit in memory.
     """
     with quiet():
         try:
@@ -104,6 +105,8 @@ def read_instance(content: bytes) -> Instance:
                 frames=_number(header, "NumberOfFrames") or 1,
             )
             expected = _native_bytes(header)
+        except MemoryError as error:
+            raise OutputError("too little memory for an object") from error
         except Exception as error:  # on hostile bytes, parsers may raise any exception
             raise ScanError(f"not a whole image ({type(error).__name__})") from error
     if expected is not None and pixels < expected:
@@ -148,8 +151,8 @@ class Store:
                 partial.unlink()
 
     def series(self) -> list[str]:
-        """All stored series."""
-        return sorted(place.name for place in self._folder.iterdir() if place.is_dir())
+        """All series of which objects are stored."""
+        return sorted(place.name for place in self._folder.iterdir() if self.files(place.name))
 
     def files(self, series: str) -> list[Path]:
         """The objects of a series, in an order independent of their arrival."""
