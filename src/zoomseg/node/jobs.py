@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoomseg.anatomy.colours import RGB
 from zoomseg.core.errors import DatasetError
-from zoomseg.io.files import parse_json
+from zoomseg.io.files import flush_folder, parse_json, writing
 from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
 from zoomseg.serve.organs import notes_of_result, organs_of_result
@@ -33,6 +33,9 @@ from zoomseg.serve.worker import Task
 
 LOG = logging.getLogger("zoomseg.node")
 """Logs keys of series and ids of jobs, but no content of headers."""
+
+SEE_PAGE = "the page says why"
+"""As reasons may contain a description of a series."""
 
 CASE = "result"
 """Case name of a job's results."""
@@ -120,6 +123,8 @@ class NodeJob(QueuedJob):
     starts: int = 0
     segmented: Time | None = None
     """Time when its results were written."""
+    written: tuple[Output, ...] = ()
+    """Its outputs that exist: none, if no organ was found."""
     found: tuple[OrganResult, ...] = ()
 
     @property
@@ -236,8 +241,7 @@ class NodeJobs(JobQueue[NodeJob]):
 
     def results(self, job: NodeJob) -> list[Path]:
         """The objects created by a job, in the order in which they are sent."""
-        paths = (result_path(self.out(job.id), output) for output in Output if output in job.outputs)
-        return [path for path in paths if path.is_file()]
+        return [result_path(self.out(job.id), output) for output in job.written]
 
     def decide(self, series: Sequence[Series], jobs: Sequence[NodeJob]) -> list[NodeJob]:
         """Record the decisions on complete series, all of them or none. Returns those of ``jobs`` that start:
@@ -274,28 +278,49 @@ class NodeJobs(JobQueue[NodeJob]):
         return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
 
     def settle(self, job: NodeJob, error: str | None) -> None:
-        """Mark a finished job as segmented, or failed."""
+        """Mark a finished job as segmented, or failed.
+
+        Raises:
+            OutputError: the disk refuses its results.
+        """
+        written = () if error else self._written(job)  # before it is recorded that they exist
         with self._changed:
             now = self.find(job.id)
             if now is None or now.state is not State.RUNNING:
                 return
             if error is not None:
                 self._put(now, state=State.FAILED, error=error)
-                LOG.error("job %s: failed; the page says why", job.id)
+                LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
                 return
             newer = [j for j in self._of_series(job) if j.created > job.created and not j.state.is_end]
-            deliveries = now.deliveries if self.results(now) and not newer else ()
+            deliveries = now.deliveries if written and not newer else ()
             notes, found = self._told(now)
             if newer:
                 notes += ("nothing was sent: more images of the series came meanwhile",)
-            elif not self.results(now):
+            elif not written:
                 notes += ("no organ was found, and nothing sent",)
             state = State.SENDING if deliveries else State.FINISHED
             done = self._put(
-                now, state=state, notes=notes, found=found, deliveries=deliveries, segmented=time.time()
+                now,
+                state=state,
+                notes=notes,
+                found=found,
+                deliveries=deliveries,
+                segmented=time.time(),
+                written=written,
             )
             self.segmented += 1
             self.segmented_seconds += done.segmentation_seconds or 0.0
+
+    def _written(self, job: NodeJob) -> tuple[Output, ...]:
+        """The outputs of a job that exist; when this returns, their names are on the disk."""
+        out = self.out(job.id)
+        if not out.is_dir():
+            return ()
+        with writing(out):
+            for folder in (out, out.parent):
+                flush_folder(folder)
+        return tuple(one for one in Output if one in job.outputs and result_path(out, one).is_file())
 
     def _of_series(self, job: NodeJob) -> list[NodeJob]:
         return [j for j in self.in_state(State.QUEUED) if (j.series, j.rule) == (job.series, job.rule)]

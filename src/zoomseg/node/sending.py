@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
 from zoomseg.core.errors import ZoomSegError
-from zoomseg.node.jobs import LOG, NodeJobs
+from zoomseg.node.jobs import LOG, SEE_PAGE, NodeJobs
 from zoomseg.node.receiver import client_context
 from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
 from zoomseg.node.store import quiet
@@ -85,7 +85,15 @@ class Sender:
         job = self._jobs.next_delivery(name)
         if job is None:
             return False
-        error = attempted(lambda: send(self._jobs.results(job), destination, self._settings))
+        files = self._jobs.results(job)
+        gone = [file.name for file in files if not file.is_file()]
+        if gone:  # sent again, the series is segmented again
+            self._jobs.end(
+                job.id, State.FAILED, f"its results are gone: {', '.join(gone)}; send the series again"
+            )
+            LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
+            return True
+        error = attempted(lambda: send(files, destination, self._settings))
         now = self._jobs.delivered(job.id, name, error, self._settings.retry)
         LOG.info("job %s: to %s: %s", job.id, name, error or "sent")
         if now is not None and now.state is State.FINISHED:
@@ -110,8 +118,6 @@ def send(files: Sequence[Path], destination: Destination, settings: Settings) ->
     Raises:
         NotSentError: one was not accepted.
     """
-    if not files:
-        raise NotSentError("the results are gone")
     match destination:
         case DimseDestination():
             store_dimse(files, destination, settings)

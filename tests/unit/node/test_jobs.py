@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -132,6 +133,32 @@ def test_a_job_without_an_organ_sends_nothing(jobs: NodeJobs) -> None:
     jobs.settle(taken, None)
     assert state(jobs) is State.FINISHED
     assert "no organ" in jobs.all()[0].notes[-1]
+
+
+def test_results_are_on_the_disk_before_it_is_recorded(
+    jobs: NodeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    put = jobs._put
+
+    def record(one: NodeJob, **changes: object) -> NodeJob:
+        flushed.append(str(changes["state"]))
+        return put(one, **changes)
+
+    monkeypatch.setattr(jobs, "_put", record)
+    sent = segmented(jobs)
+    assert flushed == ["running", str(jobs.out(sent.id)), str(jobs.folder(sent.id)), "sending"]
+
+
+def test_a_result_that_is_lost_is_missed(jobs: NodeJobs) -> None:
+    sent = segmented(jobs)
+    assert sent.written == (Output.SEG,)
+    (path,) = jobs.results(sent)
+    path.unlink()
+    assert jobs.results(sent) == [path]
 
 
 def test_a_job_is_finished_when_all_destinations_have_it(jobs: NodeJobs) -> None:
