@@ -27,11 +27,20 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 
 from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.io.dicom.read.codestream import frame_size
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import flush_folder, writing
+
+MOST_COMPRESSION = 20
+"""Objects that are larger by this factor when decoded are not decoded for a comparison; lossless compression
+of CT and MR is about 3."""
+
+SMALL_BYTES = 64 * 1024**2
+"""Objects whose pixels take no more than this are decoded anyway: images of one value compress to nothing."""
 
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID")
 """Attributes in which two objects of one SOP Instance UID must agree."""
@@ -126,8 +135,11 @@ def _number(header: Dataset, keyword: str) -> int | None:
 
 def _native_bytes(header: Dataset) -> int | None:
     """Number of pixel bytes declared by a header; None if they are compressed."""
-    if header.file_meta.TransferSyntaxUID.is_compressed:
-        return None
+    return None if header.file_meta.TransferSyntaxUID.is_compressed else _pixel_bytes(header)
+
+
+def _pixel_bytes(header: Dataset) -> int:
+    """Number of bytes of all pixels, not compressed."""
     bits = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
     return bits * (_number(header, "NumberOfFrames") or 1) * int(header.get("SamplesPerPixel", 1)) // 8
 
@@ -232,6 +244,23 @@ def _same(stored: bytes, content: bytes) -> bool:
                 return False
             if one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID:
                 return bool(one.PixelData == other.PixelData)
+            if not (_can_be_decoded(one, stored) and _can_be_decoded(other, content)):
+                return False
             return np.array_equal(one.pixel_array, other.pixel_array)
+        except MemoryError as error:
+            raise OutputError("too little memory to compare two objects of one UID") from error
         except Exception:  # pixels that cannot be decoded cannot be compared
             return False
+
+
+def _can_be_decoded(image: Dataset, content: bytes) -> bool:
+    """Whether decoding an object takes an amount of memory that is plausible for its size: decoders trust the
+    sizes stored in compressed frames, and a few bytes can declare gigabytes."""
+    if _pixel_bytes(image) > max(SMALL_BYTES, MOST_COMPRESSION * len(content)):
+        return False
+    syntax = image.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed:
+        return True
+    frames = generate_frames(image.PixelData, number_of_frames=_number(image, "NumberOfFrames") or 1)
+    sizes = {frame_size(frame, syntax) for frame in frames}
+    return sizes <= {None, (image.Rows, image.Columns)}
