@@ -24,7 +24,7 @@ from zoomseg.inference.journal import Run
 RUN = Run(
     model_sha256="",
     recipe_sha256="",
-    scans=1,
+    scans="0" * 64,
     run={
         **dict.fromkeys(("zoomseg", "recipe", "device", "precision", "backend"), ""),
         "models": [],
