@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +39,8 @@ SEE_PAGE = "the page says why"
 
 CASE = "result"
 """Case name of a job's results."""
+
+NO_DESTINATION = "no destination of this name any more; add it to the settings and send the series again"
 
 MOST_STARTS = 10
 """A job that was running at this many ends of the node is given up, as it may be the cause."""
@@ -299,15 +301,14 @@ class NodeJobs(JobQueue[NodeJob]):
                 notes += ("nothing was sent: more images of the series came meanwhile",)
             elif not written:
                 notes += ("no organ was found, and nothing sent",)
-            state = State.SENDING if deliveries else State.FINISHED
             done = self._put(
                 now,
-                state=state,
                 notes=notes,
                 found=found,
                 deliveries=deliveries,
                 segmented=time.time(),
                 written=written,
+                **{"state": State.SENDING, **_when_sent(deliveries)},
             )
             self.segmented += 1
             self.segmented_seconds += done.segmentation_seconds or 0.0
@@ -375,6 +376,21 @@ class NodeJobs(JobQueue[NodeJob]):
                 for d in job.deliveries
             )
             return self._put(job, deliveries=deliveries, **_when_sent(deliveries))
+
+    def give_up_unknown(self, destinations: Container[str]) -> None:
+        """Give up deliveries to other destinations than these: nothing would ever send them."""
+        with self._changed:
+            for job in self.in_state(State.QUEUED, State.SENDING):
+                deliveries = tuple(
+                    d.model_copy(update={"state": DeliveryState.FAILED, "error": NO_DESTINATION})
+                    if d.state is DeliveryState.WAITING and d.destination not in destinations
+                    else d
+                    for d in job.deliveries
+                )
+                if deliveries != job.deliveries:
+                    ended = _when_sent(deliveries) if job.state is State.SENDING else {}
+                    self._put(job, deliveries=deliveries, **ended)
+                    LOG.error("job %s: not sent to all destinations; %s", job.id, SEE_PAGE)
 
     # --- retention --------------------------------------------------------------------------------
 

@@ -40,7 +40,8 @@ class NodeCollector(Collector):
             "zoomseg_node_deliveries_waiting", "Results that wait to be sent.", labels=["destination"]
         )
         sending = jobs.in_state(State.SENDING)
-        for name in self._node.settings.destinations:
+        named = (delivery.destination for job in sending for delivery in job.deliveries)
+        for name in dict.fromkeys([*self._node.settings.destinations, *named]):
             waiting.add_metric([name], sum(_waits(job.deliveries, name) for job in sending))
         yield waiting
         yield SummaryMetricFamily(

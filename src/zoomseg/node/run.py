@@ -75,8 +75,8 @@ class Node:
             self.jobs.close()
             raise
         if not self.dry_run:
+            self.sender.start()  # first: it gives up deliveries, also those of jobs that wait
             self.runner.start()
-            self.sender.start()
         self._clearing.start()
         LOG.info("listening as %s at port %d", self.settings.ae_title, self.receiver.port)
 

@@ -61,6 +61,7 @@ class Sender:
 
     def start(self) -> None:
         """Start with the waiting deliveries."""
+        self._jobs.give_up_unknown(self._settings.destinations)
         for thread in self._threads:
             thread.start()
 

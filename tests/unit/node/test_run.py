@@ -24,9 +24,10 @@ from helpers.nodes import (
     settings,
     until,
 )
+from helpers.orthanc import free_port
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.node import run
-from zoomseg.node.jobs import SeriesState
+from zoomseg.node.jobs import NO_DESTINATION, SeriesState
 from zoomseg.node.run import Node, found_models
 from zoomseg.node.settings import SettingsError
 from zoomseg.serve.job_queue import State
@@ -196,8 +197,8 @@ def test_a_stopped_node_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         with running(slow) as node:
             push(node, one)
-        refusing = found.model_copy(update={"destinations": {}})
-        with running(refusing) as node:  # nothing is sent
+        down = found.destinations["archive"].model_copy(update={"port": free_port()})
+        with running(found.model_copy(update={"destinations": {"archive": down}})) as node:
             push(node, two)
             until(lambda: len(node.jobs.in_state(State.SENDING)) == 2)
             node.runner.stop()
@@ -207,6 +208,26 @@ def test_a_stopped_node_goes_on_where_it_was(tmp_path: Path) -> None:
         with running(found) as node:
             assert {job.study_uid for job in finished(node, 3)} == {"1.2.4", "1.2.5", "1.2.6"}
         assert there.attempts == 9
+
+
+def test_results_for_a_destination_that_was_renamed_are_not_kept_for_ever(tmp_path: Path) -> None:
+    """Of a job that waits to be sent, and of one that waits to be segmented."""
+    with archive(lambda dataset: 0xA700) as there:
+        found = settings(tmp_path, there)
+        with running(found) as node:
+            push(node, series(1, "1.2.4"))
+            until(lambda: node.jobs.in_state(State.SENDING))
+            node.runner.stop()
+            push(node, series(1, "1.2.5"))
+            until(lambda: node.jobs.in_state(State.QUEUED))
+        renamed = found.rules[0].model_copy(update={"send_to": ("new",)})
+        places = {"new": found.destinations["archive"]}
+        with running(found.model_copy(update={"destinations": places, "rules": (renamed,)})) as node:
+            for job in ended(node, 2):
+                assert job.state is State.FAILED
+                assert job.error == f"its results could not be sent (archive: {NO_DESTINATION})"
+            node.clear(time.time() + 10**7)
+            assert node.store.series() == []
 
 
 def test_a_job_that_ends_the_node_each_time_is_given_up(tmp_path: Path) -> None:
