@@ -158,6 +158,10 @@ class NodeJobs(JobQueue[NodeJob]):
         """Number of jobs since the start of the node."""
         self.segmented_seconds = 0.0
         """Their total time."""
+        self._due: dict[str, dict[str, Time]] = {}
+        """By destination, when results of each job are due, the oldest first: senders ask twice a second."""
+        for job in self.in_state(State.SENDING):
+            self._note_due(job)
         for job in self.in_state(State.RUNNING):
             self.interrupt(job.id, "the node stopped each time it ran")
 
@@ -218,10 +222,6 @@ class NodeJobs(JobQueue[NodeJob]):
             self._db.execute("DELETE FROM series WHERE key = ?", (key,))
 
     # --- jobs -------------------------------------------------------------------------------------
-
-    def last(self, most: int) -> list[NodeJob]:
-        """The latest ones, newest first."""
-        return self._select(f"ORDER BY number DESC LIMIT {most}")
 
     def counts(self) -> dict[State, int]:
         """The number of jobs in each state."""
@@ -352,10 +352,29 @@ class NodeJobs(JobQueue[NodeJob]):
     def next_delivery(self, destination: str) -> NodeJob | None:
         """The oldest job with results due at a destination."""
         now = time.time()
-        for job in self.in_state(State.SENDING):
-            if any(d.destination == destination and _due(d, now) for d in job.deliveries):
-                return job
-        return None
+        with self._changed:
+            due = (job_id for job_id, due in self._due.get(destination, {}).items() if due <= now)
+            found = next(due, None)
+            return None if found is None else self.find(found)
+
+    def deliveries_waiting(self) -> dict[str, int]:
+        """The number of jobs that wait to be sent, by destination."""
+        with self._changed:
+            return {destination: len(waiting) for destination, waiting in self._due.items()}
+
+    def _put(self, job: NodeJob, **changes: object) -> NodeJob:
+        """As ``JobQueue._put``, and for the next delivery."""
+        changed = super()._put(job, **changes)
+        self._note_due(changed)
+        return changed
+
+    def _note_due(self, job: NodeJob) -> None:
+        for delivery in job.deliveries:
+            waiting = self._due.setdefault(delivery.destination, {})
+            if job.state is State.SENDING and delivery.state is DeliveryState.WAITING:
+                waiting[job.id] = delivery.due
+            else:
+                waiting.pop(job.id, None)
 
     def await_delivery(self, destination: str, seconds: float, stopping: Callable[[], bool]) -> None:
         """Wait until results are due at a destination or ``stopping`` returns True (see ``wake``), at most
@@ -427,10 +446,6 @@ _SUFFIXES = {
 
 def _begins(known: NodeJob | None) -> bool:
     return known is None or known.state in (State.FAILED, State.INTERRUPTED, State.CANCELLED)
-
-
-def _due(delivery: Delivery, now: float) -> bool:
-    return delivery.state is DeliveryState.WAITING and delivery.due <= now
 
 
 def _after(delivery: Delivery, error: str | None, now: float, since: float, retry: Retry) -> Delivery:

@@ -190,6 +190,32 @@ def test_a_result_is_due_at_once_for_who_waits_for_it(jobs: NodeJobs) -> None:
     assert not waiting.is_alive()
 
 
+def test_the_next_delivery_is_found_without_reading_the_others(
+    jobs: NodeJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the next node."""
+    for number in (1, 2, 3):
+        sent = segmented(jobs, number)
+        jobs.delivered(sent.id, "pacs", "down" if number == 1 else None, RETRY)
+    jobs.close()
+    again = NodeJobs(tmp_path)
+    read: list[str] = []
+    parsed = again._parsed
+
+    def record(job_id: str, content: str) -> NodeJob | None:
+        read.append(job_id)
+        return parsed(job_id, content)
+
+    monkeypatch.setattr(again, "_parsed", record)
+    assert again.deliveries_waiting() == {"pacs": 1, "web": 3}
+    assert again.next_delivery("pacs") is None
+    assert again.next_delivery("other") is None
+    assert read == []
+    assert again.next_delivery("web") == again.find(job(1).id)
+    assert set(read) == {job(1).id}
+    again.close()
+
+
 def test_waits_grow_to_their_longest(jobs: NodeJobs) -> None:
     sent, waits = segmented(jobs), []
     for _ in range(5):
