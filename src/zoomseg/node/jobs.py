@@ -35,7 +35,7 @@ LOG = logging.getLogger("zoomseg.node")
 """Logs keys of series and ids of jobs, but no content of headers."""
 
 SEE_PAGE = "the page says why"
-"""As reasons may contain a description of a series."""
+"""Reasons may contain values of headers, which are not logged."""
 
 CASE = "result"
 """Case name of a job's results."""

@@ -208,7 +208,9 @@ def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> Tran
         for modality in MODALITIES:
             found = client.search_for_series(study_uid, search_filters={"Modality": modality})
             for series in found:
-                objects = list(client.iter_series(study_uid, Dataset.from_json(series).SeriesInstanceUID))
+                # Other values, of which pydicom would log those that are not valid, are not decoded.
+                uid = valid_uid(str(series["0020000E"]["Value"][0]))
+                objects = list(client.iter_series(study_uid, uid))
                 images = [one for one in objects if one.SOPClassUID in IMAGES]
                 done += hand_on(images, settings) + Transferred(foreign=len(objects) - len(images))
     except requests.HTTPError as error:

@@ -265,12 +265,16 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     )
 
 
-def one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
-    """The scan in an upload. Unusable series, such as localizers, are ignored if there is a usable one."""
+def one_scan(path: Path, tell: Callable[[str], None], described: bool = True) -> ScanInput:
+    """The scan of a task. Unusable series, such as localizers, are ignored if there is a usable one.
+
+    Args:
+        described: as for ``io.scans.find_scans``.
+    """
     from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans
 
-    found = find_scans(path, tell)
+    found = find_scans(path, tell, described=described)
     usable = [scan for scan in found if not isinstance(scan.dicom, Refused)] or found[:1]
     if len(usable) > 1:
         names = ", ".join(scan.id for scan in usable)

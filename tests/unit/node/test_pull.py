@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pynetdicom
 import pytest
 from pydicom.dataset import Dataset
@@ -70,6 +71,22 @@ def test_by_dicomweb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert first == Pulled(1, len(series(1)), 0)
         assert second == Pulled(2, 0, 0, "it has no images of this study that the node takes")
         assert finished(node)[0].slices == len(series(1))
+
+
+def test_what_an_archive_says_of_a_patient_is_not_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Telling(Web):
+        def search_for_series(self, study: str, search_filters: dict[str, str]) -> list[dict[str, Any]]:
+            born = {"00100030": {"vr": "DA", "Value": ["1950.01.01 Meier"]}}
+            return [born | one for one in super().search_for_series(study, search_filters)]
+
+    monkeypatch.setattr(module, "web_client", lambda source: Telling(series()))
+    with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node, monkeypatch.context() as patch:
+        # As in a second process, where no node runs.
+        patch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.WARN)
+        assert list(pull(["1.2.3"], WEB, placed(node))) == [Pulled(1, len(series()), 0)]
+    assert "Meier" not in caplog.text
 
 
 def test_a_series_in_several_transfer_syntaxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
