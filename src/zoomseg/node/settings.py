@@ -179,6 +179,13 @@ class WebDestination(_Part):
     password_variable: str | None = None
     """Environment variable with the password."""
 
+    @model_validator(mode="after")
+    def _user_has_password(self) -> Self:
+        if (self.user is None) != (self.password_variable is None):
+            need = "user needs password_variable, the environment variable with the password"
+            raise ValueError(f"{need}; give both or neither")
+        return self
+
 
 def _protocol(data: object) -> str:
     """By which problems of a destination are reported for the protocol that is meant, not for both."""

@@ -139,7 +139,7 @@ class Runner(Generic[J]):
 
         model = self._models.get(job.model)
         if model is None:
-            return f"its model '{job.model}' is not served any more; upload the scan again"
+            return f"its model '{job.model}' is not available any more; submit the scan again"
         try:
             return worker.run(self._jobs.task(job, model), tell)
         except WorkerDiedError as died:

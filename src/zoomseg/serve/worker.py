@@ -278,5 +278,5 @@ def one_scan(path: Path, tell: Callable[[str], None], described: bool = True) ->
     usable = [scan for scan in found if not isinstance(scan.dicom, Refused)] or found[:1]
     if len(usable) > 1:
         names = ", ".join(scan.id for scan in usable)
-        raise ScanError(f"{path} holds {len(usable)} series ({names}); upload one at a time")
+        raise ScanError(f"{path} holds {len(usable)} series ({names}); submit each of them by itself")
     return usable[0]

@@ -103,6 +103,8 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         ({"destinations": {"a": {"ae_title": "A", "port": 1}}}, r"yaml: destinations\.a\.host: is missing$"),
         ({"destinations": {"a": "b"}}, r"destinations\.a: got 'b', expected a mapping"),
         ({"destinations": {"b c": {"url": "http://b"}}}, "destinations"),
+        ({"destinations": {"a": {"url": "http://b", "user": "me"}}}, "user needs password_variable"),
+        ({"destinations": {"a": {"url": "http://b", "password_variable": "P"}}}, "give both or neither"),
         ({"limits": {"object_bytes": "many"}}, "not an amount of memory"),
         ({"keep_hours": float("nan")}, "keep_hours"),
         ({"keep_days": 3}, "keep_days"),

@@ -49,7 +49,7 @@ def test_a_job_whose_model_is_gone_fails(tmp_path: Path) -> None:
     while not (found := jobs.find(job.id)) or not found.state.is_end:
         threading.Event().wait(0.01)
     assert found.state is State.FAILED
-    assert "'old' is not served any more" in str(found.error)
+    assert found.error == "its model 'old' is not available any more; submit the scan again"
     assert not runner.cancel(job.id)
     runner.stop()
     jobs.close()
