@@ -45,8 +45,11 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     from zoomseg.serve import server
     from zoomseg.serve.access import access
 
-    warnings.simplefilter("ignore")  # pydicom's warnings contain values, which may be a patient's
     logging.basicConfig(format="%(asctime)s %(message)s")
+    # Warnings and logs of these libraries contain values, which may be a patient's.
+    warnings.simplefilter("ignore")
+    for library in ("pydicom", "pynetdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     logging.getLogger("zoomseg.node").setLevel(logging.INFO)
     found = read_settings(settings)
     if studies is not None:

@@ -258,10 +258,9 @@ def _on_cluster(
         outcome = predict(found, out, address, request, display, notes)
     written = len(found) - outcome.failed
     click.echo(f"{written} of {len(found)} scans written to {out}{_before(outcome.left_out)}")
-    if missing := outcome.found.missing:
-        click.echo(
-            f"{missing} of them are not there: do the workers see this folder? Else give --ship", err=True
-        )
+    if outcome.missing:
+        gone = f"{outcome.missing} of them are not there"
+        click.echo(f"{gone}: do the workers see this folder? Else give --ship", err=True)
         return 2
     if written - outcome.left_out > 1:
         say_least_certain(outcome.found.rows)

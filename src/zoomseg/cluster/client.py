@@ -29,6 +29,9 @@ CRASHES = 3
 """A scan that ended this many workers while it was computed alone is not tried again."""
 
 CONNECT_SECONDS = 30
+LOOK_FILE_SECONDS = 0.1
+"""Interval at which the scheduler's file is looked for."""
+
 LOOK_SECONDS = 1.0
 """Interval at which the workers are counted."""
 
@@ -81,13 +84,34 @@ def connected(address: str, threads: int) -> Iterator[Client]:
             with started(workers, threads) as cluster, Client(cluster) as client:
                 yield client
             return
-        file = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+        given = {"scheduler_file": address} if _names_file(address) else {"address": address}
+        if "scheduler_file" in given:
+            _wait_for_file(address)
         try:
-            client = Client(**file, timeout=CONNECT_SECONDS, set_as_default=False)
+            client = Client(**given, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ClusterError(f"no scheduler answers at {address} ({reason_of(error)})") from error
         with client:
             yield client
+
+
+def _names_file(address: str) -> bool:
+    """Whether an address is that of a scheduler's file, which may not exist yet."""
+    return "://" not in address and ("/" in address or address.endswith(".json") or Path(address).is_file())
+
+
+def _wait_for_file(address: str) -> None:
+    """Wait until a scheduler that is being started has written its file.
+
+    Raises:
+        ClusterError: it did not in ``CONNECT_SECONDS``.
+    """
+    end = time.monotonic() + CONNECT_SECONDS
+    while not Path(address).is_file():
+        if time.monotonic() > end:
+            reason = f"no such file within {CONNECT_SECONDS} s; start it with --scheduler-file {address}"
+            raise ClusterError(f"no scheduler answers at {address} ({reason})")
+        time.sleep(LOOK_FILE_SECONDS)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from zoomseg.cluster.worker import Job
 from zoomseg.core.memory import free_ram
 from zoomseg.inference import journal
 from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
-from zoomseg.inference.gather import Gathered, gather
+from zoomseg.inference.gather import Gathered, gather, missing
 from zoomseg.inference.journal import STARTED_FORMAT
 from zoomseg.inference.load import as_asked
 from zoomseg.inference.outputs import Wanted, header
@@ -55,10 +55,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``left_out`` scans were complete before; ``found`` is the current content of the folder."""
+    """``left_out`` scans were complete before; ``found`` is the current content of the folder. Scans are
+    ``missing`` if workers reported them, but wrote to another folder."""
 
     left_out: int
     failed: int
+    missing: int
     found: Gathered
 
 
@@ -87,10 +89,12 @@ def predict(
     models = [as_asked(model, request.overlap, request.mirror) for model in models]
     wanted = _wanted(models[0], request)
     wanted.prepare(scans, out)
-    job = replace(_job(out, request, names, wanted, len(scans), notes), max_ram=_room(address, request))
+    ids = [scan.id for scan in scans]
+    asked = journal.request(out, ids)
+    job = replace(_job(out, request, names, wanted, asked, notes), max_ram=_room(address, request))
     where = {"device": request.device, "precision": "", "backend": request.backend}
     told = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
-    run = journal.describe(digests.of_models(models), wanted.recipe, told, len(scans))
+    run = journal.describe(digests.of_models(models), wanted.recipe, told, asked)
     whole = journal.whole(out, scans, run, wanted.recipe, wanted.beside) if request.resume else {}
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]
@@ -100,8 +104,8 @@ def predict(
         with client.connected(address, _threads(address)) as connection:
             failed = client.segment(connection, left, job, folders, run, observer)
     finally:
-        found = gather(out, [scan.id for scan in scans]) if journal.read(out) else Gathered(0, (), 0, ())
-    return Outcome(len(whole), len(failed), found)
+        found = gather(out, ids) if journal.read(out) else Gathered(0, (), 0, ())
+    return Outcome(len(whole), len(failed), missing(out, ids, run, journal.read(out)), found)
 
 
 def _wanted(model: Bundle, request: Request) -> Wanted:
@@ -116,7 +120,7 @@ def _job(
     request: Request,
     names: Sequence[str | Path],
     wanted: Wanted,
-    scans: int,
+    scans: str,
     notes: Sequence[str],
 ) -> Job:
     return Job(

@@ -45,7 +45,8 @@ class Job:
     any_scan: bool
     overlap: float | None
     mirror: bool
-    scans: int
+    scans: str
+    """The scans of the command, as ``inference.journal.request`` returned them."""
     notes: tuple[str, ...]
     started: str
     ship: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ def listed(names: Sequence[str]) -> str:
     """The first of these names, and the number of the others."""
     more = len(names) - NAMED_AT_MOST
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def without_message(error: Exception) -> str:
+    """Place and type of an unexpected exception. Its message may contain a patient's name."""
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 class ZoomSegError(Exception):

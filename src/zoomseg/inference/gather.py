@@ -27,8 +27,7 @@ class Gathered:
     done: int
     failed: tuple[Failed, ...]
     missing: int
-    """Number of scans of the command, according to its processes, without a journal entry: not started, or
-    not finished."""
+    """Number of scans of all commands with the settings of the last one that are ``missing``."""
     rows: tuple[OrganRow, ...]
 
 
@@ -61,12 +60,19 @@ def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
         earlier = earlier_results.read(out, run).besides(run["cases"], out)
         write_account(out, run, earlier, rows)
         result_page.write(out)
-    same = [one for one in kept if one.run.same_results(last)]
     failed = tuple(
         Failed(one.entry.case, str(one.entry.account["error"])) for one in kept if not one.entry.done
     )
-    wanted = max(one.run.scans for one in found.values() if one.run.same_results(last))
-    return Gathered(len(kept) - len(failed), failed, max(0, wanted - len(same)), rows)
+    lists = {one.run.scans for one in found.values() if one.run.same_results(last)}
+    asked = {case for scans in lists for case in journal.requested(out, scans)}
+    return Gathered(len(kept) - len(failed), failed, missing(out, asked, last, found), rows)
+
+
+def missing(out: Path, asked: Iterable[str], run: Run, found: Mapping[str, Recorded]) -> int:
+    """Number of scans, of those asked for, without a journal entry of the same settings as ``run``: not
+    started, or not finished. Scans of which the label map was removed are missing, too."""
+    there = {case for case, one in found.items() if one.run.same_results(run) and _lies_there(out, one)}
+    return len(set(asked) - there)
 
 
 def _lies_there(out: Path, one: Recorded) -> bool:

@@ -3,7 +3,8 @@
 Each process appends to a separate file, so that any number of them, on any machines, share a folder of
 results without locks. The first line describes the process's run; a line that a killed process left
 incomplete is ignored. From these lines a later run determines which results are complete (``whole``), and the
-results of all processes are gathered (``inference.gather``).
+results of all processes are gathered (``inference.gather``). The scans of a command are listed in
+``OUT/journal/<SHA-256>.json`` (``request``).
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from zoomseg.core.errors import ScanError
 from zoomseg.inference import efficiency
 from zoomseg.inference.batch import ExtraOutputs, result_path
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import digests
-from zoomseg.io.files import parse_json, writing
+from zoomseg.io.files import parse_json, read_file, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe.spec import Recipe
 
@@ -50,8 +51,8 @@ class Run(_Line):
     model_sha256: str
     """Of the models of the ensemble."""
     recipe_sha256: str
-    scans: int
-    """Number of scans of the command, for all of its processes together."""
+    scans: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The scans of the command, for all of its processes together (see ``request``)."""
     run: dict[str, Any]
     """The keys of ``run.json`` that do not concern single cases."""
 
@@ -129,8 +130,29 @@ class Recorded:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: int) -> Run:
-    """A run; ``header`` contains the keys of ``run.json`` that do not concern single cases."""
+def request(out: Path, cases: Iterable[str]) -> str:
+    """Record the ids of a command's scans, in ``OUT/journal/<SHA-256>.json``; returns their digest.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    ids = sorted(cases)
+    sha256 = digests.of_json(ids)
+    path = _request_path(out, sha256)
+    if not path.is_file():  # each process of a command records the same
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, ids)
+    return sha256
+
+
+def _request_path(out: Path, sha256: str) -> Path:
+    return out / FOLDER / f"{sha256}.json"
+
+
+def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: str) -> Run:
+    """A run; ``header`` contains the keys of ``run.json`` that do not concern single cases, and ``scans`` is
+    what ``request`` returned."""
     recipe_sha256 = digests.of_json(recipe.model_dump(mode="json"))
     return Run(model_sha256=model_sha256, recipe_sha256=recipe_sha256, scans=scans, run=dict(header))
 
@@ -206,6 +228,15 @@ def read(out: Path) -> dict[str, Recorded]:
             if known is None or known.entry.finished <= recorded.entry.finished:
                 found[recorded.entry.case] = recorded
     return found
+
+
+def requested(out: Path, sha256: str) -> frozenset[str]:
+    """The ids that ``request`` recorded; none if their file is gone or was changed."""
+    try:
+        ids = parse_json(read_file(_request_path(out, sha256)))
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(ids) if digests.of_json(ids) == sha256 else frozenset()
 
 
 def _recorded(path: Path) -> Iterator[Recorded]:

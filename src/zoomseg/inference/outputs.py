@@ -107,7 +107,8 @@ def segment_to_folder(
     scans = tuple(scans)
     wanted = Wanted.of(predictor.bundle, organs, beside)
     wanted.prepare(scans, out)
-    recorder = Recorder(out, predictor, wanted, len(scans), notes)
+    asked = journal.request(out, [scan.id for scan in scans])
+    recorder = Recorder(out, predictor, wanted, asked, notes)
     mine = part.of(scans)
     whole = recorder.whole(mine) if resume else {}
     if on_whole is not None:
@@ -199,13 +200,13 @@ class Recorder:
         out: Path,
         predictor: Predictor,
         wanted: Wanted,
-        scans: int,
+        scans: str,
         notes: Sequence[str] = (),
         told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """
         Args:
-            scans: number of scans of the command, for all of its processes together.
+            scans: the scans of the command, as ``journal.request`` returned them.
             told: keys of ``run.json`` given by the command instead of this process.
         """
         self._out, self._predictor, self._wanted = out, predictor, wanted

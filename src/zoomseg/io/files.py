@@ -155,6 +155,15 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def flush_folder(folder: Path) -> None:
+    """Flush a folder: only then are the names in it on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def writable_directory(path: Path) -> Path:
     """Create ``path`` with its parents if necessary and check that files can be created in it.
 

@@ -92,7 +92,10 @@ def _silent(note: str) -> None:
 
 
 def find_scans(
-    path: Path, on_note: Callable[[str], None] = _silent, apart: Container[str] = ()
+    path: Path,
+    on_note: Callable[[str], None] = _silent,
+    apart: Container[str] = (),
+    described: bool = True,
 ) -> list[ScanInput]:
     """The cases in a file or folder. ``<case>_0000, <case>_0001, ...`` are channels of one case if they count
     from 0000; every other file is a separate case.
@@ -105,13 +108,14 @@ def find_scans(
         on_note: receives notes on files that were read as channels, and on ignored DICOM objects. Corrections
             that made a volume possible are reported with each case (see ``notes_on``).
         apart: names of files that are known to be separate cases.
+        described: as for ``io.dicom.read.series_discovery.find_series``.
 
     Raises:
         ScanError: nothing there, a channel missing in between, or two files of one name.
     """
     path = Path(path)
     if os.path.isfile(path):
-        if scan_suffix(path) is None and (found := _dicom_scans(path, on_note)):
+        if scan_suffix(path) is None and (found := _dicom_scans(path, on_note, described)):
             return found
         require_suffix(path)
         case, channel = split_channel(scan_name(path))
@@ -124,7 +128,7 @@ def find_scans(
     if files and _dicom_beside(path):
         what = f"only {files[0].name} and the like are read, the DICOM objects or zips beside them are not"
         on_note(f"{path}: {what}; give those in a folder of their own")
-    found = _group_channels(files, apart) if files else _dicom_scans(path, on_note)
+    found = _group_channels(files, apart) if files else _dicom_scans(path, on_note, described)
     if not found:
         raise ScanError(f"{path}: no scans in this folder; supported are {_SUPPORTED}")
     note = as_channels(found)
@@ -162,11 +166,11 @@ def _dicom_beside(folder: Path) -> bool:
         return False
 
 
-def _dicom_scans(path: Path, on_note: Callable[[str], None]) -> list[ScanInput]:
+def _dicom_scans(path: Path, on_note: Callable[[str], None], described: bool) -> list[ScanInput]:
     from zoomseg.io.dicom.read.series_discovery import find_series
     from zoomseg.io.dicom.read.series_names import case_names
 
-    found = find_series(path)
+    found = find_series(path, described=described)
     names = case_names(path, found)
     for note in found.notes:
         on_note(note)

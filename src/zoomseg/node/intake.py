@@ -7,15 +7,21 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.io.files import reason_of
 from zoomseg.node.jobs import LOG, Delivery, NodeJob, NodeJobs, Series, SeriesState
 from zoomseg.node.rules import Decision, SeriesFacts, decide
 from zoomseg.node.settings import Rule, Settings
 from zoomseg.node.store import Arrival, Instance, Store, digest, read_instance
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.25
+
+DAMAGED = "none of its stored files is whole"
+"""The reason why a series is not segmented."""
 
 
 @dataclass
@@ -122,26 +128,49 @@ class Intake:
                 known = self._jobs.series(key)
                 if known is not None and known.state in decided:
                     continue
-                instance = self._header(key)
-                if instance is not None:
-                    self._receiving(instance)
-                    study = self._open.setdefault(instance.study_uid, _Open())
+                study_uid = self._begun_again(key, known)
+                if study_uid is not None:
+                    study = self._open.setdefault(study_uid, _Open())
                     study.series.add(key)
                     study.last, study.broken = time.monotonic(), True
 
+    def _begun_again(self, key: str, known: Series | None) -> str | None:
+        """Record a series that an earlier node received, as if it arrived now; returns its study, which is
+        None for a series that was not recorded and cannot be read: it is left to the next start."""
+        if known is not None:
+            self._jobs.note(known.model_copy(update={"state": SeriesState.RECEIVING}))
+            return known.study_uid
+        try:
+            instance = self._header(key)
+        except OutputError as error:
+            LOG.error("%s", error)
+            return None
+        if instance is None:
+            return None
+        self._receiving(instance)
+        return instance.study_uid
+
     def _header(self, series: str) -> Instance | None:
-        for file in self._store.files(series)[:1]:
+        """The header of a series' first whole file; None if none is whole.
+
+        Raises:
+            OutputError: a file cannot be read, which may be temporary.
+        """
+        for file in self._store.files(series):
             try:
                 return read_instance(file.read_bytes())
-            except (OSError, ScanError):
-                LOG.error("series %s: a file that was stored cannot be read", series)
+            except ScanError:
+                LOG.error("series %s: a stored file is damaged", series)
+            except (OSError, MemoryError) as error:
+                message = f"series {series}: a stored file cannot be read ({reason_of(error)})"
+                raise OutputError(message) from error
         return None
 
     # --- completing -------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
-            self.complete()
+            ran(self.complete, LOG.error)
 
     def clear(self, before: float) -> None:
         """Delete everything finished before a time, in seconds since 1970. Nothing is received meanwhile, so
@@ -159,12 +188,10 @@ class Intake:
         """Decide on the studies that are complete by now."""
         with self._guard:
             for uid in [uid for uid, study in self._open.items() if self._is_complete(study)]:
-                try:
-                    self._decide(uid, self._open[uid].series)
+                if ran(partial(self._decide, uid, self._open[uid].series), LOG.error):
                     del self._open[uid]
-                except OutputError as error:  # tried again: a disk error may be temporary
+                else:  # tried again: the cause may be temporary
                     self._open[uid].last = time.monotonic()
-                    LOG.error("%s", error)
 
     def _is_complete(self, study: _Open) -> bool:
         times = self._settings.complete
@@ -188,6 +215,9 @@ class Intake:
             self._decided(study_uid, key, uids[key][0], facts[key], decisions[key], jobs.get(key))
             for key in facts
         ]
+        series += [
+            _damaged(known) for known in self._jobs.series_of(study_uid) if known.key in keys - set(facts)
+        ]
         begun = self._jobs.decide(series, list(jobs.values()))
         for one in series:
             LOG.info("series %s: %d slices, %s", one.key, one.slices, one.state)
@@ -195,7 +225,12 @@ class Intake:
             LOG.info("job %s: series %s, rule %s", job.id, job.series, job.rule)
 
     def _facts(self, key: str) -> tuple[SeriesFacts, tuple[str, list[str]]] | None:
-        """The properties of a series that rules read, its UID, and the names of its objects."""
+        """The properties of a series that rules read, its UID, and the names of its objects; None if none of
+        them is whole.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
         instance, files = self._header(key), self._store.files(key)
         if instance is None:
             return None
@@ -258,6 +293,11 @@ class Intake:
             job=None if job is None else job.id,
             rule=None if decision.rule is None else decision.rule.name,
         )
+
+
+def _damaged(known: Series) -> Series:
+    changes = {"state": SeriesState.LEFT, "decided": time.time(), "why": DAMAGED}
+    return known.model_copy(update=changes)
 
 
 def seed_of(series_uid: str, objects: Sequence[str], rule: Rule, fingerprint: str) -> str:

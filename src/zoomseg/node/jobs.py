@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoomseg.anatomy.colours import RGB
 from zoomseg.core.errors import DatasetError
-from zoomseg.io.files import parse_json
+from zoomseg.io.files import flush_folder, parse_json, writing
 from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
 from zoomseg.serve.organs import notes_of_result, organs_of_result
@@ -34,8 +34,13 @@ from zoomseg.serve.worker import Task
 LOG = logging.getLogger("zoomseg.node")
 """Logs keys of series and ids of jobs, but no content of headers."""
 
+SEE_PAGE = "the page says why"
+"""Reasons may contain values of headers, which are not logged."""
+
 CASE = "result"
 """Case name of a job's results."""
+
+NO_DESTINATION = "no destination of this name any more; add it to the settings and send the series again"
 
 MOST_STARTS = 10
 """A job that was running at this many ends of the node is given up, as it may be the cause."""
@@ -120,6 +125,8 @@ class NodeJob(QueuedJob):
     starts: int = 0
     segmented: Time | None = None
     """Time when its results were written."""
+    written: tuple[Output, ...] | None = None
+    """Its outputs that exist: none, if no organ was found. None: an earlier version did not record them."""
     found: tuple[OrganResult, ...] = ()
 
     @property
@@ -145,10 +152,16 @@ class NodeJobs(JobQueue[NodeJob]):
             OutputError: the folder cannot be written, or another node uses it.
         """
         super().__init__(folder, NodeJob, "another node keeps its series there; give another folder")
+        self.opened = time.time()
+        """While no node runs, no time to send results passes."""
         self.segmented = 0
         """Number of jobs since the start of the node."""
         self.segmented_seconds = 0.0
         """Their total time."""
+        self._due: dict[str, dict[str, Time]] = {}
+        """By destination, when results of each job are due, the oldest first: senders ask twice a second."""
+        for job in self.in_state(State.SENDING):
+            self._note_due(job)
         for job in self.in_state(State.RUNNING):
             self.interrupt(job.id, "the node stopped each time it ran")
 
@@ -210,10 +223,6 @@ class NodeJobs(JobQueue[NodeJob]):
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def last(self, most: int) -> list[NodeJob]:
-        """The latest ones, newest first."""
-        return self._select(f"ORDER BY number DESC LIMIT {most}")
-
     def counts(self) -> dict[State, int]:
         """The number of jobs in each state."""
         with self._changed, self._refusing():
@@ -234,8 +243,8 @@ class NodeJobs(JobQueue[NodeJob]):
 
     def results(self, job: NodeJob) -> list[Path]:
         """The objects created by a job, in the order in which they are sent."""
-        paths = (result_path(self.out(job.id), output) for output in Output if output in job.outputs)
-        return [path for path in paths if path.is_file()]
+        written = self._existing(job) if job.written is None else job.written
+        return [result_path(self.out(job.id), output) for output in written]
 
     def decide(self, series: Sequence[Series], jobs: Sequence[NodeJob]) -> list[NodeJob]:
         """Record the decisions on complete series, all of them or none. Returns those of ``jobs`` that start:
@@ -272,28 +281,52 @@ class NodeJobs(JobQueue[NodeJob]):
         return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
 
     def settle(self, job: NodeJob, error: str | None) -> None:
-        """Mark a finished job as segmented, or failed."""
+        """Mark a finished job as segmented, or failed.
+
+        Raises:
+            OutputError: the disk refuses its results.
+        """
+        written = () if error else self._written(job)  # before it is recorded that they exist
         with self._changed:
             now = self.find(job.id)
             if now is None or now.state is not State.RUNNING:
                 return
             if error is not None:
                 self._put(now, state=State.FAILED, error=error)
-                LOG.error("job %s: failed; the page says why", job.id)
+                LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
                 return
             newer = [j for j in self._of_series(job) if j.created > job.created and not j.state.is_end]
-            deliveries = now.deliveries if self.results(now) and not newer else ()
+            deliveries = now.deliveries if written and not newer else ()
             notes, found = self._told(now)
             if newer:
                 notes += ("nothing was sent: more images of the series came meanwhile",)
-            elif not self.results(now):
+            elif not written:
                 notes += ("no organ was found, and nothing sent",)
-            state = State.SENDING if deliveries else State.FINISHED
             done = self._put(
-                now, state=state, notes=notes, found=found, deliveries=deliveries, segmented=time.time()
+                now,
+                notes=notes,
+                found=found,
+                deliveries=deliveries,
+                segmented=time.time(),
+                written=written,
+                **{"state": State.SENDING, **_when_sent(deliveries)},
             )
             self.segmented += 1
             self.segmented_seconds += done.segmentation_seconds or 0.0
+
+    def _written(self, job: NodeJob) -> tuple[Output, ...]:
+        """The outputs of a job that exist; when this returns, their names are on the disk."""
+        out = self.out(job.id)
+        if not out.is_dir():
+            return ()
+        with writing(out):
+            for folder in (out, out.parent):
+                flush_folder(folder)
+        return self._existing(job)
+
+    def _existing(self, job: NodeJob) -> tuple[Output, ...]:
+        out = self.out(job.id)
+        return tuple(one for one in Output if one in job.outputs and result_path(out, one).is_file())
 
     def _of_series(self, job: NodeJob) -> list[NodeJob]:
         return [j for j in self.in_state(State.QUEUED) if (j.series, j.rule) == (job.series, job.rule)]
@@ -324,10 +357,29 @@ class NodeJobs(JobQueue[NodeJob]):
     def next_delivery(self, destination: str) -> NodeJob | None:
         """The oldest job with results due at a destination."""
         now = time.time()
-        for job in self.in_state(State.SENDING):
-            if any(d.destination == destination and _due(d, now) for d in job.deliveries):
-                return job
-        return None
+        with self._changed:
+            due = (job_id for job_id, due in self._due.get(destination, {}).items() if due <= now)
+            found = next(due, None)
+            return None if found is None else self.find(found)
+
+    def deliveries_waiting(self) -> dict[str, int]:
+        """The number of jobs that wait to be sent, by destination."""
+        with self._changed:
+            return {destination: len(waiting) for destination, waiting in self._due.items()}
+
+    def _put(self, job: NodeJob, **changes: object) -> NodeJob:
+        """As ``JobQueue._put``, and for the next delivery."""
+        changed = super()._put(job, **changes)
+        self._note_due(changed)
+        return changed
+
+    def _note_due(self, job: NodeJob) -> None:
+        for delivery in job.deliveries:
+            waiting = self._due.setdefault(delivery.destination, {})
+            if job.state is State.SENDING and delivery.state is DeliveryState.WAITING:
+                waiting[job.id] = delivery.due
+            else:
+                waiting.pop(job.id, None)
 
     def await_delivery(self, destination: str, seconds: float, stopping: Callable[[], bool]) -> None:
         """Wait until results are due at a destination or ``stopping`` returns True (see ``wake``), at most
@@ -342,11 +394,27 @@ class NodeJobs(JobQueue[NodeJob]):
             if job is None or job.state is not State.SENDING:
                 return job
             now = time.time()
+            since = max(job.segmented or now, self.opened)
             deliveries = tuple(
-                _after(d, error, now, job.segmented or now, retry) if d.destination == destination else d
+                _after(d, error, now, since, retry) if d.destination == destination else d
                 for d in job.deliveries
             )
             return self._put(job, deliveries=deliveries, **_when_sent(deliveries))
+
+    def give_up_unknown(self, destinations: Container[str]) -> None:
+        """Give up deliveries to other destinations than these: nothing would ever send them."""
+        with self._changed:
+            for job in self.in_state(State.QUEUED, State.SENDING):
+                deliveries = tuple(
+                    d.model_copy(update={"state": DeliveryState.FAILED, "error": NO_DESTINATION})
+                    if d.state is DeliveryState.WAITING and d.destination not in destinations
+                    else d
+                    for d in job.deliveries
+                )
+                if deliveries != job.deliveries:
+                    ended = _when_sent(deliveries) if job.state is State.SENDING else {}
+                    self._put(job, deliveries=deliveries, **ended)
+                    LOG.error("job %s: not sent to all destinations; %s", job.id, SEE_PAGE)
 
     # --- retention --------------------------------------------------------------------------------
 
@@ -383,10 +451,6 @@ _SUFFIXES = {
 
 def _begins(known: NodeJob | None) -> bool:
     return known is None or known.state in (State.FAILED, State.INTERRUPTED, State.CANCELLED)
-
-
-def _due(delivery: Delivery, now: float) -> bool:
-    return delivery.state is DeliveryState.WAITING and delivery.due <= now
 
 
 def _after(delivery: Delivery, error: str | None, now: float, since: float, retry: Retry) -> Delivery:

@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from zoomseg.node.jobs import Delivery, DeliveryState
 from zoomseg.serve.job_queue import State
 
 if TYPE_CHECKING:
@@ -39,9 +38,9 @@ class NodeCollector(Collector):
         waiting = GaugeMetricFamily(
             "zoomseg_node_deliveries_waiting", "Results that wait to be sent.", labels=["destination"]
         )
-        sending = jobs.in_state(State.SENDING)
-        for name in self._node.settings.destinations:
-            waiting.add_metric([name], sum(_waits(job.deliveries, name) for job in sending))
+        destinations = dict.fromkeys(self._node.settings.destinations, 0) | jobs.deliveries_waiting()
+        for name, count in destinations.items():
+            waiting.add_metric([name], count)
         yield waiting
         yield SummaryMetricFamily(
             "zoomseg_node_segmentation_seconds",
@@ -49,15 +48,11 @@ class NodeCollector(Collector):
             count_value=jobs.segmented,
             sum_value=jobs.segmented_seconds,
         )
-        queued = jobs.in_state(State.QUEUED)
-        oldest = time.time() - queued[0].created if queued else 0.0
+        queued = jobs.first(State.QUEUED)
+        oldest = 0.0 if queued is None else time.time() - queued.created
         yield GaugeMetricFamily("zoomseg_node_oldest_queued_seconds", "Age of the oldest queued job.", oldest)
         room = self._node.store.room()
         yield GaugeMetricFamily("zoomseg_node_free_bytes", "Room on the disk beyond limits.free_bytes.", room)
-
-
-def _waits(deliveries: tuple[Delivery, ...], name: str) -> bool:
-    return any(d.destination == name and d.state is DeliveryState.WAITING for d in deliveries)
 
 
 def exposition(node: Node) -> bytes:

@@ -1,6 +1,7 @@
 """Transfer studies from an archive to the running node: by C-MOVE, or by QIDO-RS and WADO-RS.
 
-By C-MOVE, an archive sends the requested studies to the node itself. Images received by DICOMweb are
+By C-MOVE, an archive sends the CT and MR series of the requested studies, which are found by C-FIND, to the
+node itself. Images received by DICOMweb are
 forwarded to the node by C-STORE, so that there is a single way of reception.
 """
 
@@ -14,7 +15,12 @@ from pathlib import Path
 
 import requests
 from pydicom.dataset import Dataset
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove  # type: ignore[attr-defined]
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
 
 from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import read_file
@@ -30,6 +36,19 @@ from zoomseg.node.settings import (
 
 MODALITIES = ("CT", "MR")
 
+ANSWER_SECONDS = 6 * 3600
+"""Maximum time for the response to a C-MOVE: an archive need not report its progress (PS3.7 9.1.4), and may
+read a study from tape."""
+
+WILDCARDS = ("", "0.0.0.0", "::")
+"""Addresses to listen on that stand for all of a machine's own."""
+
+Answer = tuple[Dataset, Dataset | None]
+"""Status and identifier of a response."""
+
+FIND = StudyRootQueryRetrieveInformationModelFind
+MOVE = StudyRootQueryRetrieveInformationModelMove
+
 _WARNING = 0xB000
 """Some sub-operations failed (PS3.4 Table C.4-2)."""
 
@@ -42,8 +61,30 @@ class Pulled:
     images: int
     """Number of images that the node accepted."""
     left: int
-    """Number of images not accepted, as they are the node's own results."""
+    """Number of objects in its CT and MR series that are no images, such as dose reports."""
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """Numbers of objects: images that the node accepted, images that it refused, and other objects."""
+
+    accepted: int = 0
+    refused: int = 0
+    foreign: int = 0
+
+    def __add__(self, other: Transferred) -> Transferred:
+        return Transferred(
+            self.accepted + other.accepted, self.refused + other.refused, self.foreign + other.foreign
+        )
+
+    @property
+    def error(self) -> str | None:
+        """Why the study is not complete in the node; None if it is."""
+        if self.refused:
+            of = self.accepted + self.refused
+            return f"{self.refused} of {of} images were not accepted; the node's page says why"
+        return None if self.accepted else "it has no images of this study that the node takes"
 
 
 def read_studies(path: Path) -> list[str]:
@@ -69,19 +110,17 @@ def read_studies(path: Path) -> list[str]:
 def pull(studies: Sequence[str], source: Destination, settings: Settings) -> Iterator[Pulled]:
     """Request studies for the node that runs with these settings; returns the outcome of each, in order."""
     for number, uid in enumerate(studies, start=1):
-        counts = [0, 0]
+        found = [Transferred()]
 
-        def work(uid: str = uid, counts: list[int] = counts) -> None:
-            counts[:] = _moved(uid, source, settings)
+        def work(uid: str = uid, found: list[Transferred] = found) -> None:
+            found[0] = _transferred(uid, source, settings)
 
         error = attempted(work)
-        if error is None and counts[0] == 0:
-            error = "it has no images of this study that the node takes"
-        yield Pulled(number, counts[0], counts[1], error)
+        done = found[0]
+        yield Pulled(number, done.accepted, done.foreign, error or done.error)
 
 
-def _moved(study_uid: str, source: Destination, settings: Settings) -> tuple[int, int]:
-    """The number of images accepted, and not."""
+def _transferred(study_uid: str, source: Destination, settings: Settings) -> Transferred:
     match source:
         case DimseDestination():
             return move(study_uid, source, settings)
@@ -89,72 +128,124 @@ def _moved(study_uid: str, source: Destination, settings: Settings) -> tuple[int
             return retrieve(study_uid, source, settings)
 
 
-def move(study_uid: str, source: DimseDestination, settings: Settings) -> tuple[int, int]:
-    """C-MOVE of a study to the node; returns the number of images accepted, and not.
+# --- DIMSE ----------------------------------------------------------------------------------------
+
+
+def move(study_uid: str, source: DimseDestination, settings: Settings) -> Transferred:
+    """C-MOVE of the CT and MR series of a study to the node; others, such as the node's own results, would
+    count as failed.
 
     Raises:
         NotSentError: the archive refuses.
     """
-    model = StudyRootQueryRetrieveInformationModelMove
-    association = associate(source, settings, {model: ["1.2.840.10008.1.2"]})
-    asked = Dataset()
-    asked.QueryRetrieveLevel = "STUDY"
-    asked.StudyInstanceUID = study_uid
-    last = Dataset()
+    association = associate(
+        source, settings, [(FIND, ImplicitVRLittleEndian), (MOVE, ImplicitVRLittleEndian)], ANSWER_SECONDS
+    )
     try:
-        for status, _ in association.send_c_move(asked, settings.ae_title, model):
-            last = status
+        for model, service in ((FIND, "C-FIND"), (MOVE, "C-MOVE")):
+            if model not in {context.abstract_syntax for context in association.accepted_contexts}:
+                raise NotSentError(f"it does not offer {service} to this node (study root)")
+        done = Transferred()
+        for series_uid in _find_series(association, study_uid):
+            done += _move_series(association, study_uid, series_uid, settings.ae_title)
+        return done
     finally:
         association.release()
+
+
+def _find_series(association: Association, study_uid: str) -> list[str]:
+    """The CT and MR series of a study."""
+    asked = _identifier(study_uid, "")
+    asked.Modality = ""
+    answers = list(association.send_c_find(asked, FIND))
+    _last_status(answers, "C-FIND", (0,))
+    series = [one for _, one in answers if one is not None and one.get("Modality") in MODALITIES]
+    return [str(one.SeriesInstanceUID) for one in series]
+
+
+def _move_series(association: Association, study_uid: str, series_uid: str, ae_title: str) -> Transferred:
+    answers = list(association.send_c_move(_identifier(study_uid, series_uid), ae_title, MOVE))
+    last = _last_status(answers, "C-MOVE", (0, _WARNING))
+    kept = ("NumberOfCompletedSuboperations", "NumberOfWarningSuboperations")
+    return Transferred(
+        accepted=sum(int(last.get(number, 0)) for number in kept),
+        refused=int(last.get("NumberOfFailedSuboperations", 0)),
+    )
+
+
+def _identifier(study_uid: str, series_uid: str) -> Dataset:
+    found = Dataset()
+    found.QueryRetrieveLevel = "SERIES"
+    found.StudyInstanceUID, found.SeriesInstanceUID = study_uid, series_uid
+    return found
+
+
+def _last_status(answers: Sequence[Answer], service: str, successes: Sequence[int]) -> Dataset:
+    """The last response's status.
+
+    Raises:
+        NotSentError: it is none of these successes.
+    """
+    last = answers[-1][0] if answers else Dataset()
     if "Status" not in last:
         raise NotSentError("the association ended before it answered")
-    if last.Status not in (0, _WARNING):
-        raise NotSentError(f"it refuses C-MOVE with status 0x{last.Status:04X}; does it know this node?")
-    done = int(last.get("NumberOfCompletedSuboperations", 0)) + int(
-        last.get("NumberOfWarningSuboperations", 0)
-    )
-    return done, int(last.get("NumberOfFailedSuboperations", 0))
+    if last.Status not in successes:
+        raise NotSentError(f"it refuses {service} with status 0x{last.Status:04X}; does it know this node?")
+    return last
 
 
-def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> tuple[int, int]:
-    """Retrieve the CT and MR series of a study by QIDO-RS and WADO-RS, and forward them to the node; returns
-    the number of images accepted, and not.
+# --- DICOMweb -------------------------------------------------------------------------------------
+
+
+def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> Transferred:
+    """Retrieve the CT and MR series of a study by QIDO-RS and WADO-RS, and forward their images to the node.
 
     Raises:
         NotSentError: the archive, or the node, refuses.
     """
-    client = web_client(source)
-    taken = left = 0
+    client, done = web_client(source), Transferred()
     try:
         for modality in MODALITIES:
             found = client.search_for_series(study_uid, search_filters={"Modality": modality})
             for series in found:
-                uid = Dataset.from_json(series).SeriesInstanceUID
-                images = list(client.iter_series(study_uid, uid))
-                done = hand_on([one for one in images if one.SOPClassUID in IMAGES], settings)
-                taken, left = taken + done, left + len(images) - done
+                # Other values, of which pydicom would log those that are not valid, are not decoded.
+                uid = valid_uid(str(series["0020000E"]["Value"][0]))
+                objects = list(client.iter_series(study_uid, uid))
+                images = [one for one in objects if one.SOPClassUID in IMAGES]
+                done += hand_on(images, settings) + Transferred(foreign=len(objects) - len(images))
     except requests.HTTPError as error:
         raise NotSentError(f"it answers with status {error.response.status_code}") from error
     except requests.RequestException as error:
         raise NotSentError(f"it cannot be reached, or does not answer ({type(error).__name__})") from error
-    return taken, left
+    return done
 
 
-def hand_on(images: Sequence[Dataset], settings: Settings) -> int:
-    """C-STORE of images to the node itself; returns the number accepted."""
+def hand_on(images: Sequence[Dataset], settings: Settings) -> Transferred:
+    """C-STORE of images to the node itself.
+
+    Raises:
+        NotSentError: the node cannot be reached, or does not read a transfer syntax.
+    """
     if not images:
-        return 0
+        return Transferred()
+    host, address = settings.host, settings.host
+    if host in WILDCARDS:
+        host, address = "localhost", "127.0.0.1"
     node = DimseDestination(
-        ae_title=settings.ae_title, host="localhost", port=settings.port, tls=settings.tls is not None
+        ae_title=settings.ae_title, host=host, port=settings.port, tls=settings.tls is not None
     )
-    contexts = {one.SOPClassUID: [one.file_meta.TransferSyntaxUID] for one in images}
+    contexts = {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in images}
     try:
         association = associate(node, settings, contexts)
     except NotSentError as error:
-        raise NotSentError(
-            f"the node itself: {error} (it must run, and list {settings.ae_title} at 127.0.0.1 as a peer)"
-        ) from error
+        needed = f"it must run, and list {settings.ae_title} at {address} as a peer"
+        raise NotSentError(f"the node itself, at {host}: {error} ({needed})") from error
     try:
-        return sum(association.send_c_store(one).get("Status") == 0 for one in images)
+        offered = {(one.abstract_syntax, one.transfer_syntax[0]) for one in association.accepted_contexts}
+        if contexts - offered:
+            sop_class, syntax = min(contexts - offered)
+            raise NotSentError(f"the node does not take {sop_class.name} in {syntax.name}")
+        accepted = sum(association.send_c_store(one).get("Status") == 0 for one in images)
+        return Transferred(accepted, len(images) - accepted)
     finally:
         association.release()

@@ -47,6 +47,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.node.intake import Intake
 from zoomseg.node.jobs import LOG
+from zoomseg.node.message_limits import ObjectLimit, limit_pdus
 from zoomseg.node.settings import Peer, Settings, Tls
 from zoomseg.node.store import ConflictError, read_instance
 
@@ -130,6 +131,7 @@ class Receiver:
         # Storage must not depend on pydicom's validation of values, and its warnings contain values.
         self._validation = pydicom_config.settings.reading_validation_mode
         pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
+        limit = ObjectLimit(self._settings.limits.object_bytes)
         tls = self._settings.tls
         place = (self._settings.host, self._settings.port)
         try:
@@ -138,6 +140,9 @@ class Receiver:
                 block=False,
                 ssl_context=None if tls is None else server_context(tls),
                 evt_handlers=[
+                    (evt.EVT_CONN_OPEN, limit_pdus),
+                    (evt.EVT_PDU_RECV, limit.count),
+                    (evt.EVT_CONN_CLOSE, limit.forget),
                     (evt.EVT_REQUESTED, self._requested),
                     (evt.EVT_REJECTED, self._rejected),
                     (evt.EVT_C_ECHO, lambda event: SUCCESS),

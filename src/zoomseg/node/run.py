@@ -17,6 +17,7 @@ from zoomseg.node.segmentation import segment
 from zoomseg.node.sending import Sender
 from zoomseg.node.settings import Settings, SettingsError
 from zoomseg.node.store import Store
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.worker import ProcessWorker, Worker
 
@@ -74,8 +75,8 @@ class Node:
             self.jobs.close()
             raise
         if not self.dry_run:
+            self.sender.start()  # first: it gives up deliveries, also those of jobs that wait
             self.runner.start()
-            self.sender.start()
         self._clearing.start()
         LOG.info("listening as %s at port %d", self.settings.ae_title, self.receiver.port)
 
@@ -96,10 +97,7 @@ class Node:
 
     def clear(self, now: float) -> None:
         """Delete everything older than the retention time."""
-        try:
-            self.intake.clear(now - self.settings.keep_hours * 3600)
-        except OutputError as error:
-            LOG.error("%s", error)
+        ran(lambda: self.intake.clear(now - self.settings.keep_hours * 3600), LOG.error)
 
 
 def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]:

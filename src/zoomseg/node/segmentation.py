@@ -34,7 +34,8 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     from zoomseg.io.dicom.write.secondary_capture import write_capture
 
     notes: list[str] = []
-    scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
+    # The node's page and logs contain no description of a series, which may be any text.
+    scan, out = one_scan(Path(task.scan), notes.append, described=False), Path(task.out)
     outputs = [Output(name) for name in task.wanted["outputs"]]
     organs = predictor.bundle.schema.select(task.wanted["organs"] or "all")
     seed = task.wanted["seed"]

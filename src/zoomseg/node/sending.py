@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pydicom
@@ -20,11 +20,12 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
-from zoomseg.core.errors import OutputError
-from zoomseg.node.jobs import LOG, NodeJobs
+from zoomseg.core.errors import ZoomSegError
+from zoomseg.node.jobs import LOG, SEE_PAGE, NodeJobs
 from zoomseg.node.receiver import client_context
 from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
 from zoomseg.node.store import quiet
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
 
 LOOK_EVERY_SECONDS = 0.5
@@ -34,6 +35,10 @@ CONNECT_SECONDS = 10
 
 # Files are sent as they are: decoding and encoding a large SEG would take seconds.
 pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
+
+
+Context = tuple[str, str]
+"""An SOP class and a transfer syntax."""
 
 
 class NotSentError(Exception):
@@ -56,6 +61,7 @@ class Sender:
 
     def start(self) -> None:
         """Start with the waiting deliveries."""
+        self._jobs.give_up_unknown(self._settings.destinations)
         for thread in self._threads:
             thread.start()
 
@@ -67,12 +73,12 @@ class Sender:
             thread.join()
 
     def _run(self, name: str, destination: Destination) -> None:
+        def send_or_wait() -> None:
+            if not self.send_next(name, destination):
+                self._jobs.await_delivery(name, LOOK_EVERY_SECONDS, self._stopping.is_set)
+
         while not self._stopping.is_set():
-            try:
-                if not self.send_next(name, destination):
-                    self._jobs.await_delivery(name, LOOK_EVERY_SECONDS, self._stopping.is_set)
-            except OutputError as error:  # a disk error may be temporary
-                LOG.error("%s", error)
+            if not ran(send_or_wait, LOG.error):
                 self._stopping.wait(LOOK_EVERY_SECONDS)
 
     def send_next(self, name: str, destination: Destination) -> bool:
@@ -80,7 +86,15 @@ class Sender:
         job = self._jobs.next_delivery(name)
         if job is None:
             return False
-        error = attempted(lambda: send(self._jobs.results(job), destination, self._settings))
+        files = self._jobs.results(job)
+        gone = [file.name for file in files if not file.is_file()]
+        if gone:  # sent again, the series is segmented again
+            self._jobs.end(
+                job.id, State.FAILED, f"its results are gone: {', '.join(gone)}; send the series again"
+            )
+            LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
+            return True
+        error = attempted(lambda: send(files, destination, self._settings))
         now = self._jobs.delivered(job.id, name, error, self._settings.retry)
         LOG.info("job %s: to %s: %s", job.id, name, error or "sent")
         if now is not None and now.state is State.FINISHED:
@@ -92,7 +106,7 @@ def attempted(work: Callable[[], None]) -> str | None:
     """None on success; otherwise the reason of the failure, in one line without anything of a patient."""
     try:
         work()
-    except NotSentError as error:
+    except (NotSentError, ZoomSegError) as error:
         return str(error)
     except Exception as error:  # an answer may contain anything
         return f"unexpected {type(error).__name__}"
@@ -105,8 +119,6 @@ def send(files: Sequence[Path], destination: Destination, settings: Settings) ->
     Raises:
         NotSentError: one was not accepted.
     """
-    if not files:
-        raise NotSentError("the results are gone")
     match destination:
         case DimseDestination():
             store_dimse(files, destination, settings)
@@ -124,25 +136,38 @@ def read(file: Path) -> Dataset:
 
 
 def associate(
-    destination: DimseDestination, settings: Settings, contexts: Mapping[str, Sequence[str]]
+    destination: DimseDestination,
+    settings: Settings,
+    contexts: Iterable[Context],
+    answer_seconds: float | None = None,
 ) -> pynetdicom.association.Association:
-    """An association with a destination, for SOP classes with their transfer syntaxes.
+    """An association with a destination.
+
+    Args:
+        contexts: the presentation contexts that are requested.
+        answer_seconds: maximum time for the response to a request; ``limits.idle_seconds`` by default.
 
     Raises:
         NotSentError: it cannot be established.
+        ZoomSegError: a certificate cannot be used.
     """
     ae = pynetdicom.AE(settings.ae_title)
     ae.connection_timeout = ae.acse_timeout = CONNECT_SECONDS
-    ae.dimse_timeout = ae.network_timeout = settings.limits.idle_seconds
-    for sop_class, syntaxes in contexts.items():
-        ae.add_requested_context(sop_class, list(syntaxes))
+    ae.network_timeout = settings.limits.idle_seconds
+    ae.dimse_timeout = answer_seconds or settings.limits.idle_seconds
+    for sop_class, syntax in sorted(set(contexts)):
+        ae.add_requested_context(sop_class, syntax)
     tls = settings.tls if destination.tls else None
-    association = ae.associate(
-        destination.host,
-        destination.port,
-        ae_title=destination.ae_title,
-        tls_args=None if tls is None else (client_context(tls), destination.host),
-    )
+    try:
+        association = ae.associate(
+            destination.host,
+            destination.port,
+            ae_title=destination.ae_title,
+            tls_args=None if tls is None else (client_context(tls), destination.host),
+        )
+    except OSError as error:
+        message = f"its host {destination.host} cannot be resolved or reached ({error.strerror})"
+        raise NotSentError(message) from error
     if association.is_established:
         return association
     if association.is_rejected:
@@ -153,9 +178,7 @@ def associate(
 def store_dimse(files: Sequence[Path], destination: DimseDestination, settings: Settings) -> None:
     """C-STORE."""
     kinds = {file: read_file_meta_info(file) for file in files}
-    contexts: dict[str, list[str]] = {
-        kind.MediaStorageSOPClassUID: [kind.TransferSyntaxUID] for kind in kinds.values()
-    }
+    contexts = [(kind.MediaStorageSOPClassUID, kind.TransferSyntaxUID) for kind in kinds.values()]
     association = associate(destination, settings, contexts)
     try:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}

@@ -17,7 +17,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -177,8 +179,25 @@ class WebDestination(_Part):
     password_variable: str | None = None
     """Environment variable with the password."""
 
+    @model_validator(mode="after")
+    def _user_has_password(self) -> Self:
+        if (self.user is None) != (self.password_variable is None):
+            need = "user needs password_variable, the environment variable with the password"
+            raise ValueError(f"{need}; give both or neither")
+        return self
+
+
+def _protocol(data: object) -> str:
+    """By which problems of a destination are reported for the protocol that is meant, not for both."""
+    is_web = "url" in data if isinstance(data, dict) else isinstance(data, WebDestination)
+    return "web" if is_web else "dimse"
+
 
 Destination = DimseDestination | WebDestination
+_Destination = Annotated[
+    Annotated[DimseDestination, Tag("dimse")] | Annotated[WebDestination, Tag("web")],
+    Discriminator(_protocol),
+]
 
 
 class Retry(_Part):
@@ -206,7 +225,7 @@ class Settings(_Part):
     """Retention time of received images and results after all processing is finished."""
     tls: Tls | None = None
     page: Page = Page()
-    destinations: dict[Name, Destination] = {}
+    destinations: dict[Name, _Destination] = {}
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -27,11 +27,20 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 
 from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.io.dicom.read.codestream import frame_size
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import valid_uid
-from zoomseg.io.files import writing
+from zoomseg.io.files import flush_folder, writing
+
+MOST_COMPRESSION = 20
+"""Objects that are larger by this factor when decoded are not decoded for a comparison; lossless compression
+of CT and MR is about 3."""
+
+SMALL_BYTES = 64 * 1024**2
+"""Objects whose pixels take no more than this are decoded anyway: images of one value compress to nothing."""
 
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID")
 """Attributes in which two objects of one SOP Instance UID must agree."""
@@ -87,6 +96,7 @@ def read_instance(content: bytes) -> Instance:
 
     Raises:
         ScanError: it is damaged, or lacks a UID; the message contains nothing from it.
+        OutputError: it does not fit in memory.
     """
     with quiet():
         try:
@@ -104,6 +114,8 @@ def read_instance(content: bytes) -> Instance:
                 frames=_number(header, "NumberOfFrames") or 1,
             )
             expected = _native_bytes(header)
+        except MemoryError as error:
+            raise OutputError("too little memory for an object") from error
         except Exception as error:  # on hostile bytes, parsers may raise any exception
             raise ScanError(f"not a whole image ({type(error).__name__})") from error
     if expected is not None and pixels < expected:
@@ -123,8 +135,11 @@ def _number(header: Dataset, keyword: str) -> int | None:
 
 def _native_bytes(header: Dataset) -> int | None:
     """Number of pixel bytes declared by a header; None if they are compressed."""
-    if header.file_meta.TransferSyntaxUID.is_compressed:
-        return None
+    return None if header.file_meta.TransferSyntaxUID.is_compressed else _pixel_bytes(header)
+
+
+def _pixel_bytes(header: Dataset) -> int:
+    """Number of bytes of all pixels, not compressed."""
     bits = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
     return bits * (_number(header, "NumberOfFrames") or 1) * int(header.get("SamplesPerPixel", 1)) // 8
 
@@ -148,8 +163,8 @@ class Store:
                 partial.unlink()
 
     def series(self) -> list[str]:
-        """All stored series."""
-        return sorted(place.name for place in self._folder.iterdir() if place.is_dir())
+        """All series of which objects are stored."""
+        return sorted(place.name for place in self._folder.iterdir() if self.files(place.name))
 
     def files(self, series: str) -> list[Path]:
         """The objects of a series, in an order independent of their arrival."""
@@ -174,7 +189,7 @@ class Store:
                 raise OutputError("the disk is full, or nearly so")
             if not place.parent.exists():
                 place.parent.mkdir(mode=0o700)
-                _flush(self._folder)
+                flush_folder(self._folder)
             partial = place.with_name(f".{place.name}.partial")
             try:
                 with partial.open("wb") as file:
@@ -185,35 +200,31 @@ class Store:
             except OSError:
                 partial.unlink(missing_ok=True)
                 raise
-            _flush(place.parent)
+            flush_folder(place.parent)
             return Arrival.NEW
 
     def link(self, series: str, to: Path) -> None:
-        """Link the objects of a series in another folder, which later arrivals do not change.
+        """Link the objects of a series in another folder, which later arrivals do not change. The folder
+        exists only when it is complete and, with its parents, on the disk.
 
         Raises:
             OutputError: the disk refuses it.
         """
+        partial = to.with_name(f".{to.name}.partial")
         with writing(to):
-            shutil.rmtree(to, ignore_errors=True)
-            to.mkdir(mode=0o700, parents=True)
+            for stale in (partial, to):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir(mode=0o700, parents=True)
             for file in self.files(series):
-                os.link(file, to / file.name)
-            _flush(to)
-            _flush(to.parent)
+                os.link(file, partial / file.name)
+            flush_folder(partial)
+            partial.rename(to)
+            for parent in to.parents[:3]:  # the job's, that of all jobs, the node's
+                flush_folder(parent)
 
     def remove(self, series: str) -> None:
         """Delete a series."""
         shutil.rmtree(self._folder / series, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Flush a folder: a file's name is on the disk only after that."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _compared(place: Path, content: bytes) -> Arrival:
@@ -233,6 +244,23 @@ def _same(stored: bytes, content: bytes) -> bool:
                 return False
             if one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID:
                 return bool(one.PixelData == other.PixelData)
+            if not (_can_be_decoded(one, stored) and _can_be_decoded(other, content)):
+                return False
             return np.array_equal(one.pixel_array, other.pixel_array)
+        except MemoryError as error:
+            raise OutputError("too little memory to compare two objects of one UID") from error
         except Exception:  # pixels that cannot be decoded cannot be compared
             return False
+
+
+def _can_be_decoded(image: Dataset, content: bytes) -> bool:
+    """Whether decoding an object takes an amount of memory that is plausible for its size: decoders trust the
+    sizes stored in compressed frames, and a few bytes can declare gigabytes."""
+    if _pixel_bytes(image) > max(SMALL_BYTES, MOST_COMPRESSION * len(content)):
+        return False
+    syntax = image.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed:
+        return True
+    frames = generate_frames(image.PixelData, number_of_frames=_number(image, "NumberOfFrames") or 1)
+    sizes = {frame_size(frame, syntax) for frame in frames}
+    return sizes <= {None, (image.Rows, image.Columns)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,7 +31,8 @@ def describe(error: ValidationError, root: type[BaseModel], data: Mapping[Any, A
     """All problems of ``data`` as one line, at most ``MAX_PROBLEMS`` of them."""
     by_path: dict[Path, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        by_path.setdefault(_path(detail["loc"], data), []).append(detail)
+        path = _path(detail["loc"], data, lacks_last=detail["type"] == "missing")
+        by_path.setdefault(path, []).append(detail)
     for path in [p for p, details in by_path.items() if details[0]["type"] == "too_short"]:
         # A list whose members are all invalid counts as empty; the members' own problems are reported.
         if any(other[: len(path)] == path for other in by_path if other != path):
@@ -41,10 +42,13 @@ def describe(error: ValidationError, root: type[BaseModel], data: Mapping[Any, A
     return "; ".join(lines[:MAX_PROBLEMS]) + more
 
 
-def _path(location: Sequence[str | int], data: object) -> Path:
+def _path(location: Sequence[str | int], data: object, lacks_last: bool) -> Path:
     """Pydantic's location without the names of union members, which are not keys of the file.
 
     The first step into a mapping with a ``kind`` is that kind.
+
+    Args:
+        lacks_last: whether the last step is a key that the file lacks.
     """
     path: list[str | int] = []
     tagged = False
@@ -55,7 +59,7 @@ def _path(location: Sequence[str | int], data: object) -> Path:
                 continue
             if step in data:
                 data = data[step]
-            elif n < len(location) - 1:
+            elif not (lacks_last and n == len(location) - 1):
                 continue
             path.append(step)
         elif isinstance(data, list) and isinstance(step, int):
@@ -157,7 +161,9 @@ def _bounds(path: Path, root: type[BaseModel], data: Mapping[Any, Any]) -> str:
 def _annotation_at(path: Path, root: type[BaseModel], data: object) -> Any:
     annotation: Any = root
     for step in path:
-        if isinstance(step, str):
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        elif isinstance(step, str):
             annotation = _choose(_models(annotation), data).model_fields[step].annotation
         data = data[step]  # type: ignore[index]
     return annotation
@@ -179,8 +185,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _choose(models: Sequence[type[BaseModel]], data: object) -> type[BaseModel]:
+    """The model of these that a mapping is meant for: by its kind, or else by most of its keys."""
     kind = data.get("kind") if isinstance(data, dict) else None
     for model in models:
         if "kind" in model.model_fields and model.model_fields["kind"].default == kind:
             return model
-    return models[0]
+    given = data.keys() if isinstance(data, dict) else set()
+    return max(models, key=lambda model: len(model.model_fields.keys() & given))

@@ -131,7 +131,8 @@ class Guard:
         if host != "" and _HOST.fullmatch(host) is None:
             return 400, "the Host header holds no host", {}
         if self._access.hosts is not None and _host_name(host) not in self._access.hosts:
-            return 421, "this server does not answer to that name; see --allow-host", {}
+            how = "add it to its --allow-host, or to page.allow_hosts of a node"
+            return 421, f"this server does not answer to that name; {how}", {}
         if scope["method"] not in SAFE_METHODS and not self._same_origin(headers):
             return 403, "sent by a page of another origin", {}
         if self._access.token is None:
@@ -142,7 +143,7 @@ class Guard:
                 return entered
         if self._knows_token(headers):
             return None
-        how = "open the address that `zoomseg serve` printed, or send the token as 'Authorization: Bearer'"
+        how = "open the address that the server printed, or send the token as 'Authorization: Bearer'"
         return 401, f"a token is needed: {how}", {"www-authenticate": "Bearer"}
 
     def _same_origin(self, headers: Mapping[str, str]) -> bool:

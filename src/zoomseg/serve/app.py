@@ -37,6 +37,9 @@ from zoomseg.serve.review import Opinion, Review, keep, opinions, review_csv, re
 from zoomseg.serve.upload import TooLargeError, TooSlowError, receive, receive_json
 from zoomseg.serve.worker import READING, WRITING
 
+LISTED_JOBS = 200
+"""Pages request the list every second, whatever a folder has collected over the years."""
+
 RETRY_SECONDS = 30
 """Seconds after which a client whose upload was refused by a full queue may try again."""
 
@@ -152,7 +155,7 @@ class Service:
     def _remaining(self, job: Job) -> float | None:
         if job.state is not State.RUNNING:
             return None
-        earlier = [other.seconds for other in self.jobs.all() if _ran_like(job, other)]
+        earlier = [other.seconds for other in self.jobs.last(LISTED_JOBS) if _ran_like(job, other)]
         expected = remaining_by_others(job.seconds, earlier)
         step, model = self.jobs.step(job.id), self.models.get(job.model)
         if step and step.total and model and step.stage == model.stages[-1]:
@@ -274,9 +277,11 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         return service.view(job)
 
     @app.get("/jobs")
-    def all_jobs() -> list[JobView]:
-        """All jobs, oldest first."""
-        return [service.view(job) for job in service.jobs.all()]
+    def latest_jobs() -> list[JobView]:
+        """The latest jobs, and all that wait or run, oldest first. Others are found by their id."""
+        jobs = [*service.jobs.last(LISTED_JOBS), *service.jobs.in_state(State.QUEUED, State.RUNNING)]
+        unique = {job.id: job for job in jobs}
+        return [service.view(job) for job in sorted(unique.values(), key=lambda job: job.created)]
 
     @app.get("/jobs/{job_id}", responses=_problems(404))
     def one_job(job_id: str) -> JobView:

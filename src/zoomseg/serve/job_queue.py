@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -146,14 +146,32 @@ class JobQueue(Generic[J]):
         """Every job, oldest first."""
         return self._select("ORDER BY number")
 
+    def last(self, most: int) -> list[J]:
+        """The latest ones, newest first."""
+        return self._select(f"ORDER BY number DESC LIMIT {most}")
+
     def in_state(self, *states: State) -> list[J]:
         """The jobs in any of these states, oldest first."""
+        with self._changed:
+            where, values = self._states(states)
+            return self._select(f"WHERE {where} ORDER BY number", *values)
+
+    def first(self, state: State) -> J | None:
+        """The oldest job in this state. The others are not read."""
+        with self._changed, self._refusing():
+            where, values = self._states([state])
+            return next(self._found(f"WHERE {where} ORDER BY number", values), None)
+
+    def _states(self, states: Sequence[State]) -> tuple[str, list[str]]:
+        """A condition for jobs in these states, and its values."""
         marks = ", ".join("?" * len(states))
-        # If the disk could not be written, it contains earlier states.
-        also = ", ".join("?" * len(self._unwritten))
-        where = f"WHERE state IN ({marks}) OR id IN ({also}) ORDER BY number"
-        found = self._select(where, *states, *self._unwritten)
-        return [job for job in found if job.state in states]
+        if not self._unwritten:
+            return f"state IN ({marks})", list(states)
+        # The disk could not be written, and contains earlier states.
+        mine = [job.id for job in self._unwritten.values() if job.state in states]
+        others = ", ".join("?" * len(self._unwritten))
+        where = f"(state IN ({marks}) AND id NOT IN ({others}) OR id IN ({', '.join('?' * len(mine))}))"
+        return where, [*states, *self._unwritten, *mine]
 
     def find(self, job_id: str) -> J | None:
         """The job with this id, which may be any text."""
@@ -161,11 +179,14 @@ class JobQueue(Generic[J]):
         return found[0] if found else None
 
     def _select(self, where: str, *values: str) -> list[J]:
-        with self._changed:
-            with self._refusing():
-                rows = self._db.execute(f"SELECT id, content FROM jobs {where}", values).fetchall()
-            found = (self._unwritten.get(job_id) or self._parsed(job_id, content) for job_id, content in rows)
-            return [job for job in found if job is not None]
+        with self._changed, self._refusing():
+            return list(self._found(where, values))
+
+    def _found(self, where: str, values: Sequence[str]) -> Iterator[J]:
+        for job_id, content in self._db.execute(f"SELECT id, content FROM jobs {where}", values):
+            job = self._unwritten.get(job_id) or self._parsed(job_id, content)
+            if job is not None:
+                yield job
 
     def _parsed(self, job_id: str, content: str) -> J | None:
         """A job from its stored form; None if it is damaged, which is reported and left unchanged: the others
@@ -192,8 +213,13 @@ class JobQueue(Generic[J]):
 
     def ahead_of(self, job: J) -> int:
         """The number of jobs before a waiting one."""
-        before = [j.id for j in self.in_state(State.QUEUED, State.RUNNING)]
-        return before.index(job.id) if job.id in before else 0
+        with self._changed, self._refusing():
+            where, values = self._states([State.QUEUED, State.RUNNING])
+            before = f"{where} AND number < (SELECT number FROM jobs WHERE id = ?)"
+            (count,) = self._db.execute(
+                f"SELECT count(*) FROM jobs WHERE {before}", [*values, job.id]
+            ).fetchone()
+        return int(count)
 
     # --- changing ---------------------------------------------------------------------------------
 
@@ -201,18 +227,14 @@ class JobQueue(Generic[J]):
         """The job that has waited longest, now running; None if there is none within ``seconds``, or once
         ``stopping`` returns True (see ``wake``)."""
         with self._changed:
-            self._changed.wait_for(lambda: stopping() or self._first_waiting() is not None, seconds)
-            job = None if stopping() else self._first_waiting()
+            self._changed.wait_for(lambda: stopping() or self.first(State.QUEUED) is not None, seconds)
+            job = None if stopping() else self.first(State.QUEUED)
             return None if job is None else self._put(job, state=State.RUNNING, started=time.time())
 
     def wake(self) -> None:
         """Make threads that wait for a job check whether to stop."""
         with self._changed:
             self._changed.notify_all()
-
-    def _first_waiting(self) -> J | None:
-        waiting = self.in_state(State.QUEUED)
-        return waiting[0] if waiting else None
 
     def tell(self, job_id: str, step: Step) -> None:
         """Set the progress of a running job."""

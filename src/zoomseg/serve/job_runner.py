@@ -8,12 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Protocol
 
-from zoomseg.core.errors import OutputError
+from zoomseg.core.errors import OutputError, without_message
+from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import J, State, Step
-from zoomseg.serve.worker import Task, Worker, WorkerDiedError
+from zoomseg.serve.worker import Task, Worker, WorkerDiedError, unexpected
 
 LOOK_EVERY_SECONDS = 0.5
 """Interval at which an idle runner, or one whose disk failed, tries again."""
+
+CANNOT_START = (
+    "the process that segments cannot be started, often for lack of memory; see the server's output"
+)
+"""The reason why a job fails without a worker."""
 
 
 class Jobs(Protocol[J]):
@@ -77,15 +83,24 @@ class Runner(Generic[J]):
     def _run(self) -> None:
         with self._guard:  # starting takes seconds, for which the first scan need not wait
             if not self._stopping.is_set():
-                self._worker = self._start_worker()
+                self._started()
         while not self._stopping.is_set():
-            try:
-                job = self._jobs.take(LOOK_EVERY_SECONDS, self._stopping.is_set)
-                if job is not None:
-                    self._do(job)
-            except OutputError as error:  # a disk error may be temporary
-                print(f"zoomseg: {error}", file=sys.stderr, flush=True)
+            if not ran(self._do_next, _report):
                 self._stopping.wait(LOOK_EVERY_SECONDS)
+
+    def _do_next(self) -> None:
+        job = self._jobs.take(LOOK_EVERY_SECONDS, self._stopping.is_set)
+        if job is None:
+            return
+        try:
+            self._do(job)
+        except Exception as error:  # one job's failure does not affect the others
+            with self._guard:
+                self._kill()  # its state is unknown
+                self._jobs.end(job.id, State.FAILED, unexpected(error))
+            raise
+        finally:
+            self._running = None
 
     def _do(self, job: J) -> None:
         with self._guard:
@@ -93,12 +108,30 @@ class Runner(Generic[J]):
             if found is None or found.state is not State.RUNNING or self._stopping.is_set():
                 return  # cancelled meanwhile; or the next server marks it as interrupted
             self._running = job.id
-            worker = self._worker = self._worker or self._start_worker()
-        error = self._error(worker, job)
+            worker = self._started()
+        error = CANNOT_START if worker is None else self._error(worker, job)
+        while not self._settled(job, error):
+            self._stopping.wait(LOOK_EVERY_SECONDS)
+
+    def _settled(self, job: J, error: str | None) -> bool:
+        """Whether a job is settled, or left to the next server; False if the disk refuses it."""
         with self._guard:
-            self._running = None
-            if not self._stopping.is_set():
-                self._jobs.settle(job, error)
+            try:
+                if not self._stopping.is_set():
+                    self._jobs.settle(job, error)
+            except OutputError as refused:
+                _report(str(refused))
+                return False
+            return True
+
+    def _started(self) -> Worker | None:
+        """The worker; None if it cannot be started."""
+        if self._worker is None:
+            try:
+                self._worker = self._start_worker()
+            except Exception as error:  # an OSError, if there is too little memory for a process
+                _report(without_message(error))
+        return self._worker
 
     def _error(self, worker: Worker, job: J) -> str | None:
         def tell(step: Step) -> None:
@@ -106,7 +139,7 @@ class Runner(Generic[J]):
 
         model = self._models.get(job.model)
         if model is None:
-            return f"its model '{job.model}' is not served any more; upload the scan again"
+            return f"its model '{job.model}' is not available any more; submit the scan again"
         try:
             return worker.run(self._jobs.task(job, model), tell)
         except WorkerDiedError as died:
@@ -114,3 +147,7 @@ class Runner(Generic[J]):
                 if self._worker is worker:
                     self._worker = None
             return str(died)
+
+
+def _report(error: str) -> None:
+    print(f"zoomseg: {error}", file=sys.stderr, flush=True)

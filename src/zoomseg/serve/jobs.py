@@ -174,11 +174,12 @@ class Jobs(JobQueue[Job]):
             job = self.find(job_id)
             if job is None or not job.state.is_end:
                 return
+            # Renamed first: what an interrupted deletion leaves is deleted at the next start, and a job
+            # without files can be deleted again.
+            gone = self._folder / f".{job_id}.gone"
+            with writing(gone), suppress(FileNotFoundError):
+                self.scan(job).parent.rename(gone)
             self._delete(job_id)
-        # Renamed first: the rest of an interrupted deletion is not a job.
-        gone = self._folder / f".{job_id}.gone"
-        with writing(gone), suppress(FileNotFoundError):  # deleted by another process
-            self.scan(job).parent.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 

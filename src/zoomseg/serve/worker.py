@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoomseg.core.errors import ScanError, ZoomSegError, quoted
+from zoomseg.core.errors import ScanError, ZoomSegError, quoted, without_message
 from zoomseg.serve.job_queue import Step
 
 if TYPE_CHECKING:
@@ -196,10 +195,14 @@ def _error_of(
     except ZoomSegError as error:
         return _without_paths(str(error), task)
     except Exception as error:  # one scan's failure does not affect the server
-        # An exception's message may contain a patient's name: only its place and type are reported.
-        print("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__, file=sys.stderr)
-        return f"unexpected error ({type(error).__name__}); see the server's output"
+        print(without_message(error), file=sys.stderr)
+        return unexpected(error)
     return None
+
+
+def unexpected(error: Exception) -> str:
+    """The reason of a failure that is shown to users, where the server's output has more."""
+    return f"unexpected error ({type(error).__name__}); see the server's output"
 
 
 def _without_paths(error: str, task: Task) -> str:
@@ -262,14 +265,18 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
     )
 
 
-def one_scan(path: Path, tell: Callable[[str], None]) -> ScanInput:
-    """The scan in an upload. Unusable series, such as localizers, are ignored if there is a usable one."""
+def one_scan(path: Path, tell: Callable[[str], None], described: bool = True) -> ScanInput:
+    """The scan of a task. Unusable series, such as localizers, are ignored if there is a usable one.
+
+    Args:
+        described: as for ``io.scans.find_scans``.
+    """
     from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans
 
-    found = find_scans(path, tell)
+    found = find_scans(path, tell, described=described)
     usable = [scan for scan in found if not isinstance(scan.dicom, Refused)] or found[:1]
     if len(usable) > 1:
         names = ", ".join(scan.id for scan in usable)
-        raise ScanError(f"{path} holds {len(usable)} series ({names}); upload one at a time")
+        raise ScanError(f"{path} holds {len(usable)} series ({names}); submit each of them by itself")
     return usable[0]

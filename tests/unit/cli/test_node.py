@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -46,3 +48,30 @@ def test_settings_that_are_wrong_are_said_in_one_line(
         main(["node", str(tmp_path / "node.yaml")])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+LIBRARIES = ("pydicom", "pynetdicom")
+
+
+@pytest.fixture
+def levels() -> Iterator[None]:
+    before = [logging.getLogger(name).level for name in LIBRARIES]
+    yield
+    for name, level in zip(LIBRARIES, before, strict=True):
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.usefixtures("levels")
+def test_libraries_that_log_values_of_headers_are_silent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"web": {"url": "http://127.0.0.1:1"}}
+    file, studies = tmp_path / "node.yaml", tmp_path / "studies"
+    file.write_text(yaml.safe_dump(settings(tmp_path, destinations=places).model_dump(mode="json")))
+    studies.write_text("1.2.3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["node", str(file), "--pull", str(studies), "--from", "web"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().out.startswith("study 1 of 1: it cannot be reached")
+    for name in LIBRARIES:
+        assert not logging.getLogger(name).isEnabledFor(logging.ERROR)

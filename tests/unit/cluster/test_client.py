@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from zoomseg.inference.journal import Run
 RUN = Run(
     model_sha256="",
     recipe_sha256="",
-    scans=1,
+    scans="0" * 64,
     run={
         **dict.fromkeys(("zoomseg", "recipe", "device", "precision", "backend"), ""),
         "models": [],
@@ -69,7 +71,7 @@ def nothing_left_over() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_left_over")
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "scheduler.json", "no address"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "scheduler.json", "./none", "no address"])
 def test_nobody_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "CONNECT_SECONDS", 0.5)
     with (
@@ -77,6 +79,30 @@ def test_nobody_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
         client.connected(address, 1),
     ):
         pass
+
+
+def test_a_scheduler_s_file_may_be_written_later(tmp_path: Path) -> None:
+    with LocalCluster(0, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+        file, told = tmp_path / "scheduler.json", json.dumps(cluster.scheduler.identity())
+        writing = threading.Timer(0.5, file.write_text, [told])
+        writing.start()
+        with client.connected(str(file), 1) as found:
+            assert found.status == "running"
+        writing.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("tcp://head:8786", False),
+        ("tls://head:8786/x.json", False),
+        ("head:8786", False),
+        ("/data/scheduler", True),
+        ("s.json", True),
+    ],
+)
+def test_what_is_a_file_and_what_an_address(address: str, file: bool) -> None:
+    assert client._names_file(address) is file
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_batch(connection: Client, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from distributed import Client, LocalCluster
 
 from helpers.clusters import Crashes, Told, label_maps, tiny_model, tiny_scans
 from zoomseg.cli.main import main
+from zoomseg.cluster import client
 from zoomseg.cluster.client import ClusterError, crashed, started
 from zoomseg.cluster.predict import Request, predict
 from zoomseg.cluster.worker import Reply
 from zoomseg.core.errors import RecipeError
 from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.load import load_predictor
-from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.outputs import Part, segment_to_folder
 from zoomseg.io.scans import ScanInput
 
 STAGES = ExtraOutputs(stages=True)
@@ -53,6 +55,28 @@ def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request
 def one_process(model: Path, scans: list[ScanInput], out: Path, mirror: bool = False) -> None:
     predictor = load_predictor([model], "cpu", backend="openvino", mirror=mirror)
     segment_to_folder(scans, out, predictor, beside=STAGES)
+
+
+@pytest.mark.parametrize("written", [(), ("d", "e")])
+def test_missing_are_the_scans_of_this_command_that_its_workers_wrote_elsewhere(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: tuple[str, ...]
+) -> None:
+    """Neither the number of scans of an interrupted command counts, nor that of a whole one."""
+    scans, out = tiny_scans(tmp_path / "in", *"abcdef"), tmp_path / "out"
+    earlier = load_predictor([model], "cpu", backend="openvino")
+    segment_to_folder(scans[:3], out, earlier, beside=STAGES, part=Part(1, 3))
+    segment_to_folder(scans[:1], out, earlier, beside=STAGES)
+
+    def segment(connection: object, left: list[ScanInput], *arguments: object) -> tuple[()]:
+        mine = [scan for scan in left if scan.id in written]
+        if mine:
+            segment_to_folder(mine, out, earlier, beside=STAGES)
+        return ()
+
+    monkeypatch.setattr(client, "connected", lambda address, threads: nullcontext())
+    monkeypatch.setattr(client, "segment", segment)
+    outcome = predict(scans[3:5], out, "tcp://nowhere:1", request_of(model), Told())
+    assert outcome.missing == 2 - len(written)
 
 
 @pytest.mark.slow
@@ -80,7 +104,7 @@ def test_workers_write_what_one_process_writes(
         ("a", False),
         *((case, True) for case in "bcd"),
     ]
-    assert (outcome.failed, outcome.found.missing, outcome.found.done) == (1, 0, 3)
+    assert (outcome.failed, outcome.missing, outcome.found.done) == (1, 0, 3)
     assert max(told.workers) == 2
     again = Told()
     predict(scans, tmp_path / "out", cluster.scheduler_address, request_of(model, ship, resume=True), again)

@@ -76,6 +76,40 @@ def test_label_maps_that_are_gone_are_left_out_and_others_say_what_they_mean(
     assert "run" not in run["cases"]["b"]
 
 
+def test_missing_are_the_scans_of_any_command_without_an_entry(
+    scans: tuple[ScanInput, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(scans[:3], out, predictor(), part=Part(1, 3))
+    assert gather(out).missing == 2
+    segment_to_folder(scans[3:4], out, predictor())  # a whole run does not end the first one
+    assert gather(out).missing == 2
+    segment_to_folder(scans[:4], out, predictor(), resume=True)  # but this one contains its scans
+    assert gather(out).missing == 0
+
+
+def test_of_a_whole_command_none_hide_those_of_an_interrupted_one(
+    scans: tuple[ScanInput, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(scans[:2], out, predictor())
+    segment_to_folder(scans[2:4], out, predictor(), part=Part(1, 2))
+    assert gather(out).missing == 1
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '["c", "d", 3]'])
+def test_a_list_of_scans_that_is_gone_or_changed_is_no_list(
+    scans: tuple[ScanInput, ...], tmp_path: Path, content: str | None
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(scans[:2], out, predictor(), part=Part(1, 2))
+    (path,) = (out / "journal").glob("*.json")
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert gather(out).missing == 0
+
+
 def test_cases_come_in_the_order_asked_for(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     segment_to_folder(scans[:3], tmp_path / "out", predictor())
     gather(tmp_path / "out", ["c", "a"])

@@ -80,13 +80,13 @@ def _without_a_stage(out: Path) -> None:
 
 def _torn_line(out: Path) -> None:
     """As a process leaves it that is killed while it appends: b's line is the second."""
-    (file,) = (out / "journal").iterdir()
+    (file,) = (out / "journal").glob("*.jsonl")
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[1] + lines[3] + lines[2][: len(lines[2]) // 2])
 
 
 def _no_journal(out: Path) -> None:
-    (file,) = (out / "journal").iterdir()
+    (file,) = (out / "journal").glob("*.jsonl")
     file.write_bytes(b"")
 
 
@@ -196,7 +196,7 @@ def test_lines_that_are_none_of_ours_are_left_out(
 ) -> None:
     out = tmp_path / "out"
     segment_to_folder(scans[:1], out, predictor())
-    (file,) = (out / "journal").iterdir()
+    (file,) = (out / "journal").glob("*.jsonl")
     head, entry = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(head + line + entry)
     assert list(journal.read(out)) == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from zoomseg.node.settings import Settings
 from zoomseg.node.store import Store, read_instance
 
 MODELS = "fingerprint"
+SECRET = "Secret^Name"
 
 
 class Clock:
@@ -126,6 +128,82 @@ def test_what_cannot_be_decided_is_tried_again(
     clock.now += 3
     assert parts.count() == 1
     assert parts.jobs.last_series()[0].state is SeriesState.TAKEN
+
+
+def test_an_unexpected_error_of_one_study_stops_no_other(
+    parts: Parts, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for study in ("1.2.1", "1.2.2"):
+        for image in series(study=study)[:3]:
+            parts.take(image, study)
+        parts.intake.ended(study, released=True)
+    clock.now += 3
+    decide = parts.intake._decide
+
+    def fail(study_uid: str, keys: set[str]) -> None:
+        if study_uid == "1.2.1":
+            raise ValueError(SECRET)
+        decide(study_uid, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.intake, "_decide", fail)
+        assert parts.count() == 1
+    assert "ValueError" in caplog.text
+    assert "Secret" not in caplog.text
+    clock.now += 3
+    assert parts.count() == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_a_series_that_cannot_be_read_for_a_moment_is_decided_later(
+    parts: Parts, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    for image in series()[:3]:
+        parts.take(image, "a")
+    parts.intake.ended("a", released=True)
+    clock.now += 3
+
+    def fail(path: Path) -> bytes:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        assert parts.count() == 0
+    clock.now += 3
+    assert parts.count() == 1
+    assert parts.jobs.all()[0].slices == 3
+
+
+def test_damaged_files_hold_up_no_other_file_and_no_other_series(parts: Parts, clock: Clock) -> None:
+    for image in [*series(1)[:3], *series(2)[:3]]:
+        parts.take(image, "a")
+    parts.intake.ended("a", released=True)
+    one, two = parts.store.series()
+    for file in [*parts.store.files(one), parts.store.files(two)[0]]:
+        file.write_bytes(b"damaged")
+    clock.now += 3
+    assert parts.count() == 1
+    assert parts.jobs.all()[0].series == two
+    damaged = parts.jobs.series(one)
+    assert damaged is not None
+    assert (damaged.state, damaged.why) == (SeriesState.LEFT, "none of its stored files is whole")
+
+
+def test_a_series_that_the_next_node_cannot_read_at_first_is_decided_later(
+    parts: Parts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image in series()[:3]:
+        parts.take(image, "a")
+    parts.intake._open.clear()
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        parts.intake._recover()
+    clock.now += 31
+    assert parts.count() == 1
 
 
 def test_what_an_earlier_node_had_not_decided_is_decided(parts: Parts, clock: Clock, tmp_path: Path) -> None:

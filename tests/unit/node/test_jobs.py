@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +135,39 @@ def test_a_job_without_an_organ_sends_nothing(jobs: NodeJobs) -> None:
     assert "no organ" in jobs.all()[0].notes[-1]
 
 
+def test_results_are_on_the_disk_before_it_is_recorded(
+    jobs: NodeJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    put = jobs._put
+
+    def record(one: NodeJob, **changes: object) -> NodeJob:
+        flushed.append(str(changes["state"]))
+        return put(one, **changes)
+
+    monkeypatch.setattr(jobs, "_put", record)
+    sent = segmented(jobs)
+    assert flushed == ["running", str(jobs.out(sent.id)), str(jobs.folder(sent.id)), "sending"]
+
+
+def test_a_result_that_is_lost_is_missed(jobs: NodeJobs) -> None:
+    sent = segmented(jobs)
+    assert sent.written == (Output.SEG,)
+    (path,) = jobs.results(sent)
+    path.unlink()
+    assert jobs.results(sent) == [path]
+
+
+def test_results_of_an_earlier_version_are_sent(jobs: NodeJobs) -> None:
+    """Its jobs do not say what was written."""
+    sent = segmented(jobs)
+    (path,) = jobs.results(sent)
+    assert jobs.results(sent.model_copy(update={"written": None})) == [path]
+
+
 def test_a_job_is_finished_when_all_destinations_have_it(jobs: NodeJobs) -> None:
     sent = segmented(jobs)
     assert sent.state is State.SENDING
@@ -163,6 +197,32 @@ def test_a_result_is_due_at_once_for_who_waits_for_it(jobs: NodeJobs) -> None:
     assert not waiting.is_alive()
 
 
+def test_the_next_delivery_is_found_without_reading_the_others(
+    jobs: NodeJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the next node."""
+    for number in (1, 2, 3):
+        sent = segmented(jobs, number)
+        jobs.delivered(sent.id, "pacs", "down" if number == 1 else None, RETRY)
+    jobs.close()
+    again = NodeJobs(tmp_path)
+    read: list[str] = []
+    parsed = again._parsed
+
+    def record(job_id: str, content: str) -> NodeJob | None:
+        read.append(job_id)
+        return parsed(job_id, content)
+
+    monkeypatch.setattr(again, "_parsed", record)
+    assert again.deliveries_waiting() == {"pacs": 1, "web": 3}
+    assert again.next_delivery("pacs") is None
+    assert again.next_delivery("other") is None
+    assert read == []
+    assert again.next_delivery("web") == again.find(job(1).id)
+    assert set(read) == {job(1).id}
+    again.close()
+
+
 def test_waits_grow_to_their_longest(jobs: NodeJobs) -> None:
     sent, waits = segmented(jobs), []
     for _ in range(5):
@@ -179,10 +239,20 @@ def test_a_destination_is_given_up_in_the_end(jobs: NodeJobs) -> None:
     jobs.delivered(sent.id, "web", None, RETRY)
     with jobs._changed:
         jobs._put(jobs.all()[0], segmented=time.time() - 3601)
+    jobs.opened = time.time() - 4000
     now = jobs.delivered(sent.id, "pacs", "down", RETRY)
     assert now is not None
     assert [one.state for one in now.deliveries] == [DeliveryState.FAILED, DeliveryState.SENT]
     assert (now.state, now.error) == (State.FAILED, "its results could not be sent (pacs: down)")
+
+
+def test_time_without_a_node_is_no_time_to_send(jobs: NodeJobs) -> None:
+    sent = segmented(jobs)
+    with jobs._changed:
+        jobs._put(jobs.all()[0], segmented=time.time() - 3601)
+    now = jobs.delivered(sent.id, "pacs", "down", RETRY)
+    assert now is not None
+    assert now.deliveries[0].state is DeliveryState.WAITING
 
 
 def test_an_interrupted_job_waits_again(jobs: NodeJobs, tmp_path: Path) -> None:

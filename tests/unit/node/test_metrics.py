@@ -50,3 +50,5 @@ def test_what_waits(tmp_path: Path) -> None:
     assert told["zoomseg_node_deliveries_waiting,archive"] == 1
     assert told["zoomseg_node_jobs,queued"] == 1
     assert told["zoomseg_node_oldest_queued_seconds"] > 0
+    with running(settings(tmp_path), dry_run=True) as node:  # no destination of this name
+        assert samples(node)["zoomseg_node_deliveries_waiting,archive"] == 1

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pynetdicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import JPEGExtended12Bit, RLELossless, SegmentationStorage
 from pynetdicom import evt
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
 
 from helpers.nodes import finished, running, series, settings
 from zoomseg.node import pull as module
-from zoomseg.node.pull import Pulled, pull, read_studies
+from zoomseg.node.pull import Pulled, hand_on, move, pull, read_studies
 from zoomseg.node.run import Node
+from zoomseg.node.sending import NotSentError
 from zoomseg.node.settings import DimseDestination, SettingsError, WebDestination
 
+ITSELF = [{"ae_title": "ZOOMSEG", "addresses": ["127.0.0.1", "::1"]}]
 WEB = WebDestination(url="http://127.0.0.1:1/dicom-web")
 
 
@@ -58,12 +66,65 @@ def placed(node: Node) -> Any:
 def test_by_dicomweb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [*series(1), *series(2, Modality="OT")]
     monkeypatch.setattr(module, "web_client", lambda source: Web(objects))
-    peers = [{"ae_title": "ZOOMSEG", "addresses": ["127.0.0.1", "::1"]}]
-    with running(settings(tmp_path, peers=peers)) as node:
+    with running(settings(tmp_path, peers=ITSELF)) as node:
         first, second = pull(["1.2.3", "1.2.9"], WEB, placed(node))
         assert first == Pulled(1, len(series(1)), 0)
         assert second == Pulled(2, 0, 0, "it has no images of this study that the node takes")
         assert finished(node)[0].slices == len(series(1))
+
+
+def test_what_an_archive_says_of_a_patient_is_not_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Telling(Web):
+        def search_for_series(self, study: str, search_filters: dict[str, str]) -> list[dict[str, Any]]:
+            born = {"00100030": {"vr": "DA", "Value": ["1950.01.01 Meier"]}}
+            return [born | one for one in super().search_for_series(study, search_filters)]
+
+    monkeypatch.setattr(module, "web_client", lambda source: Telling(series()))
+    with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node, monkeypatch.context() as patch:
+        # As in a second process, where no node runs.
+        patch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.WARN)
+        assert list(pull(["1.2.3"], WEB, placed(node))) == [Pulled(1, len(series()), 0)]
+    assert "Meier" not in caplog.text
+
+
+def test_a_series_in_several_transfer_syntaxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = series()
+    images[0].compress(RLELossless, generate_instance_uid=False)
+    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node:
+        assert list(pull(["1.2.3"], WEB, placed(node))) == [Pulled(1, len(images), 0)]
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"), [("0.0.0.0", "localhost"), ("::", "localhost"), ("10.0.0.5", "10.0.0.5")]
+)
+def test_images_are_handed_on_where_the_node_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, reached: str
+) -> None:
+    def refuse(destination: DimseDestination, *arguments: object) -> None:
+        raise NotSentError(f"asked at {destination.host}")
+
+    monkeypatch.setattr(module, "associate", refuse)
+    with pytest.raises(NotSentError, match=f"asked at {reached} "):
+        hand_on(series(), settings(tmp_path, host=host, port=11112))
+
+
+def test_an_archive_may_need_hours_for_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two responses of a C-MOVE; connecting takes no longer than otherwise."""
+    asked: list[float] = []
+
+    def associate(*arguments: Any) -> None:
+        asked.append(arguments[3])
+        raise NotSentError("seen")
+
+    monkeypatch.setattr(module, "associate", associate)
+    place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=1)
+    with pytest.raises(NotSentError, match="seen"):
+        move("1.2.3", place, settings(tmp_path))
+    assert asked == [module.ANSWER_SECONDS]
+    assert module.ANSWER_SECONDS >= 3600
 
 
 def test_a_node_that_does_not_know_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,31 +141,91 @@ def test_an_archive_that_is_down(tmp_path: Path) -> None:
     assert one.error.startswith("it cannot be reached")
 
 
+@contextmanager
+def archive(node: Node, objects: list[Dataset], known: bool = True) -> Iterator[DimseDestination]:
+    """An archive that holds these objects and knows the node, or not."""
+
+    def find(event: evt.Event) -> Iterator[Any]:
+        assert event.identifier.QueryRetrieveLevel == "SERIES"
+        for uid in {one.SeriesInstanceUID for one in objects}:
+            answer = Dataset()
+            answer.SeriesInstanceUID = uid
+            answer.Modality = next(one.Modality for one in objects if one.SeriesInstanceUID == uid)
+            yield 0xFF00, answer
+
+    def handle(event: evt.Event) -> Iterator[Any]:
+        assert event.move_destination == "ZOOMSEG"
+        assert event.identifier.StudyInstanceUID == "1.2.3"
+        images = [one for one in objects if one.SeriesInstanceUID == event.identifier.SeriesInstanceUID]
+        yield ("127.0.0.1", node.receiver.port, {"ae_title": "ZOOMSEG"}) if known else (None, None)
+        yield len(images)
+        for image in images:
+            yield 0xFF00, image
+
+    ae = pynetdicom.AE("SENDER")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+    for kind in {one.SOPClassUID for one in objects}:
+        ae.add_requested_context(kind)
+    handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_MOVE, handle)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        port = server.socket.getsockname()[1]
+        yield DimseDestination(ae_title="SENDER", host="127.0.0.1", port=port)
+    finally:
+        ae.shutdown()
+
+
 @pytest.mark.parametrize(
     ("known", "said"),
     [(True, None), (False, "it refuses C-MOVE with status 0xA801; does it know this node?")],
 )
 def test_by_c_move(tmp_path: Path, known: bool, said: str | None) -> None:
+    """The node's own results, which are in the same study, are not requested."""
     images = series()
+    results = series(2, Modality="SEG", SOPClassUID=SegmentationStorage)
     with running(settings(tmp_path)) as node:
-
-        def handle(event: evt.Event) -> Iterator[Any]:
-            assert event.move_destination == "ZOOMSEG"
-            assert event.identifier.StudyInstanceUID == "1.2.3"
-            yield ("127.0.0.1", node.receiver.port, {"ae_title": "ZOOMSEG"}) if known else (None, None)
-            yield len(images)
-            for image in images:
-                yield 0xFF00, image
-
-        ae = pynetdicom.AE("SENDER")
-        ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
-        ae.add_requested_context(images[0].SOPClassUID)
-        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_MOVE, handle)])
-        try:
-            place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=server.socket.getsockname()[1])
+        with archive(node, images + results, known) as place:
             (one,) = pull(["1.2.3"], place, placed(node))
-        finally:
-            ae.shutdown()
         assert one == Pulled(1, len(images) if known else 0, 0, said)
         if known:
             finished(node)
+
+
+@pytest.mark.parametrize("by", ["C-MOVE", "DICOMweb"])
+def test_images_that_the_node_refuses_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    images = series()
+    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    peers = [*ITSELF, {"ae_title": "SENDER", "addresses": ["127.0.0.1"]}]
+    with running(settings(tmp_path, peers=peers), dry_run=True) as node:
+        for image in images[:2]:
+            image.PixelData = image.PixelData[:100]
+        with archive(node, images) as place:
+            (one,) = pull(["1.2.3"], place if by == "C-MOVE" else WEB, placed(node))
+        said = f"2 of {len(images)} images were not accepted; the node's page says why"
+        assert one == Pulled(1, len(images) - 2, 0, said)
+        assert node.receiver.counts["refused"] == 2
+
+
+def test_a_syntax_that_the_node_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = series()
+    images[0].file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node:
+        (one,) = pull(["1.2.3"], WEB, placed(node))
+    assert one.error is not None
+    assert one.error.startswith("the node does not take CT Image Storage in JPEG Extended")
+
+
+def test_an_archive_without_c_find(tmp_path: Path) -> None:
+    ae = pynetdicom.AE("SENDER")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+    server = ae.start_server(("127.0.0.1", 0), block=False)
+    try:
+        place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=server.socket.getsockname()[1])
+        (one,) = pull(["1.2.3"], place, settings(tmp_path))
+    finally:
+        ae.shutdown()
+    assert one.error == "it does not offer C-FIND to this node (study root)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from helpers.nodes import (
     settings,
     until,
 )
+from helpers.orthanc import free_port
 from zoomseg.core.errors import OutputError, ZoomSegError
-from zoomseg.node.jobs import SeriesState
+from zoomseg.node import run
+from zoomseg.node.jobs import NO_DESTINATION, SeriesState
 from zoomseg.node.run import Node, found_models
 from zoomseg.node.settings import SettingsError
 from zoomseg.serve.job_queue import State
@@ -43,6 +46,16 @@ def decided(node: Node, count: int) -> dict[str, SeriesState]:
 
     found: dict[str, SeriesState] = until(all_decided)
     return found
+
+
+def failing_once(work: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(*arguments: object) -> Any:
+        if failing.left.pop() if failing.left else False:  # type: ignore[attr-defined]
+            raise ValueError("unexpected")
+        return work(*arguments)
+
+    failing.left = [True]  # type: ignore[attr-defined]
+    return failing
 
 
 def test_a_series_comes_back_as_seg_rtstruct_and_report(tmp_path: Path) -> None:
@@ -184,8 +197,8 @@ def test_a_stopped_node_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         with running(slow) as node:
             push(node, one)
-        refusing = found.model_copy(update={"destinations": {}})
-        with running(refusing) as node:  # nothing is sent
+        down = found.destinations["archive"].model_copy(update={"port": free_port()})
+        with running(found.model_copy(update={"destinations": {"archive": down}})) as node:
             push(node, two)
             until(lambda: len(node.jobs.in_state(State.SENDING)) == 2)
             node.runner.stop()
@@ -195,6 +208,26 @@ def test_a_stopped_node_goes_on_where_it_was(tmp_path: Path) -> None:
         with running(found) as node:
             assert {job.study_uid for job in finished(node, 3)} == {"1.2.4", "1.2.5", "1.2.6"}
         assert there.attempts == 9
+
+
+def test_results_for_a_destination_that_was_renamed_are_not_kept_for_ever(tmp_path: Path) -> None:
+    """Of a job that waits to be sent, and of one that waits to be segmented."""
+    with archive(lambda dataset: 0xA700) as there:
+        found = settings(tmp_path, there)
+        with running(found) as node:
+            push(node, series(1, "1.2.4"))
+            until(lambda: node.jobs.in_state(State.SENDING))
+            node.runner.stop()
+            push(node, series(1, "1.2.5"))
+            until(lambda: node.jobs.in_state(State.QUEUED))
+        renamed = found.rules[0].model_copy(update={"send_to": ("new",)})
+        places = {"new": found.destinations["archive"]}
+        with running(found.model_copy(update={"destinations": places, "rules": (renamed,)})) as node:
+            for job in ended(node, 2):
+                assert job.state is State.FAILED
+                assert job.error == f"its results could not be sent (archive: {NO_DESTINATION})"
+            node.clear(time.time() + 10**7)
+            assert node.store.series() == []
 
 
 def test_a_job_that_ends_the_node_each_time_is_given_up(tmp_path: Path) -> None:
@@ -246,6 +279,24 @@ def test_what_is_done_is_deleted_after_its_time(tmp_path: Path) -> None:
         assert there.attempts == 3
 
 
+def test_a_thread_of_a_node_goes_on_after_an_unexpected_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CLEAR_EVERY_SECONDS", 0.01)
+    with archive() as there:
+        node = Node(settings(tmp_path, there), start_worker=HereWorker)
+        for part, name in ((node.intake, "complete"), (node.intake, "clear"), (node.jobs, "next_delivery")):
+            monkeypatch.setattr(part, name, failing_once(getattr(part, name)))
+        node.start()
+        try:
+            push(node, series())
+            finished(node)
+            until(lambda: not node.intake.clear.left)  # type: ignore[attr-defined]
+            assert node._clearing.is_alive()
+        finally:
+            node.stop()
+
+
 def test_what_is_not_done_is_kept(tmp_path: Path) -> None:
     with archive(lambda dataset: 0xA700) as there, running(settings(tmp_path, there)) as node:
         push(node, series())
@@ -279,12 +330,13 @@ def test_logs_and_errors_hold_nothing_of_a_patient(
         push(node, torn)
         until(lambda: there.attempts >= 2)
         until(lambda: node.jobs.in_state(State.FAILED))
-        view = str(node.jobs.all()) + str(list(node.receiver.refusals))
+        view = str((node.jobs.all(), node.jobs.last_series(), list(node.receiver.refusals)))
     ours = [record.getMessage() for record in caplog.records if record.name == "zoomseg.node"]
     assert len(ours) > 5
     said = "\n".join([*ours, *capfd.readouterr()])
     assert [word for word in ("ecret", "ECRET", "19010203", "1.2.777") if word in said] == []
-    assert [word for word in ("Secret^", "SECRET-ID") if word in view] == []
+    assert "series 2: " in view
+    assert [word for word in ("ecret", "ECRET", "19010203") if word in view] == []
 
 
 def test_models_and_organs_are_checked_before_anything_is_opened(tmp_path: Path) -> None:

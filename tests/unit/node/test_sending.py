@@ -15,7 +15,7 @@ import pytest
 
 from helpers.certificates import certificates, openssl
 from helpers.dicom_series import write
-from helpers.nodes import archive, finished, push, running, series, settings, until
+from helpers.nodes import archive, ended, finished, push, running, series, settings, until
 from helpers.untrained_models import predictor
 from zoomseg.node.receiver import server_context
 from zoomseg.node.segmentation import segment
@@ -170,9 +170,29 @@ def test_by_tls_only_to_those_whose_certificate_is_known(tmp_path: Path, files: 
             send(files, place, found)
 
 
-def test_results_that_are_gone_are_said(tmp_path: Path) -> None:
-    place = WebDestination(url="http://127.0.0.1:1")
-    assert attempted(lambda: send([], place, settings(tmp_path))) == "the results are gone"
+def test_a_job_whose_results_are_gone_begins_again_when_its_series_is_sent_again(tmp_path: Path) -> None:
+    status = [0xA700]
+    with archive(lambda dataset: status[0]) as there, running(settings(tmp_path, there)) as node:
+        push(node, series())
+        (job,) = until(lambda: node.jobs.in_state(State.SENDING))
+        node.jobs.results(job)[0].unlink()
+        (job,) = ended(node)
+        assert job.error == "its results are gone: result.seg.dcm; send the series again"
+        status[0] = 0
+        push(node, series())
+        until(lambda: node.jobs.in_state(State.FINISHED))
+        assert there.modalities() == ["RTSTRUCT", "SEG", "SR"]
+
+
+def test_causes_that_the_settings_explain_are_said(tmp_path: Path, files: list[Path]) -> None:
+    found = settings(tmp_path, tls=dict.fromkeys(Tls.model_fields, tmp_path / "none.pem"))
+    place = DimseDestination(ae_title="ARCHIVE", host="nowhere.invalid", port=104)
+    said = attempted(lambda: send(files, place, found))
+    assert said is not None
+    assert said.startswith("its host nowhere.invalid cannot be resolved or reached")
+    said = attempted(lambda: send(files, place.model_copy(update={"tls": True}), found))
+    assert said is not None
+    assert said.startswith("tls: a certificate or key cannot be used")
 
 
 def test_what_an_error_says_is_not_repeated() -> None:

@@ -66,6 +66,8 @@ def test_others_need_a_token(tmp_path: Path) -> None:
         web = client(node, "a long enough token")
         for path in ("/", "/status.json", "/metrics", "/jobs/0123456789abcdef"):
             assert web.get(path).status_code == 401
+            assert "zoomseg serve" not in web.get(path).text
+        assert "page.allow_hosts" in web.get("/", headers={"host": "elsewhere"}).text
         known = {"authorization": "Bearer a long enough token"}
         assert web.get("/metrics", headers=known).status_code == 200
         assert web.post("/", headers=known).status_code == 405

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from helpers.nodes import series
 from zoomseg.core.errors import OutputError, ScanError
@@ -92,6 +93,43 @@ def test_another_object_of_its_uid_is_refused_and_the_first_one_kept(store: Stor
     assert store.files(store.series()[0])[0].read_bytes() == before
 
 
+def compressed() -> Dataset:
+    """An image as JPEG 2000 that is large enough for its encoder."""
+    image = series()[0]
+    image.Rows = image.Columns = 64
+    image.PixelData = bytes(range(128)) * 64
+    image.compress(JPEG2000Lossless, generate_instance_uid=False)
+    return image
+
+
+def test_jpeg_2000_is_compared_by_its_pixels(store: Store) -> None:
+    image = compressed()
+    put(store, image)
+    image.decompress(generate_instance_uid=False)
+    assert put(store, image) is Arrival.KNOWN
+
+
+@pytest.mark.parametrize("declared", ["in the codestream", "in the header", "in both"])
+def test_pixels_that_declare_too_much_are_not_decoded(
+    store: Store, monkeypatch: pytest.MonkeyPatch, declared: str
+) -> None:
+    image = compressed()
+    plain = compressed()
+    plain.decompress(generate_instance_uid=False)
+    put(store, plain)
+    if declared != "in the codestream":
+        image.Rows = image.Columns = 16_000
+    if declared != "in the header":
+        begin = image.PixelData.index(b"\xff\x4f\xff\x51") + 8
+        size = struct.pack(">2I", 16_000, 16_000)
+        image.PixelData = image.PixelData[:begin] + size + image.PixelData[begin + 8 :]
+    decoded: list[Dataset] = []
+    monkeypatch.setattr(Dataset, "pixel_array", property(decoded.append))
+    with pytest.raises(ConflictError):
+        put(store, image)
+    assert decoded == []
+
+
 def test_a_disk_that_is_nearly_full_takes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path, 2**60)
     assert store.room() < 0
@@ -136,6 +174,42 @@ def test_links_do_not_change_with_later_arrivals(store: Store, tmp_path: Path) -
     store.remove(key)
     assert store.series() == []
     assert len(list((tmp_path / "job" / "scan").iterdir())) == 1
+
+
+def test_links_that_break_off_are_no_folder(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = series()[:6]
+    for image in images:
+        put(store, image)
+    (key,), to, link = store.series(), tmp_path / "jobs" / "a" / "scan", os.link
+    left = iter(range(3))
+
+    def full(source: Path, target: Path) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        with pytest.raises(OutputError, match="No space left"):
+            store.link(key, to)
+    assert not to.exists()
+    store.link(key, to)
+    assert [file.name for file in sorted(to.iterdir())] == [file.name for file in store.files(key)]
+    assert [place.name for place in to.parent.iterdir()] == ["scan"]
+
+
+def test_a_linked_folder_is_on_the_disk_with_its_parents(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, series()[0])
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    store.link(store.series()[0], tmp_path / "jobs" / "a" / "scan")
+    assert [Path(path).name for path in flushed] == [".scan.partial", "a", "jobs", tmp_path.name]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from helpers.servers import Server, noise, scan_bytes, serving
+from zoomseg.serve import app
 from zoomseg.serve.job_queue import Step
 
 
@@ -331,3 +332,19 @@ def test_the_interface_describes_itself_and_nothing_loads_from_elsewhere(server:
     assert "application/octet-stream" in paths["/jobs"]["post"]["requestBody"]["content"]
     assert "/jobs/{job_id}/rtstruct.dcm" in paths
     assert server.client.get("/docs").status_code == server.client.get("/redoc").status_code == 404
+
+
+def test_the_list_has_the_latest_jobs_and_those_that_are_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LISTED_JOBS", 2)
+    with serving(tmp_path) as server:
+        server.go.set()
+        ids = [server.post(b"good") for _ in range(4)]
+        server.wait(ids[-1], "finished")
+        assert [job["id"] for job in server.client.get("/jobs").json()] == ids[2:]
+        assert server.client.get(f"/jobs/{ids[0]}").json()["state"] == "finished"
+        server.go.clear()
+        ids += [server.post(b"good") for _ in range(4)]
+        server.wait(ids[4], "running")
+        assert [job["id"] for job in server.client.get("/jobs").json()] == ids[4:]

@@ -148,3 +148,44 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"no database, whatever it is called " * 100)
     with pytest.raises(OutputError, match=rf"{DATABASE}: .*move it away"):
         opened(tmp_path)
+
+
+def test_the_next_job_is_found_without_reading_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = opened(tmp_path)
+    for job_id in IDS:
+        queue.add(job_id)
+    read: list[str] = []
+    parsed = queue._parsed
+
+    def record(job_id: str, content: str) -> QueuedJob | None:
+        read.append(job_id)
+        return parsed(job_id, content)
+
+    monkeypatch.setattr(queue, "_parsed", record)
+    found = queue.first(State.QUEUED)
+    assert found is not None
+    assert found.id == IDS[0]
+    assert queue.ahead_of(found) == 0
+    assert read == [IDS[0]]
+    queue.close()
+
+
+def test_the_next_job_is_right_when_a_job_is_damaged_or_the_disk_full(tmp_path: Path) -> None:
+    queue = opened(tmp_path)
+    for job_id in IDS:
+        queue.add(job_id)
+    with queue._db:
+        queue._db.execute("UPDATE jobs SET content = '{' WHERE id = ?", (IDS[0],))
+    second, third = queue.all()[:2]
+    pages = queue._db.execute("PRAGMA page_count").fetchone()[0]
+    queue._db.execute(f"PRAGMA max_page_count = {pages}")
+    queue.end(second.id, State.FAILED, "x" * 100_000)  # is not written
+    found = queue.first(State.QUEUED)
+    assert found == third
+    assert [job.id for job in queue.in_state(State.QUEUED)] == IDS[2:]
+    assert queue.first(State.FAILED) == queue.find(second.id)
+    assert queue.ahead_of(queue.all()[-1]) == 2  # the damaged one, which keeps its place, and the third
+    assert [job.id for job in queue.last(2)] == [IDS[3], IDS[2]]
+    queue.close()

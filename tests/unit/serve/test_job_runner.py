@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers import servers
 from helpers.servers import ScriptedWorker, serving
-from zoomseg.serve.job_queue import State
-from zoomseg.serve.job_runner import Runner
-from zoomseg.serve.jobs import Jobs
+from zoomseg.core.errors import OutputError
+from zoomseg.serve.job_queue import State, Step
+from zoomseg.serve.job_runner import CANNOT_START, Runner
+from zoomseg.serve.jobs import Job, Jobs
+from zoomseg.serve.worker import Task
+
+SECRET = "Secret^Name"
 
 
 def test_stopping_marks_what_runs_and_keeps_what_waits(tmp_path: Path) -> None:
@@ -43,7 +49,7 @@ def test_a_job_whose_model_is_gone_fails(tmp_path: Path) -> None:
     while not (found := jobs.find(job.id)) or not found.state.is_end:
         threading.Event().wait(0.01)
     assert found.state is State.FAILED
-    assert "'old' is not served any more" in str(found.error)
+    assert found.error == "its model 'old' is not available any more; submit the scan again"
     assert not runner.cancel(job.id)
     runner.stop()
     jobs.close()
@@ -72,3 +78,79 @@ def test_a_job_without_a_run_json_finishes_without_notes(
     with serving(tmp_path) as server:
         server.go.set()
         assert server.wait(server.post(b"good"), "finished")["notes"] == []
+
+
+def ends(jobs: Jobs, count: int) -> list[str]:
+    """The errors of this many jobs, when all have ended."""
+    while not all(job.state.is_end for job in jobs.all()):
+        threading.Event().wait(0.01)
+    found = [str(job.error) for job in jobs.all()]
+    assert len(found) == count
+    return found
+
+
+def filled(folder: Path, count: int) -> Jobs:
+    jobs = Jobs(folder, 8)
+    for _ in range(count):
+        with jobs.arriving("a.nii.gz", "tiny") as (_, path):
+            path.write_bytes(b"good")
+    return jobs
+
+
+def test_a_worker_that_cannot_be_started_fails_one_job(tmp_path: Path) -> None:
+    """Neither at the start of the server nor for a job does this end the runner."""
+    jobs, released = filled(tmp_path, 2), threading.Event()
+    released.set()
+    fails = iter([True, True, False])
+
+    def start() -> ScriptedWorker:
+        if next(fails):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return ScriptedWorker(released)
+
+    runner = Runner(jobs, {"tiny": Path("/models/tiny")}, start)
+    runner.start()
+    assert ends(jobs, 2) == [CANNOT_START, "None"]
+    runner.stop()
+    jobs.close()
+
+
+def test_an_unexpected_error_fails_one_job_and_its_message_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs, released = filled(tmp_path, 2), threading.Event()
+    released.set()
+
+    class Broken(ScriptedWorker):
+        def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+            raise ValueError(SECRET)
+
+    workers = iter([Broken(released), ScriptedWorker(released)])
+    runner = Runner(jobs, {"tiny": Path("/models/tiny")}, lambda: next(workers))
+    runner.start()
+    assert ends(jobs, 2) == ["unexpected error (ValueError); see the server's output", "None"]
+    runner.stop()
+    jobs.close()
+    said = capsys.readouterr().err
+    assert "ValueError" in said
+    assert "Secret" not in said
+
+
+def test_a_result_that_the_disk_refuses_for_a_moment_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, released = filled(tmp_path, 1), threading.Event()
+    released.set()
+    refused, settle = iter([True, False]), jobs.settle
+
+    def once(job: Job, error: str | None) -> None:
+        if next(refused):
+            raise OutputError("the disk is full")
+        settle(job, error)
+
+    monkeypatch.setattr(jobs, "settle", once)
+    runner = Runner(jobs, {"tiny": Path("/models/tiny")}, lambda: ScriptedWorker(released))
+    runner.start()
+    assert ends(jobs, 1) == ["None"]
+    runner.stop()
+    jobs.close()

@@ -111,6 +111,29 @@ def test_a_job_whose_folder_is_gone_can_be_removed(tmp_path: Path) -> None:
     jobs.close()
 
 
+def test_a_deletion_that_breaks_off_leaves_nothing_that_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(tmp_path, 8)
+    job_id = add(jobs)
+    (tmp_path / job_id / "out").mkdir()
+    jobs.end(job_id, State.FINISHED)
+
+    def killed(job_id: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "_delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.remove(job_id)
+    jobs.close()
+    again = Jobs(tmp_path, 8)
+    assert [place for place in tmp_path.iterdir() if place.is_dir()] == []
+    assert [job.id for job in again.all()] == [job_id]
+    again.remove(job_id)
+    assert again.all() == []
+    again.close()
+
+
 def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     Jobs(tmp_path / "jobs", 8).close()
     assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700

@@ -291,7 +291,7 @@ function correctButton(job, { organs }) {
       made.disabled = false;
       if (!sent) return;
       await watch();
-      await open(known.find(({ id }) => id === job.id));
+      await open(await json(`jobs/${job.id}`));
     });
     viewer.pictures.before(bar);
   });
@@ -358,8 +358,9 @@ async function main() {
   await watch();
   const asked = new URL(location.href).searchParams.get("scan");
   if (asked === null) return;
-  const job = known.find(({ id, state }) => id === asked && state === "finished");
-  if (job) await open(job);
+  // Not from the list, which has the latest jobs.
+  const job = await json(`jobs/${encodeURIComponent(asked)}`).catch(() => null);
+  if (job?.state === "finished") await open(job);
   else complain("The scan of this address does not exist, or is not segmented yet.");
 }
 

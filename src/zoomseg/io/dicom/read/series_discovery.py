@@ -119,11 +119,12 @@ def the_series(path: Path) -> Stack:
     return found.stacks[0]
 
 
-def find_series(path: Path, objects: Container[str] = ()) -> Found:
+def find_series(path: Path, objects: Container[str] = (), described: bool = True) -> Found:
     """All volumes in ``path``, ordered by study and series number; empty if it contains no DICOM at all.
 
     Args:
         objects: SOP classes whose objects are requested, too; a folder may contain only these.
+        described: whether notes and reasons name a series by its description, besides its number.
 
     Raises:
         ScanError: no such file, DICOM objects without a volume, or a zip that is damaged or hostile (see
@@ -133,7 +134,7 @@ def find_series(path: Path, objects: Container[str] = ()) -> Found:
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder")
     met = _read_objects(path, objects)
-    stacks, refused, left_out = _all_volumes(path, met)
+    stacks, refused, left_out = _all_volumes(_Place(path, described), met)
     lost, lone = _without_images(met)
     refused += lost
     notes = [f"{path}: {_count(number, kind)} left out" for kind, number in sorted(met.others.items())]
@@ -220,18 +221,31 @@ _Volumes = tuple[list[Stack], list[Refused], list[str]]
 """Volumes, refused series, and notes on ignored objects."""
 
 
-def _all_volumes(path: Path, met: _Objects) -> _Volumes:
+@dataclass(frozen=True)
+class _Place:
+    """The folder or file that is searched; names series in messages."""
+
+    path: Path
+    described: bool
+
+    def series(self, image: Image) -> str:
+        number = "" if image.number is None else f" {image.number}"
+        description = f" '{image.description}'" if self.described and image.description else ""
+        return f"{self.path}: series{number}{description}"
+
+
+def _all_volumes(place: _Place, met: _Objects) -> _Volumes:
     """The volumes from all images."""
     stacks, refused, notes = [], [], []
     for uid, images in met.images.items():
-        for made, failed, left_out in _of_series(path, images, met.damaged.get(uid, [])):
+        for made, failed, left_out in _of_series(place, images, met.damaged.get(uid, [])):
             stacks += made
             refused += failed
             notes += left_out
     return stacks, refused, notes
 
 
-def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
+def _of_series(place: _Place, images: list[Image], broken: list[Damaged]) -> list[_Volumes]:
     """The volumes from the objects under one series UID, which may belong to several series."""
     if broken:
         return [([], [_refused(images, broken[0].reason)], [])]
@@ -239,8 +253,8 @@ def _of_series(path: Path, images: list[Image], broken: list[Damaged]) -> list[_
     single = all(len(part) == len(part[0].slices) == 1 for part in parts)
     if single and len(parts) > 1 and images[0].identity.series_uid:
         what = f"its {len(images)} images differ in {', '.join(differ_in)}, so that no two belong together"
-        return [([], [_refused(images, f"{path}: {_named(images[0])}: {what}")], [])]
-    return [_volumes(path, part, differ_in) for part in parts]
+        return [([], [_refused(images, f"{place.series(images[0])}: {what}")], [])]
+    return [_volumes(place, part, differ_in) for part in parts]
 
 
 def _refused(images: Sequence[Image], reason: str) -> Refused:
@@ -248,13 +262,13 @@ def _refused(images: Sequence[Image], reason: str) -> Refused:
     return Refused(images[0].identity.study_uid, images[0].number, sources, reason)
 
 
-def _volumes(path: Path, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
+def _volumes(place: _Place, images: list[Image], differ_in: Sequence[str]) -> _Volumes:
     """The volumes from the objects of one series.
 
     Args:
         differ_in: attributes that distinguish them from others under their series UID.
     """
-    first, name = images[0], f"{path}: {_named(images[0])}"
+    first, name = images[0], place.series(images[0])
     try:
         stored, notes = without_copies(images)
     except ScanError as error:
@@ -312,11 +326,6 @@ def _all_damaged(broken: list[Damaged]) -> Refused:
 
 def _of_several(count: int) -> str:
     return f"the series holds {count} sizes or orientations of slices; each is read as a separate volume"
-
-
-def _named(image: Image) -> str:
-    number = "" if image.number is None else f" {image.number}"
-    return f"series{number}" + (f" '{image.description}'" if image.description else "")
 
 
 def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) -> Stack:

@@ -65,6 +65,8 @@ def test_nothing_and_no_volume(tmp_path: Path) -> None:
     write(tmp_path, [image(ramp()[0], (0, 0, 0))])
     with pytest.raises(ScanError, match=r"DICOM files, but no volume among them \(series 4 'body': a single"):
         find_series(tmp_path)
+    with pytest.raises(ScanError, match=r"no volume among them \(series 4: a single"):
+        find_series(tmp_path, described=False)
 
 
 def test_one_volume_is_asked_for(tmp_path: Path) -> None:
