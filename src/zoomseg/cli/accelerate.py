@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
+from zoomseg.cli.options import given_by_user
 from zoomseg.cli.train import parse_duration, require_one_length, tell_validation
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ def command(
     require_one_length(time_budget, epochs)
     models = tuple(str(part) for part in models_in(model))
     if resume:
-        given = {
-            name: context.params[name]
-            for name in ("small", "seed")
-            if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        }
+        given = {name: context.params[name] for name in {"small", "seed"} & given_by_user(context)}
         run = acceleration.reopen(models, scans, out, time_budget, epochs, given)
     else:
         wish = TrainingRequest(seconds=time_budget, epochs=epochs, seed=seed)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
+
+from zoomseg.cli.options import given_by_user
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,7 +67,7 @@ def command(
     from zoomseg.evaluation.evaluate import evaluate
     from zoomseg.evaluation.tolerances import read_tolerances
 
-    if table is not None and context.get_parameter_source("tolerance_mm") is not ParameterSource.DEFAULT:
+    if table is not None and "tolerance_mm" in given_by_user(context):
         raise click.UsageError("--tolerance and --tolerance-mm exclude each other; give one of them")
     rules = tolerance_mm if table is None else read_tolerances(table)
     notes = Console(stderr=True)

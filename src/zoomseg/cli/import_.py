@@ -68,51 +68,25 @@ def command(
     for module in ("torch", "onnx", "onnxscript"):
         require(module, "zoomseg import")
     if program == "totalsegmentator":
-        written = _of_totalsegmentator(sources, out, folds, lowres, task, body, configuration, orientation)
+        from zoomseg.importing.totalsegmentator.run import import_task
+
+        if len(sources) > 1 or folds or lowres:
+            raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
+        if orientation or configuration:
+            raise click.UsageError("--orientation and --configuration are for models of nnU-Net")
+        written: tuple[Path, ...] = (import_task(sources[0], out, task or "total", body),)
     else:
-        written = _of_nnunet(sources, out, folds, lowres, task, body, configuration, orientation)
+        from zoomseg.importing.nnunet.run import import_models
+
+        if task is not None:
+            raise click.UsageError("--task is for models of TotalSegmentator")
+        wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
+        written = import_models(
+            sources, out, wanted, lowres, body, orientation, configuration=configuration, on_warning=_warn
+        )
     number = f"{len(written)} folds" if len(written) > 1 else "model"
     click.echo(f"{out} written ({number}); use it with: zoomseg predict SCAN -m {out} -o OUT")
 
 
-def _of_nnunet(
-    sources: tuple[Path, ...],
-    out: Path,
-    folds: str,
-    lowres: Path | None,
-    task: str | None,
-    body: bool,
-    configuration: str | None,
-    orientation: str | None,
-) -> tuple[Path, ...]:
-    from zoomseg.importing.nnunet.run import import_models
-
-    if task is not None:
-        raise click.UsageError("--task is for models of TotalSegmentator")
-    wanted = tuple(fold.strip() for fold in folds.split(",") if fold.strip()) or None
-    return import_models(
-        sources, out, wanted, lowres, body, orientation, configuration=configuration, on_warning=_warn
-    )
-
-
 def _warn(message: str) -> None:
     click.echo(f"note: {message}", err=True)
-
-
-def _of_totalsegmentator(
-    sources: tuple[Path, ...],
-    out: Path,
-    folds: str,
-    lowres: Path | None,
-    task: str | None,
-    body: bool,
-    configuration: str | None,
-    orientation: str | None,
-) -> tuple[Path, ...]:
-    from zoomseg.importing.totalsegmentator.run import import_task
-
-    if len(sources) > 1 or folds or lowres:
-        raise click.UsageError("of TotalSegmentator, one folder of weights is read, and its one fold")
-    if orientation or configuration:
-        raise click.UsageError("--orientation and --configuration are for models of nnU-Net")
-    return (import_task(sources[0], out, task or "total", body),)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
+
+from zoomseg.cli.options import given_by_user
 
 if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
@@ -157,7 +158,8 @@ def command(
     wish = training_run.TrainingRequest(
         recipe, time_budget, epochs, folds, fold or 0, seed, init, teachers=known
     )
-    settings = training_run.settings_given(wish, _given(context)) if resume else None
+    given = given_by_user(context) - ({"fold"} if fold is None else set())
+    settings = training_run.settings_given(wish, given) if resume else None
     if fold is None or (resume and cross_validation.is_begun(out)):
         return _train_all(data, out, wish, device, settings)
     if unlabelled is not None or (resume and self_training.is_begun(out)):
@@ -181,13 +183,6 @@ def command(
     if isinstance(held_back, list) and held_back:
         return _validate(data, out, tuple(str(i) for i in held_back), device)
     return 0
-
-
-def _given(context: click.Context) -> frozenset[str]:
-    """The parameters that the user gave."""
-    default = ParameterSource.DEFAULT
-    given = {name for name in context.params if context.get_parameter_source(name) is not default}
-    return frozenset(given - {"fold"} if context.params["fold"] is None else given)
 
 
 def _say_next(out: Path) -> None:

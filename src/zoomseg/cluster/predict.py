@@ -104,8 +104,9 @@ def predict(
         with client.connected(address, _threads(address)) as connection:
             failed = client.segment(connection, left, job, folders, run, observer)
     finally:
-        found = gather(out, ids) if journal.read(out) else Gathered(0, (), 0, ())
-    return Outcome(len(whole), len(failed), missing(out, ids, run, journal.read(out)), found)
+        entries = journal.read(out)
+        found = gather(out, ids) if entries else Gathered(0, (), 0, ())
+    return Outcome(len(whole), len(failed), missing(out, ids, run, entries), found)
 
 
 def _wanted(model: Bundle, request: Request) -> Wanted:

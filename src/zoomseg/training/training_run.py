@@ -333,8 +333,7 @@ def resume(
             other settings.
         OutputError: another process trains there.
     """
-    record.read_training(out).require_same_settings(settings, out)
-    split, recipe, run = _recorded(dataset, out, device, processes, seconds, epochs)
+    split, recipe, run = _recorded(dataset, out, device, processes, seconds, epochs, settings)
     with record.alone(out) if processes.first else nullcontext():
         return loop.train(dataset, split, recipe, out, replace(run, resume=True), observer)
 
@@ -346,9 +345,12 @@ def _recorded(
     processes: Processes,
     seconds: float | None = None,
     epochs: int | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[loop.Split, Recipe, loop.Settings]:
-    """The decisions made at the start, with another length if one is given."""
+    """The decisions made at the start, with another length if one is given; settings that are ``given`` must
+    be the recorded ones."""
     known = record.read_training(out)
+    known.require_same_settings(given, out)
     recipe = known.resolved_recipe(out)
     known.require_same_data(dataset, out)
     seconds, epochs = known.length(seconds, epochs)
