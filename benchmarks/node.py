@@ -1,10 +1,12 @@
 """The DICOM node, measured from outside: delay of results, losses when it is killed, growth of memory.
 
-    python benchmarks/node.py large SERIES [--slices 300] [-m abdomen-ct]
+    python benchmarks/node.py large SERIES [--slices 300] [--scan SCAN.nii.gz] [-m abdomen-ct]
     python benchmarks/node.py many SERIES [--studies 200] [--kills 10] [-m abdomen-ct]
 
 `large`: SERIES (the folder of a CT series), extended to the given number of slices, is sent to a node in a
-separate process, twice, as two studies: for the first one, the node loads the model. Prints the seconds from
+separate process, twice, as two studies: for the first one, the node loads the model. A short series is
+repeated, so that every slice shows all its organs, as no patient's does; `--scan` sends the voxels of a real
+scan instead (`predict/scan.py` makes one of 300 slices), with the headers of SERIES. Prints the seconds from
 the response to the last image until the last result has reached an archive on this machine (Orthanc if it is
 installed, otherwise one that only counts objects), and the share of the job's steps in them. `many`: small
 studies (every fourth pixel of SERIES) are sent one after the other, while the node is killed (SIGKILL) and
@@ -31,6 +33,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import psutil
 import pydicom
 import pynetdicom
@@ -204,6 +208,31 @@ def read_series(folder: Path) -> list[Dataset]:
     return sorted(slices, key=lambda one: float(one.ImagePositionPatient[2]))
 
 
+def slices_of(scan: Path, like: Dataset) -> list[Dataset]:
+    """The slices of an axial CT in NIfTI, in Hounsfield units, with the header of a slice of another series,
+    sorted by position along z."""
+    image = nibabel.as_closest_canonical(nibabel.load(scan))
+    voxels = np.asanyarray(image.dataobj).astype(np.int16)
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    header = copy.deepcopy(like)
+    header.Rows, header.Columns = voxels.shape[1], voxels.shape[0]
+    header.PixelSpacing = [float(spacing[1]), float(spacing[0])]
+    header.ImageOrientationPatient = [
+        float(cosine) for axis in (0, 1) for cosine in to_lps[:3, axis] / spacing[axis]
+    ]
+    header.SliceThickness = float(spacing[2])
+    header.RescaleSlope, header.RescaleIntercept = 1, 0
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+    made = []
+    for k in range(voxels.shape[2]):
+        one = copy.deepcopy(header)
+        one.ImagePositionPatient = [float(mm) for mm in to_lps[:3, 2] * k + to_lps[:3, 3]]
+        one.PixelData = voxels[:, :, k].T.tobytes()
+        made.append(one)
+    return made
+
+
 def study(slices: Sequence[Dataset], uid: str, count: int, every: int = 1) -> list[Dataset]:
     """A study of ``count`` slices: the given ones, repeated in alternating direction, reduced to every
     ``every``-th pixel of each row and column."""
@@ -349,10 +378,13 @@ def main() -> None:
     parser.add_argument("series", type=Path)
     parser.add_argument("-m", "--model", default="abdomen-ct")
     parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--scan", type=Path)
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--kills", type=int, default=10)
     asked = parser.parse_args()
     slices = read_series(asked.series)
+    if asked.scan is not None:
+        slices = slices_of(asked.scan, slices[0])
     with tempfile.TemporaryDirectory(prefix="zoomseg-node-") as folder:
         if asked.what == "large":
             found = large(slices, asked.slices, asked.model, Path(folder))
