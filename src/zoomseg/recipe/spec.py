@@ -427,7 +427,8 @@ class UNet2D(Spec):
 
     kind: Literal["unet2d"] = "unet2d"
     plane: Literal["axial", "coronal", "sagittal"]
-    """The axis that is not convolved: S, A or R."""
+    """The axis that is not convolved: S, A or R. Such a network is not trained with an ``orientation`` that
+    orders them otherwise."""
     channels: ChannelsPerLevel = (64, 128, 256, 512)
 
 
@@ -596,7 +597,8 @@ class Augmentation(Spec):
     """Random changes of a training patch. Spatial changes are applied by one resampling."""
 
     rotation_deg: tuple[AngleDeg, AngleDeg, AngleDeg] = (0.0, 0.0, 0.0)
-    """Maximum rotation about the R, A and S axes."""
+    """Maximum rotation about the R, A and S axes (about i, j and k if the recipe's ``orientation`` orders
+    these otherwise)."""
     scale: Ratios = (1.0, 1.0)
     translation_vox: LengthVox = 0.0
     crop: Ratios = (1.0, 1.0)
@@ -611,7 +613,8 @@ class Augmentation(Spec):
     elastic_grid_vox: PitchVox = 32.0
     """Distance between control points, in voxels of the stage's grid."""
     flip_axes: Annotated[tuple[Literal["R", "A", "S"], ...], Field(max_length=3)] = ()
-    """World axes that may be mirrored; along R, left/right label names are swapped with the image."""
+    """World axes that may be mirrored; along R, left/right label names are swapped with the image. Not with
+    an ``orientation`` that orders R, A and S otherwise."""
     brightness: Strength = 0.0
     """Maximum additive change, in units of the normalised image's standard deviation."""
     contrast: Strength = 0.0
@@ -633,7 +636,7 @@ class Augmentation(Spec):
     """Probability of the spatial change as a whole, and of each intensity change."""
     shorter_scan: Share = 0.0
     """Probability that a patch comes from a scan truncated to some of its slices along S, as if the rest were
-    outside the field of view."""
+    outside the field of view. Not with an ``orientation`` that orders R, A and S otherwise."""
 
 
 STEPS_PER_EPOCH = 100
