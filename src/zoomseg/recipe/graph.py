@@ -74,8 +74,9 @@ def validate(recipe: Recipe) -> None:
     """Check everything that can be checked without data.
 
     Raises:
-        RecipeError: names that are not unique, a reference to a stage that is not an earlier one, a group of
-            ``train_together`` without a path for gradients, or no stage that is fused.
+        RecipeError: names that are not unique, or whose files would not be; a reference to a stage that is
+            not an earlier one; a group of ``train_together`` without a path for gradients; or no stage that
+            is fused.
     """
     names = [stage.name for stage in recipe.stages]
     for n, stage in enumerate(recipe.stages):
@@ -83,6 +84,12 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
         if stage.name in names[:n]:
             raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
+        other = stage.name.removesuffix("-region")
+        if other != stage.name and other in names:
+            raise RecipeError(
+                f"stages[{n}].name: '{stage.name}' is also the name of the file with the region of stage "
+                f"'{other}' (predict --keep-stages); choose another"
+            )
         for reference in _references(stage):
             if reference.of not in names[:n]:
                 raise RecipeError(

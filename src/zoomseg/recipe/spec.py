@@ -21,6 +21,7 @@ from zoomseg.recipe.quantities import (
     Channels,
     Decay,
     Dilation,
+    Dropout,
     Factor,
     InnerShare,
     Intensity,
@@ -332,7 +333,7 @@ class PriorInput(Spec):
     form: Literal["probabilities", "label_map"] = "probabilities"
     """``label_map``: for each label, 1 inside it in the label map of that stage alone and 0 elsewhere;
     resampled to the grid label by label, linearly, and thresholded at a half (nnU-Net's cascade)."""
-    dropout: Share = 0.0
+    dropout: Dropout = 0.0
     """Training: share of patches in which a label's channel is zero, drawn label by label, as if the earlier
     stage had missed the label. In training it misses fewer than in new scans, so that a stage which always
     sees its prediction learns to repeat it (nnU-Net's cascade removes connected components instead)."""
@@ -531,6 +532,12 @@ class DiceCrossEntropy(Spec):
     cross_entropy_weight: Weight = 1.0
     class_balance: Share = 0.0
 
+    @model_validator(mode="after")
+    def _something_counts(self) -> DiceCrossEntropy:
+        if self.dice_weight == 0 and self.cross_entropy_weight == 0:
+            raise ValueError("dice_weight or cross_entropy_weight must be above 0")
+        return self
+
 
 class SoftDice(Spec):
     """Minus the soft Dice of every class, background included, averaged over the K classes (Roth et al.
@@ -545,7 +552,7 @@ LossSpec = Annotated[WeightedCrossEntropy | DiceCrossEntropy | SoftDice, Field(d
 class SGD(Spec):
     kind: Literal["sgd"] = "sgd"
     lr: LearningRate = 1e-2
-    momentum: Share = 0.99
+    momentum: Decay = 0.99
     nesterov: bool = False
     weight_decay: WeightDecay = 0.0
 

@@ -45,12 +45,18 @@ TIMES_ATLAS = {"kind": "probability_times_atlas", "of": "one"}
 
 def test_a_chain_is_valid() -> None:
     graph.validate(recipe(stage("one"), stage("two", roi=BOX), stage("three", inputs=reads("one", "two"))))
+    graph.validate(recipe(stage("region"), stage("other-region")))
 
 
 @pytest.mark.parametrize(
     ("stages", "line"),
     [
         ((stage("one"), stage("one")), r"stages\[1\]\.name: 'one' is taken"),
+        (
+            (stage("one"), stage("one-region", roi=BOX)),
+            r"stages\[1\]\.name: 'one-region' is also the name of the file with the region of stage 'one'",
+        ),
+        ((stage("one-region"), stage("one")), r"stages\[0\]\.name: 'one-region' is also the name of the"),
         ((stage("two", roi=BOX), stage("one")), "stage 'two', roi.of: 'one' is not an .* none, as this is"),
         ((stage("one", roi=BOX),), "stage 'one', roi.of: 'one' is not an earlier stage"),
         (
