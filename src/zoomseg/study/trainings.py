@@ -294,7 +294,7 @@ def open_trainings(
         DatasetError: a fold that does not exist; the data set lacks the organs of the study; an unsuitable
             split file, test set or unlabelled scans.
         ScanError: no unlabelled scans.
-        RecipeError: the recipe is not complete, or lacks a part that ``settings`` change.
+        RecipeError: the recipe is not complete, or lacks a part that ``settings`` or a row change.
         OutputError: ``out`` cannot be written.
     """
     splits = () if settings.split is None else read_splits(settings.split, dataset)
@@ -461,19 +461,25 @@ def _start(training: Training, recipe: Recipe, settings: Settings) -> Recipe:
     return recipe if training.recipe is None else _smaller(settings)(shipped(training.recipe))
 
 
+def _trained(training: Training, recipe: Recipe, settings: Settings, dataset: Dataset) -> Recipe:
+    """The recipe of a training, in the form that is trained."""
+    fitted = graph.fit(training.change(_start(training, recipe, settings)), dataset.schema)[0]
+    return graph.trainable(fitted, dataset.schema)
+
+
 def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Dataset) -> None:
-    """Refuse studies whose rows differ only in stages for organs that the data set lacks, which would compare
-    a training with itself for hours."""
+    """Refuse a recipe of the user's from which a row cannot be made, and studies whose rows differ only in
+    stages for organs that the data set lacks, which would compare a training with itself for hours."""
     seen: dict[tuple[str, str], str] = {}
     for row in study.rows:
         if row.training is None:
             continue
         try:
-            start = _start(row.training, recipe, settings)
-            fitted = graph.fit(row.training.change(start), dataset.schema)[0]
-            answering = row.predict(graph.expand(fitted, dataset.schema))
-        except RecipeError:  # the row is omitted, with a message, later
-            continue
+            answering = row.predict(_trained(row.training, recipe, settings, dataset))
+        except RecipeError as error:
+            if settings.recipe is not None and row.training.recipe is None:
+                raise RecipeError(f"row '{row.name}' of study '{study.name}': {error}") from error
+            continue  # the row is omitted, with a message, later
         same = seen.setdefault((row.training.id, answering.model_dump_json()), row.name)
         if same != row.name:
             organs = dict.fromkeys(o for s in recipe.stages if isinstance(s.labels, tuple) for o in s.labels)

@@ -22,10 +22,11 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import write_image
+from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Recipe, Stage
 from zoomseg.study.ablations import Ablation, Row, Training
-from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, unchanged, without_atlas
+from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, overlap, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
 from zoomseg.training import self_training, training_run
 
@@ -128,6 +129,36 @@ def test_small_organs_and_atlases_change_the_recipe(study: Ablation, data: Datas
         opened(study, data, tmp_path / "other", Settings(small=("RK",)))
     with pytest.raises(RecipeError, match="has no atlas prior"):
         opened(study, data, tmp_path / "other", Settings(atlases=4))
+
+
+def test_a_recipe_of_the_user_s_from_which_a_row_cannot_be_made_is_refused_at_once(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Without a trace in the folder, so that the corrected recipe can be used there. A row with a recipe of
+    its own is not made from it."""
+    file, own = tmp_path / "mine.yaml", tmp_path / "own.yaml"
+    recipe = tiny_recipe(together=True)
+    own.write_text(dump(recipe))
+    rows = (
+        Row("own", Training("own", only("nowhere"), recipe=str(own))),
+        Row("all", Training("all"), overlap("fine", 0.0)),
+    )
+    mine, settings = replace(study, rows=rows), Settings(recipe=str(file))
+    file.write_text(dump(graph.renamed(recipe, {"coarse": "first", "fine": "second"})))
+    with pytest.raises(
+        RecipeError,
+        match="^row 'all' of study 'tiny': recipe 'tiny' has no stage 'fine'; allowed: first, second",
+    ):
+        opened(mine, data, tmp_path / "out", settings)
+    odd = on_stages(lambda s: s.model_copy(update={"grid": s.grid.model_copy(update={"tile": (13, 12, 12)})}))
+    file.write_text(dump(odd(recipe)))
+    with pytest.raises(
+        RecipeError, match=r"row 'all' of study 'tiny': stage 'coarse', grid\.tile: .* 12 or 14"
+    ):
+        opened(mine, data, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    file.write_text(dump(recipe))
+    opened(mine, data, tmp_path / "out", settings)
 
 
 def test_a_fold_that_does_not_exist(study: Ablation) -> None:
