@@ -101,7 +101,11 @@ ABLATIONS = (
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of folds and trainings."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the trainings; the folds are always the same.",
 )
 def command(
     dataset: Path,
