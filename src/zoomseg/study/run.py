@@ -294,7 +294,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
 
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
     """Rows share the study's atlases, including those whose training used none."""
-    prior_of = trainings.atlas_of(fold) if atlas_priors.uses_atlas(model.recipe) else None
+    prior_of = trainings.atlas_of_others(fold) if atlas_priors.uses_atlas(model.recipe) else None
     return Predictor(model, trainings.device, prior_of, any_scan=True)
 
 

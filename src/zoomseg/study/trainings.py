@@ -169,8 +169,8 @@ class Trainings:
         return self.folder(training.id, fold) / "training" / "metrics.csv"
 
     def atlas_of(self, fold: int) -> AtlasPriorOf:
-        """Computes the atlas prior of any scan; a case of the fold's training cases is not its own atlas.
-        Registered atlases are kept for all trainings and rows.
+        """Computes the atlas priors of a training; no case is its own atlas. Registered atlases are kept for
+        all trainings and rows.
 
         Raises:
             RecipeError: the study's recipe has no atlas.
@@ -178,6 +178,11 @@ class Trainings:
             DatasetError: no training case is annotated completely.
         """
         return atlases.of_library(self._atlases(fold), self.registered, self.watch.say)
+
+    def atlas_of_others(self, fold: int) -> AtlasPriorOf:
+        """As ``atlas_of``, for held-out cases and those of a test set: none of them is an atlas, even if it
+        has the id of one."""
+        return atlases.of_others(self._atlases(fold), self.registered, self.watch.say)
 
     def _atlases(self, fold: int) -> AtlasLibrary:
         """The fold's training cases as atlases, read once. No training changes them, as its rows could then
