@@ -18,9 +18,10 @@ from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference import atlas_priors
-from zoomseg.io import bundle
+from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.scans import find_scans
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
@@ -104,7 +105,8 @@ def chosen_folds(
 @dataclass(frozen=True)
 class Trainings:
     """A study's folder: ``runs/<training>/fold-<n>`` is a model with its training, as written by ``zoomseg
-    train``; ``study.json`` prevents two different studies from being mixed."""
+    train``; ``study.json`` prevents two different studies from being mixed, also if a recipe, model or folder
+    that was given has changed meanwhile."""
 
     study: Ablation | RegionCurve
     dataset: Dataset
@@ -508,19 +510,21 @@ def _record(
         "seed": settings.seed,
         "coarser": settings.coarser,
         "narrower": settings.narrower,
-        "init": None if settings.init is None else str(settings.init),
+        "init": None if settings.init is None else digests.of_model(bundle.load(settings.init)),
     }
 
 
 def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset | None) -> dict[str, object]:
-    """Optional settings of a study; None is the default."""
+    """Optional settings of a study; None is the default. Of files, their content: trainings that are still to
+    come read them again."""
+    scans = () if settings.unlabelled is None else find_scans(settings.unlabelled)
     return {
-        "recipe": settings.recipe,
+        "recipe": None if settings.recipe is None else load(settings.recipe).model_dump(mode="json"),
         "small organs": list(settings.small) or None,
         "atlases": settings.atlases,
-        "splits": [[list(s.train), list(s.validation)] for s in splits] or None,
-        "test set": None if unseen is None else [unseen.name, *unseen.ids],
-        "unlabelled scans": None if settings.unlabelled is None else str(settings.unlabelled),
+        "splits": [[list(s.train), list(s.validation), list(s.test)] for s in splits] or None,
+        "test set": None if settings.test is None or unseen is None else [unseen.name, *unseen.ids],
+        "unlabelled scans": [scan.id for scan in scans] or None,
     }
 
 
@@ -534,12 +538,14 @@ def _check_same(file: Path, record: dict[str, object]) -> None:
     for key, value in record.items():
         if before.get(key) != value:
             was, now = (_short(v) for v in (before.get(key), value))
+            other = "which has changed since then" if was == now else f"this one has {now}"
             raise TrainingError(
-                f"{file.parent} holds a study with {key} {was}, this one has {now}; "
+                f"{file.parent} holds a study with {key} {was}, {other}; "
                 "give the same options to continue it, or choose another folder"
             )
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    """A setting for a message; of a recipe, its name."""
+    text = json.dumps(value.get("name") if isinstance(value, dict) else value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
@@ -145,16 +146,12 @@ def test_a_recipe_of_the_user_s_from_which_a_row_cannot_be_made_is_refused_at_on
     )
     mine, settings = replace(study, rows=rows), Settings(recipe=str(file))
     file.write_text(dump(graph.renamed(recipe, {"coarse": "first", "fine": "second"})))
-    with pytest.raises(
-        RecipeError,
-        match="^row 'all' of study 'tiny': recipe 'tiny' has no stage 'fine'; allowed: first, second",
-    ):
+    of_row = "row 'all' of study 'tiny': "
+    with pytest.raises(RecipeError, match=of_row + "recipe 'tiny' has no stage 'fine'; allowed: first"):
         opened(mine, data, tmp_path / "out", settings)
     odd = on_stages(lambda s: s.model_copy(update={"grid": s.grid.model_copy(update={"tile": (13, 12, 12)})}))
     file.write_text(dump(odd(recipe)))
-    with pytest.raises(
-        RecipeError, match=r"row 'all' of study 'tiny': stage 'coarse', grid\.tile: .* 12 or 14"
-    ):
+    with pytest.raises(RecipeError, match=of_row + r"stage 'coarse', grid\.tile: .*nearest: 12 or 14"):
         opened(mine, data, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     file.write_text(dump(recipe))
@@ -253,6 +250,50 @@ def test_other_data_are_another_study(study: Ablation, data: Dataset, tmp_path: 
         opened(study, data.subset(["case_0", "case_1", "case_2"]), tmp_path)
 
 
+def test_a_recipe_or_model_that_has_changed_is_another_study(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Trainings that are still to come would read the new one."""
+    file, out = tmp_path / "mine.yaml", tmp_path / "of-recipe"
+    recipe = tiny_recipe(together=True)
+    file.write_text(dump(recipe))
+    settings = Settings(recipe=str(file))
+    opened(study, data, out, settings)
+    moved = tmp_path / "moved.yaml"
+    file.rename(moved)
+    opened(study, data, out, Settings(recipe=str(moved)))
+    file.write_text(dump(overlap("fine", 0.0)(recipe)))
+    with pytest.raises(TrainingError, match='a study with recipe "tiny", which has changed since then; give'):
+        opened(study, data, out, settings)
+    model, out = tmp_path / "model", tmp_path / "of-model"
+    bundle.save(untrained_bundle(), model)
+    opened(replace(study, recipe=None), data, out, Settings(init=model))
+    opened(replace(study, recipe=None), data, out, Settings(init=model))
+    bundle.save(untrained_bundle(seed=1), model)
+    with pytest.raises(TrainingError, match=r"a study with init .*, this one has .*; give the same options"):
+        opened(replace(study, recipe=None), data, out, Settings(init=model))
+
+
+def test_the_splits_of_a_file_may_be_trained_one_by_one_with_a_test_list_each(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    file = tmp_path / "split.json"
+    splits = [
+        {"train": ["case_0"], "validation": ["case_1"], "test": ["case_2"]},
+        {"train": ["case_1"], "validation": ["case_0"], "test": ["case_3"]},
+    ]
+    file.write_text(json.dumps(splits))
+    unseen = opened(study, data, tmp_path / "out", Settings(split=file, fold=1)).unseen
+    assert unseen is not None
+    assert unseen.ids == ("case_3",)
+    unseen = opened(study, data, tmp_path / "out", Settings(split=file)).unseen
+    assert unseen is not None
+    assert unseen.ids == ("case_2",)
+    file.write_text(json.dumps([splits[0], splits[1] | {"test": ["case_2"]}]))
+    with pytest.raises(TrainingError, match="holds a study with splits"):
+        opened(study, data, tmp_path / "out", Settings(split=file))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_a_damaged_record_is_named(study: Ablation, data: Dataset, tmp_path: Path, text: str) -> None:
     (tmp_path / "study.json").write_text(text)
@@ -347,6 +388,19 @@ def test_scans_of_nobody_s_labels_have_no_row_with_their_labels(
         found = opened(with_unlabelled, data, tmp_path / name, Settings(split=split, unlabelled=folder)).study
         assert isinstance(found, Ablation)
         assert [row.name for row in found.rows] == ["alone", "both"]
+
+
+def test_a_scan_added_to_the_unlabelled_ones_makes_another_study(
+    with_unlabelled: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "u", tmp_path / "out"
+    folder.mkdir()
+    for name in ("one", "two"):
+        write_image(folder / f"{name}.nii.gz", tiny_case(10)[0])
+        if name == "one":
+            opened(with_unlabelled, data, out, Settings(unlabelled=folder))
+    with pytest.raises(TrainingError, match=r'unlabelled scans \["one"\], this one has \["one", "two"\]'):
+        opened(with_unlabelled, data, out, Settings(unlabelled=folder))
 
 
 def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
