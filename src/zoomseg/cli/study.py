@@ -181,6 +181,6 @@ def command(
     for problem in failed:
         notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")
-    if trainings.unseen is not None:
+    if (out / "test" / "table.md").is_file():
         click.echo(f"Test cases: {out / 'test' / 'table.md'}; {out / 'test' / 'report.html'}")
     return 1 if failed else 0
