@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from zoomseg.backends.device import Device
 from zoomseg.core.arrays import Array, to_numpy
-from zoomseg.core.errors import ModelError, RecipeError
+from zoomseg.core.errors import ModelError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Tile
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import StageNetwork
-from zoomseg.recipe import graph, network_shapes
+from zoomseg.recipe import graph
+from zoomseg.recipe.network_shapes import check_tile as check_tile  # also for callers of this module
 from zoomseg.recipe.spec import Recipe, Stage
 
 
@@ -24,18 +25,6 @@ def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: i
     return networks.build(
         stage.network, input_channels(stage, recipe, schema, channels), classes, stage.grid.padding
     )
-
-
-def check_tile(stage: Stage) -> None:
-    """Refuse a stage whose network does not accept its tiles.
-
-    Raises:
-        RecipeError: names the nearest valid shapes.
-    """
-    try:
-        network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.grid.tile)
-    except RecipeError as error:
-        raise RecipeError(f"stage '{stage.name}', grid.tile: {error}") from error
 
 
 def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:

@@ -101,7 +101,11 @@ ABLATIONS = (
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of folds and trainings."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the trainings; the folds are always the same.",
 )
 def command(
     dataset: Path,
@@ -177,6 +181,6 @@ def command(
     for problem in failed:
         notes.print(f"[red]failed:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     click.echo(f"Table: {out / 'table.md'}; report: {out / 'report.html'}")
-    if trainings.unseen is not None:
+    if (out / "test" / "table.md").is_file():
         click.echo(f"Test cases: {out / 'test' / 'table.md'}; {out / 'test' / 'report.html'}")
     return 1 if failed else 0

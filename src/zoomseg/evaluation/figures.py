@@ -294,9 +294,11 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _literal(name: str) -> str:
-    """A literal name: text between two dollar signs would be a formula, which may be malformed."""
-    return name.replace("$", r"\$")
+def literal(name: str) -> str:
+    """A literal name: text between two dollar signs would be a formula, which may be malformed, and legends
+    would omit a name that begins with an underscore."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
@@ -319,7 +321,7 @@ def dice_by_organ(dice: Mapping[str, Sequence[float]]) -> bytes:
         )  # fmt: skip
         spread = jitter.uniform(-0.16, 0.16, values.size)
         axes.scatter(values, row + spread, s=13, color=_ACCENT, alpha=0.65, linewidths=0, zorder=3)
-    axes.set_yticks(rows, [_literal(name) for name in names], color=_INK, fontsize=11)
+    axes.set_yticks(rows, [literal(name) for name in names], color=_INK, fontsize=11)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(-0.01, 1.01)
     axes.set_xticks(np.linspace(0, 1, 11))
@@ -349,7 +351,7 @@ def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, s
         text = f"{total:.3f}" if told else "\N{EN DASH}"
         at = (total, row)
         axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", color=_MUTED, fontsize=10)
-    axes.set_yticks(rows, [_literal(name) for name in names], color=_INK, fontsize=11)
+    axes.set_yticks(rows, [literal(name) for name in names], color=_INK, fontsize=11)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(0, max(1.12 * float(done.max()), 0.02))
     axes.grid(axis="x", color="#e8edf1")
@@ -388,11 +390,11 @@ def differences_by_organ(
             axes.plot((one.low, one.high), (row, row), color=colour, linewidth=1.8)
             face = colour if one.filled else "white"
             axes.plot(one.value, row, "o", color=colour, markerfacecolor=face, markersize=6.5)
-        axes.plot([], [], "o-", color=colour, label=_literal(name))
-    axes.set_yticks(rows, [_literal(organ) for organ in organs], color=_INK, fontsize=11)
+        axes.plot([], [], "o-", color=colour, label=literal(name))
+    axes.set_yticks(rows, [literal(organ) for organ in organs], color=_INK, fontsize=11)
     axes.set_ylim(rows[-1] - 0.8, 0.8)
     axes.grid(axis="x", color="#e8edf1")
-    axes.set_xlabel(_literal(what), color=_MUTED)
+    axes.set_xlabel(literal(what), color=_MUTED)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=_INK)
     return _png(figure, dpi=150)
 

@@ -14,7 +14,9 @@ from typing import TypeVar
 
 from zoomseg.anatomy.organ_names import label_of
 from zoomseg.core.errors import LabelError, RecipeError
+from zoomseg.core.geometry import ENDS
 from zoomseg.core.labels import LabelSchema
+from zoomseg.recipe.network_shapes import check_patch, check_tile, flat_axis
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     ATLAS,
@@ -72,8 +74,9 @@ def validate(recipe: Recipe) -> None:
     """Check everything that can be checked without data.
 
     Raises:
-        RecipeError: names that are not unique, a reference to a stage that is not an earlier one, a group of
-            ``train_together`` without a path for gradients, or no stage that is fused.
+        RecipeError: names that are not unique, or whose files would not be; a reference to a stage that is
+            not an earlier one; a group of ``train_together`` without a path for gradients; or no stage that
+            is fused.
     """
     names = [stage.name for stage in recipe.stages]
     for n, stage in enumerate(recipe.stages):
@@ -81,6 +84,12 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
         if stage.name in names[:n]:
             raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
+        other = stage.name.removesuffix("-region")
+        if other != stage.name and other in names:
+            raise RecipeError(
+                f"stages[{n}].name: '{stage.name}' is also the name of the file with the region of stage "
+                f"'{other}' (predict --keep-stages); choose another"
+            )
         for reference in _references(stage):
             if reference.of not in names[:n]:
                 raise RecipeError(
@@ -130,12 +139,16 @@ def _validate_overlap(stage: Stage) -> None:
 
 
 def require_trainable(recipe: Recipe) -> None:
-    """Refuse recipes of imported models with features that training does not support.
+    """Refuse recipes that predict, as those of imported models do, but that training does not support.
 
     Raises:
-        RecipeError: names the stage.
+        RecipeError: names the stage: its labels overlap; it reads a label map; its network does not accept
+            its tiles or patches; or it names directions of the body that may not be the network's axes.
     """
     for stage in recipe.stages:
+        check_tile(stage)
+        check_patch(stage)
+        _require_body_axes(recipe, stage)
         if stage.labels_overlap:
             raise RecipeError(
                 f"stage '{stage.name}', labels_overlap: such a network is imported, and cannot be trained "
@@ -146,6 +159,46 @@ def require_trainable(recipe: Recipe) -> None:
                 f"stage '{stage.name}', inputs: a prior of form label_map has no gradient and is not "
                 "computed in training; allowed: probabilities"
             )
+
+
+def _require_body_axes(recipe: Recipe, stage: Stage) -> None:
+    """Refuse what is given in directions of the body, but done along an axis of the network, if that may be
+    another one: an image mirrored from front to back would have its left and right names swapped."""
+    if along_body_axes(recipe):
+        return
+    augmentation = stage.training.augmentation
+    named = {
+        "training.augmentation.flip_axes": bool(augmentation.flip_axes),
+        "training.augmentation.shorter_scan": augmentation.shorter_scan > 0,
+        "network.plane": flat_axis(stage.network) is not None,
+    }
+    for field, used in named.items():
+        if used:
+            raise RecipeError(
+                f"stage '{stage.name}', {field}: with orientation: {recipe.orientation}, the axes that the "
+                "network reads may not be R, A and S in this order; allowed with canonical, or directions in "
+                "this order, such as LPS"
+            )
+
+
+def along_body_axes(recipe: Recipe) -> bool:
+    """Whether i, j and k of the scans that networks read run along R, A and S, in this order and in either
+    direction."""
+    if recipe.orientation in ("canonical", "stored"):
+        return recipe.orientation == "canonical"
+    return all(letter in ends for letter, ends in zip(recipe.orientation, ENDS, strict=True))
+
+
+def trainable(recipe: Recipe, schema: LabelSchema) -> Recipe:
+    """A recipe fitted to a data set's labels, in the form that is trained.
+
+    Raises:
+        RecipeError: as ``expand``, ``validate_labels`` and ``require_trainable``.
+    """
+    expanded = expand(recipe, schema)
+    validate_labels(expanded, schema)
+    require_trainable(expanded)
+    return expanded
 
 
 def uses_atlas(stage: Stage) -> bool:

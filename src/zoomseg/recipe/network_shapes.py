@@ -78,6 +78,31 @@ def check_input_shape(spec: specs.NetworkSpec, padding: Padding, shape: Index3) 
     return (shape[0] - 2 * lost[0], shape[1] - 2 * lost[1], shape[2] - 2 * lost[2])
 
 
+def check_tile(stage: specs.Stage) -> None:
+    """Refuse a stage whose network does not accept its tiles.
+
+    Raises:
+        RecipeError: names the nearest valid shapes.
+    """
+    _check_field(stage, "grid.tile", stage.grid.tile)
+
+
+def check_patch(stage: specs.Stage) -> None:
+    """Refuse a stage whose network does not accept its training patches.
+
+    Raises:
+        RecipeError: names the nearest valid shapes.
+    """
+    _check_field(stage, "training.patch", stage.training.patch)
+
+
+def _check_field(stage: specs.Stage, field: str, shape: Index3) -> None:
+    try:
+        check_input_shape(stage.network, stage.grid.padding, shape)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.name}', {field}: {error}") from error
+
+
 def readable(spec: specs.NetworkSpec, padding: Padding, shape: Index3) -> Index3:
     """The largest input shape not above ``shape`` that the network accepts, or the smallest one."""
     i, j, k = (_nearest(spec, padding, size, axis)[0] for axis, size in enumerate(shape))

@@ -89,7 +89,8 @@ LearningRate = Annotated[float, Field(gt=0, le=10)]
 """1 is the largest in use, of plain gradient descent."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a running mean, per step: with 1 it would never change."""
+"""Of a running mean or a momentum, per step: with 1 the mean would never change, and the momentum never
+fall."""
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 """Of one part of a loss relative to the others."""
@@ -126,6 +127,8 @@ NormalisedIntensity = Annotated[float, Field(ge=-1000, le=1000)]
 """What a network reads: about -1 to 1."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Share of cases in which an input is hidden: with 1 it would never be seen."""
 InnerShare = Annotated[float, Field(ge=0.01, le=0.99)]
 """Of a window's output; the intensities outside need a part, too."""
 PositiveShare = Annotated[float, Field(ge=1e-3, le=1)]

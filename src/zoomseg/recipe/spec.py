@@ -21,6 +21,7 @@ from zoomseg.recipe.quantities import (
     Channels,
     Decay,
     Dilation,
+    Dropout,
     Factor,
     InnerShare,
     Intensity,
@@ -332,7 +333,7 @@ class PriorInput(Spec):
     form: Literal["probabilities", "label_map"] = "probabilities"
     """``label_map``: for each label, 1 inside it in the label map of that stage alone and 0 elsewhere;
     resampled to the grid label by label, linearly, and thresholded at a half (nnU-Net's cascade)."""
-    dropout: Share = 0.0
+    dropout: Dropout = 0.0
     """Training: share of patches in which a label's channel is zero, drawn label by label, as if the earlier
     stage had missed the label. In training it misses fewer than in new scans, so that a stage which always
     sees its prediction learns to repeat it (nnU-Net's cascade removes connected components instead)."""
@@ -427,7 +428,8 @@ class UNet2D(Spec):
 
     kind: Literal["unet2d"] = "unet2d"
     plane: Literal["axial", "coronal", "sagittal"]
-    """The axis that is not convolved: S, A or R."""
+    """The axis that is not convolved: S, A or R. Such a network is not trained with an ``orientation`` that
+    orders them otherwise."""
     channels: ChannelsPerLevel = (64, 128, 256, 512)
 
 
@@ -530,6 +532,12 @@ class DiceCrossEntropy(Spec):
     cross_entropy_weight: Weight = 1.0
     class_balance: Share = 0.0
 
+    @model_validator(mode="after")
+    def _something_counts(self) -> DiceCrossEntropy:
+        if self.dice_weight == 0 and self.cross_entropy_weight == 0:
+            raise ValueError("dice_weight or cross_entropy_weight must be above 0")
+        return self
+
 
 class SoftDice(Spec):
     """Minus the soft Dice of every class, background included, averaged over the K classes (Roth et al.
@@ -544,7 +552,7 @@ LossSpec = Annotated[WeightedCrossEntropy | DiceCrossEntropy | SoftDice, Field(d
 class SGD(Spec):
     kind: Literal["sgd"] = "sgd"
     lr: LearningRate = 1e-2
-    momentum: Share = 0.99
+    momentum: Decay = 0.99
     nesterov: bool = False
     weight_decay: WeightDecay = 0.0
 
@@ -596,7 +604,8 @@ class Augmentation(Spec):
     """Random changes of a training patch. Spatial changes are applied by one resampling."""
 
     rotation_deg: tuple[AngleDeg, AngleDeg, AngleDeg] = (0.0, 0.0, 0.0)
-    """Maximum rotation about the R, A and S axes."""
+    """Maximum rotation about the R, A and S axes (about i, j and k if the recipe's ``orientation`` orders
+    these otherwise)."""
     scale: Ratios = (1.0, 1.0)
     translation_vox: LengthVox = 0.0
     crop: Ratios = (1.0, 1.0)
@@ -611,7 +620,8 @@ class Augmentation(Spec):
     elastic_grid_vox: PitchVox = 32.0
     """Distance between control points, in voxels of the stage's grid."""
     flip_axes: Annotated[tuple[Literal["R", "A", "S"], ...], Field(max_length=3)] = ()
-    """World axes that may be mirrored; along R, left/right label names are swapped with the image."""
+    """World axes that may be mirrored; along R, left/right label names are swapped with the image. Not with
+    an ``orientation`` that orders R, A and S otherwise."""
     brightness: Strength = 0.0
     """Maximum additive change, in units of the normalised image's standard deviation."""
     contrast: Strength = 0.0
@@ -633,7 +643,7 @@ class Augmentation(Spec):
     """Probability of the spatial change as a whole, and of each intensity change."""
     shorter_scan: Share = 0.0
     """Probability that a patch comes from a scan truncated to some of its slices along S, as if the rest were
-    outside the field of view."""
+    outside the field of view. Not with an ``orientation`` that orders R, A and S otherwise."""
 
 
 STEPS_PER_EPOCH = 100

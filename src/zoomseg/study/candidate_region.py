@@ -7,16 +7,19 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zoomseg.core.case import Case, StagePrediction
-from zoomseg.core.errors import ScanError, ZoomSegError
+from zoomseg.core.errors import ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
+from zoomseg.evaluation.figures import literal
 from zoomseg.evaluation.result import mean
+from zoomseg.inference.batch import Failed, tried
 from zoomseg.inference.html_page import number
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
@@ -91,19 +94,22 @@ def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ..
     Raises:
         InterruptedTrainingError: stopped; the next call continues.
         ScanError: no case could be evaluated.
+        OutputError: ``trainings.out`` cannot be written.
     """
     found: dict[str, list[Coverage]] = {"training": [], "validation": []}
     failed: list[str] = []
+    images = {case.id: case.images[0] for case in trainings.dataset.cases}
     for fold in trainings.folds:
         split = trainings.split(fold)
         covered = _case_coverage(study, trainings, fold)
         for name, ids in (("training", split.train), ("validation", split.validation)):
             for done, case_id in enumerate(ids, start=1):
                 trainings.watch.say(f"{name} case {done} of {len(ids)}, fold {fold}: {case_id}")
-                try:
-                    found[name].append(covered(case_id))
-                except ZoomSegError as error:
-                    failed.append(f"{case_id}, fold {fold}: {error}")
+                outcome = tried(case_id, images[case_id], partial(covered, case_id))
+                if isinstance(outcome, Failed):
+                    failed.append(f"{case_id}, fold {fold}: {outcome.reason}")
+                else:
+                    found[name].append(outcome)
     points = tuple(p for name, cases in found.items() for p in summarise(name, cases, study.radii_vox))
     if not points:
         raise ScanError(f"the candidate region could not be computed in any case; {failed[0]}")
@@ -246,6 +252,7 @@ def _draw(panel: Axes, points: Sequence[Point], value: str) -> None:
     for organ in dict.fromkeys(p.organ for p in points):
         own = [p for p in points if p.organ == organ]
         style = {"color": "black", "linewidth": 2.5} if organ == MEAN else {"linewidth": 1.2}
-        panel.plot([p.radius_vox for p in own], [getattr(p, value) for p in own], label=organ, **style)
+        radii, values = [p.radius_vox for p in own], [getattr(p, value) for p in own]
+        panel.plot(radii, values, label=literal(organ), **style)
     panel.grid(color="#e8edf1")
     panel.set_axisbelow(True)

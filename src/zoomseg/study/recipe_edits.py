@@ -40,9 +40,15 @@ def chain(*edits: Edit) -> Edit:
 
 
 def on_stages(change: Callable[[Stage], Stage], *names: str) -> Edit:
-    """``change`` applied to the stages named; to all, if none is."""
+    """``change`` applied to the stages named; to all, if none is.
+
+    Raises:
+        RecipeError: the recipe has no stage of such a name.
+    """
 
     def apply(recipe: Recipe) -> Recipe:
+        for name in names:
+            graph.stage_of(recipe, name)
         stages = tuple(change(s) if not names or s.name in names else s for s in recipe.stages)
         return recipe.model_copy(update={"stages": stages})
 

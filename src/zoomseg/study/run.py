@@ -5,7 +5,8 @@ OUT/study.json                               the request
 OUT/runs/<training>/fold-<n>/                a model with its training, as `zoomseg train` writes it
 OUT/rows/<row>/fold-<n>/predictions/, metrics.csv, summary.json, report.html
 OUT/table.csv, table.md, report.html         rewritten as rows are finished
-OUT/rows/<row>/test/, OUT/test/table.csv ... the same for the test cases, if there are any
+OUT/rows/<row>/test/, OUT/test/table.csv ... the same for the test cases, if there are any; by the models of
+                                             fold 0 (of fold <n>: OUT/rows/<row>/test-fold-<n>/)
 ```
 
 Finished parts on disk are not repeated, so that a study may be stopped at any moment.
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.core.interrupts import InterruptedTrainingError
@@ -46,6 +49,8 @@ from zoomseg.study.table import RowResult, on_common_organs, write_report, write
 from zoomseg.study.trainings import Trainings
 from zoomseg.training import self_training
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -57,7 +62,7 @@ class Outcome:
 
 def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
     """Process every row. A case that fails is reported, and the row is scored on the others; a row that fails
-    is reported and omitted.
+    is reported and omitted, from the table of the test cases alone if only they fail.
 
     Raises:
         InterruptedTrainingError: stopped; the next call continues.
@@ -68,29 +73,42 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
     tested: list[RowResult] = []
     failed: list[str] = []
     left_out: list[tuple[Row, ZoomSegError]] = []
+    untested: list[tuple[Row, ZoomSegError]] = []
     for number, row in enumerate(study.rows, start=1):
         trainings.watch.say(f"row {number} of {len(study.rows)}: {row.name}")
-        try:
-            parts = [_held_back(row, fold, trainings, failed) for fold in trainings.folds]
-            on_unseen = _on_unseen(row, trainings, failed)
-        except (InterruptedTrainingError, OutputError):
-            raise
-        except ZoomSegError as error:  # hours of other rows must not be lost with it
-            trainings.watch.say(f"row '{row.name}' is left out: {error}")
-            left_out.append((row, error))
+        scores = _attempted(partial(_held_back, row, trainings, failed))
+        if isinstance(scores, ZoomSegError):
+            trainings.watch.say(f"row '{row.name}' is left out: {scores}")
+            left_out.append((row, scores))
             continue
         steps = training_steps(trainings, row.training)
         full = paper_steps(trainings, row.training)
-        done.append(RowResult(row, pool(parts), steps, paper_steps=full))
-        if on_unseen is not None:
-            tested.append(RowResult(row, on_unseen, steps, unseen=True, paper_steps=full))
-            _tabulate(study, trainings, tested, left_out)
+        done.append(RowResult(row, scores, steps, paper_steps=full))
         _tabulate(study, trainings, done, left_out)
+        on_unseen = _attempted(partial(_on_unseen, row, trainings, failed))
+        if isinstance(on_unseen, ZoomSegError):
+            trainings.watch.say(f"row '{row.name}' is left out for the test cases: {on_unseen}")
+            untested.append((row, on_unseen))
+        elif on_unseen is not None:
+            tested.append(RowResult(row, on_unseen, steps, unseen=True, paper_steps=full))
+            _tabulate(study, trainings, tested, [*left_out, *untested])
     if not done:
         raise left_out[0][1]
     rows = _report(study, trainings, done, left_out)
-    _report(study, trainings, tested, left_out)
-    return Outcome(tuple(rows), (*failed, *(f"row '{row.name}': {error}" for row, error in left_out)))
+    _report(study, trainings, tested, [*left_out, *untested])
+    failed += [f"row '{row.name}': {error}" for row, error in left_out]
+    failed += [f"row '{row.name}', test cases: {error}" for row, error in untested]
+    return Outcome(tuple(rows), tuple(failed))
+
+
+def _attempted(work: Callable[[], T]) -> T | ZoomSegError:
+    """The result, or the reason why there is none: hours of other rows must not be lost with it."""
+    try:
+        return work()
+    except (InterruptedTrainingError, OutputError):
+        raise
+    except ZoomSegError as error:
+        return error
 
 
 def _report(
@@ -204,20 +222,32 @@ def _folder(row: Row, part: str, trainings: Trainings) -> Path:
 
 
 def _folders(row: Row, trainings: Trainings, unseen: bool) -> list[Path]:
-    parts = ["test"] if unseen else [f"fold-{fold}" for fold in trainings.folds]
+    folds = [f"fold-{fold}" for fold in trainings.folds]
+    parts = [_test_part(trainings)] if unseen else folds
     return [_folder(row, part, trainings) for part in parts]
 
 
-def _held_back(row: Row, fold: int, trainings: Trainings, failed: list[str]) -> Evaluation:
-    cases = trainings.dataset.subset(trainings.split(fold).validation)
-    return _scored(row, fold, trainings, cases, f"fold-{fold}", failed)
+def _test_part(trainings: Trainings) -> str:
+    """Every fold's models have a folder of their own for the test cases: scores of two must not be mixed."""
+    first = trainings.folds[0]
+    return "test" if first == 0 else f"test-fold-{first}"
+
+
+def _held_back(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation:
+    """Score the held-out cases of all trained folds."""
+
+    def scored(fold: int) -> Evaluation:
+        cases = trainings.dataset.subset(trainings.split(fold).validation)
+        return _scored(row, fold, trainings, cases, f"fold-{fold}", failed)
+
+    return pool([scored(fold) for fold in trainings.folds])
 
 
 def _on_unseen(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation | None:
     """Score test cases with the models of the first trained fold."""
     if trainings.unseen is None:
         return None
-    return _scored(row, trainings.folds[0], trainings, trainings.unseen, "test", failed)
+    return _scored(row, trainings.folds[0], trainings, trainings.unseen, _test_part(trainings), failed)
 
 
 def _scored(
@@ -294,7 +324,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
 
 def _predictor(model: Bundle, fold: int, trainings: Trainings) -> Predictor:
     """Rows share the study's atlases, including those whose training used none."""
-    prior_of = trainings.atlas_of(fold) if atlas_priors.uses_atlas(model.recipe) else None
+    prior_of = trainings.atlas_of_others(fold) if atlas_priors.uses_atlas(model.recipe) else None
     return Predictor(model, trainings.device, prior_of, any_scan=True)
 
 

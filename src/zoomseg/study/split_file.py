@@ -34,8 +34,8 @@ def read_splits(file: Path, dataset: Dataset) -> tuple[CaseSplit, ...]:
     """The splits of a file, one per fold.
 
     Raises:
-        DatasetError: no such file, not of this form, a case that the data set lacks or has no labels of, or a
-            case in two lists of one split.
+        DatasetError: no such file, not of this form, a case that the data set lacks or has no labels of, a
+            case in two lists of one split, or one that is held out in several splits.
     """
     try:
         content = parse_json(read_file(file))
@@ -45,7 +45,15 @@ def read_splits(file: Path, dataset: Dataset) -> tuple[CaseSplit, ...]:
     if not given:
         raise DatasetError(f"split file {file} is empty; {EXPECTED}")
     labelled = {case.id for case in dataset.cases if case.labels is not None}
-    return tuple(_split(f"split file {file}, split {n}", value, labelled) for n, value in enumerate(given))
+    splits = tuple(_split(f"split file {file}, split {n}", value, labelled) for n, value in enumerate(given))
+    held_out = Counter(case for split in splits for case in split.validation)
+    twice = next((case for case, times in held_out.items() if times > 1), None)
+    if twice is not None:
+        raise DatasetError(
+            f"split file {file}: case '{twice}' is held out in several splits, whose scores are pooled; "
+            "allowed: one, or a file for each split"
+        )
+    return splits
 
 
 def _split(where: str, value: object, labelled: set[str]) -> CaseSplit:

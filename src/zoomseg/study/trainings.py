@@ -18,9 +18,10 @@ from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference import atlas_priors
-from zoomseg.io import bundle
+from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.scans import find_scans
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
@@ -104,7 +105,8 @@ def chosen_folds(
 @dataclass(frozen=True)
 class Trainings:
     """A study's folder: ``runs/<training>/fold-<n>`` is a model with its training, as written by ``zoomseg
-    train``; ``study.json`` prevents two different studies from being mixed."""
+    train``; ``study.json`` prevents two different studies from being mixed, also if a recipe, model or folder
+    that was given has changed meanwhile."""
 
     study: Ablation | RegionCurve
     dataset: Dataset
@@ -169,8 +171,8 @@ class Trainings:
         return self.folder(training.id, fold) / "training" / "metrics.csv"
 
     def atlas_of(self, fold: int) -> AtlasPriorOf:
-        """Computes the atlas prior of any scan; a case of the fold's training cases is not its own atlas.
-        Registered atlases are kept for all trainings and rows.
+        """Computes the atlas priors of a training; no case is its own atlas. Registered atlases are kept for
+        all trainings and rows.
 
         Raises:
             RecipeError: the study's recipe has no atlas.
@@ -178,6 +180,11 @@ class Trainings:
             DatasetError: no training case is annotated completely.
         """
         return atlases.of_library(self._atlases(fold), self.registered, self.watch.say)
+
+    def atlas_of_others(self, fold: int) -> AtlasPriorOf:
+        """As ``atlas_of``, for held-out cases and those of a test set: none of them is an atlas, even if it
+        has the id of one."""
+        return atlases.of_others(self._atlases(fold), self.registered, self.watch.say)
 
     def _atlases(self, fold: int) -> AtlasLibrary:
         """The fold's training cases as atlases, read once. No training changes them, as its rows could then
@@ -294,7 +301,7 @@ def open_trainings(
         DatasetError: a fold that does not exist; the data set lacks the organs of the study; an unsuitable
             split file, test set or unlabelled scans.
         ScanError: no unlabelled scans.
-        RecipeError: the recipe is not complete, or lacks a part that ``settings`` change.
+        RecipeError: the recipe is not complete, or lacks a part that ``settings`` or a row change.
         OutputError: ``out`` cannot be written.
     """
     splits = () if settings.split is None else read_splits(settings.split, dataset)
@@ -461,19 +468,25 @@ def _start(training: Training, recipe: Recipe, settings: Settings) -> Recipe:
     return recipe if training.recipe is None else _smaller(settings)(shipped(training.recipe))
 
 
+def _trained(training: Training, recipe: Recipe, settings: Settings, dataset: Dataset) -> Recipe:
+    """The recipe of a training, in the form that is trained."""
+    fitted = graph.fit(training.change(_start(training, recipe, settings)), dataset.schema)[0]
+    return graph.trainable(fitted, dataset.schema)
+
+
 def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Dataset) -> None:
-    """Refuse studies whose rows differ only in stages for organs that the data set lacks, which would compare
-    a training with itself for hours."""
+    """Refuse a recipe of the user's from which a row cannot be made, and studies whose rows differ only in
+    stages for organs that the data set lacks, which would compare a training with itself for hours."""
     seen: dict[tuple[str, str], str] = {}
     for row in study.rows:
         if row.training is None:
             continue
         try:
-            start = _start(row.training, recipe, settings)
-            fitted = graph.fit(row.training.change(start), dataset.schema)[0]
-            answering = row.predict(graph.expand(fitted, dataset.schema))
-        except RecipeError:  # the row is omitted, with a message, later
-            continue
+            answering = row.predict(_trained(row.training, recipe, settings, dataset))
+        except RecipeError as error:
+            if settings.recipe is not None and row.training.recipe is None:
+                raise RecipeError(f"row '{row.name}' of study '{study.name}': {error}") from error
+            continue  # the row is omitted, with a message, later
         same = seen.setdefault((row.training.id, answering.model_dump_json()), row.name)
         if same != row.name:
             organs = dict.fromkeys(o for s in recipe.stages if isinstance(s.labels, tuple) for o in s.labels)
@@ -497,19 +510,21 @@ def _record(
         "seed": settings.seed,
         "coarser": settings.coarser,
         "narrower": settings.narrower,
-        "init": None if settings.init is None else str(settings.init),
+        "init": None if settings.init is None else digests.of_model(bundle.load(settings.init)),
     }
 
 
 def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset | None) -> dict[str, object]:
-    """Optional settings of a study; None is the default."""
+    """Optional settings of a study; None is the default. Of files, their content: trainings that are still to
+    come read them again."""
+    scans = () if settings.unlabelled is None else find_scans(settings.unlabelled)
     return {
-        "recipe": settings.recipe,
+        "recipe": None if settings.recipe is None else load(settings.recipe).model_dump(mode="json"),
         "small organs": list(settings.small) or None,
         "atlases": settings.atlases,
-        "splits": [[list(s.train), list(s.validation)] for s in splits] or None,
-        "test set": None if unseen is None else [unseen.name, *unseen.ids],
-        "unlabelled scans": None if settings.unlabelled is None else str(settings.unlabelled),
+        "splits": [[list(s.train), list(s.validation), list(s.test)] for s in splits] or None,
+        "test set": None if settings.test is None or unseen is None else [unseen.name, *unseen.ids],
+        "unlabelled scans": [scan.id for scan in scans] or None,
     }
 
 
@@ -523,12 +538,14 @@ def _check_same(file: Path, record: dict[str, object]) -> None:
     for key, value in record.items():
         if before.get(key) != value:
             was, now = (_short(v) for v in (before.get(key), value))
+            other = "which has changed since then" if was == now else f"this one has {now}"
             raise TrainingError(
-                f"{file.parent} holds a study with {key} {was}, this one has {now}; "
+                f"{file.parent} holds a study with {key} {was}, {other}; "
                 "give the same options to continue it, or choose another folder"
             )
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    """A setting for a message; of a recipe, its name."""
+    text = json.dumps(value.get("name") if isinstance(value, dict) else value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

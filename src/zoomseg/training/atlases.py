@@ -91,11 +91,30 @@ def prepare_all(
 def of_library(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasPriorOf:
     """Priors of scans from the atlases of a library; no scan is its own atlas. Registered atlases are kept in
     ``cache``."""
+    return _priors(library, cache, warn, lambda case: case)
+
+
+def of_others(library: AtlasLibrary, cache: Path | None, warn: Callable[[str], None]) -> AtlasPriorOf:
+    """As ``of_library``, for scans that are none of the atlases, even if one has the id of an atlas: another
+    data set's case may."""
+    return _priors(library, cache, warn, lambda case: None)
+
+
+def _priors(
+    library: AtlasLibrary,
+    cache: Path | None,
+    warn: Callable[[str], None],
+    atlas_of: Callable[[str], str | None],
+) -> AtlasPriorOf:
+    """
+    Args:
+        atlas_of: by the id of a scan, that of the atlas which is the same scan.
+    """
 
     def prior(scan: stage_input.PreparedScan) -> StagePrediction:
         return library.prior(
             scan.image,
-            exclude=scan.id,
+            exclude=atlas_of(scan.id),
             cache=cache,
             on_warning=lambda message: warn(f"{scan.id}: {message}"),
         )

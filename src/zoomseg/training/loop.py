@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomseg.backends.device import Device
-from zoomseg.backends.torch_networks import build_network, check_tile
+from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.errors import ModelError, RecipeError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError, stop_signals
@@ -539,11 +539,8 @@ def _check_shapes(stage: Stage, processes: int) -> None:
             f"stage '{stage.name}', training: a batch of {stage.training.batch} cannot be shared by "
             f"{processes} processes; start no more than that, or give the recipe a larger batch"
         )
-    check_tile(stage)
-    try:
-        network_shapes.check_input_shape(stage.network, stage.grid.padding, stage.training.patch)
-    except RecipeError as error:
-        raise RecipeError(f"stage '{stage.name}', training.patch: {error}") from error
+    network_shapes.check_tile(stage)
+    network_shapes.check_patch(stage)
     lowest = zip(stage.training.patch, network_shapes.divisor(stage.network), strict=True)
     batch_norm, patches = stage.network.kind not in INSTANCE_NORM, stage.training.batch // processes
     if batch_norm and patches == 1 and all(size == factor for size, factor in lowest):

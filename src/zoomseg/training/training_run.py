@@ -414,10 +414,7 @@ def resolve_recipe(
     recipe, notes = graph.fit(recipe, dataset.schema)
     for note in notes:
         observer.message(note)
-    recipe = graph.expand(recipe, dataset.schema)
-    graph.validate_labels(recipe, dataset.schema)
-    graph.require_trainable(recipe)
-    return recipe
+    return graph.trainable(recipe, dataset.schema)
 
 
 def plan_recipe(

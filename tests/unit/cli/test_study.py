@@ -60,6 +60,26 @@ def test_from_a_folder_to_a_table(data: Path, tmp_path: Path, capfd: pytest.Capt
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_table_of_test_cases_is_named_if_there_is_one(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Test cases that cannot be read are reported, and the held-out cases' table is."""
+    test, out = tiny_dataset(tmp_path / "test", cases=1).root, tmp_path / "out"
+    (image,) = (test / "imagesTr").iterdir()
+    whole = image.read_bytes()
+    image.write_bytes(b"damaged")
+    arguments = (data, "--ablation", "roth2018-cascade", "-o", out, "--test", test, "--device", "cpu")
+    assert run(*arguments) == 1
+    shown = capfd.readouterr()
+    assert "failed: row 'coarse', test cases: " in shown.err
+    assert str(out / "table.md") in shown.out
+    assert "Test cases" not in shown.out
+    image.write_bytes(whole)
+    assert run(*arguments) == 0
+    assert f"Test cases: {out / 'test' / 'table.md'}" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny")
 def test_stopped_it_says_how_to_go_on(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,12 +17,15 @@ SCHEMA = LabelSchema(
 )
 
 
+TRAINING = {"patch": (16, 16, 16), "iterations": 10}
+
+
 def stage(name: str, **changes: object) -> dict[str, object]:
     given: dict[str, object] = {
         "name": name,
         "grid": {"kind": "spacing", "mm": (2, 2, 2), "tile": (16, 16, 16)},
         "network": {"kind": "unet3d", "channels": (4, 8)},
-        "training": {"patch": (16, 16, 16), "iterations": 10},
+        "training": TRAINING,
     }
     return given | changes
 
@@ -42,12 +45,18 @@ TIMES_ATLAS = {"kind": "probability_times_atlas", "of": "one"}
 
 def test_a_chain_is_valid() -> None:
     graph.validate(recipe(stage("one"), stage("two", roi=BOX), stage("three", inputs=reads("one", "two"))))
+    graph.validate(recipe(stage("region"), stage("other-region")))
 
 
 @pytest.mark.parametrize(
     ("stages", "line"),
     [
         ((stage("one"), stage("one")), r"stages\[1\]\.name: 'one' is taken"),
+        (
+            (stage("one"), stage("one-region", roi=BOX)),
+            r"stages\[1\]\.name: 'one-region' is also the name of the file with the region of stage 'one'",
+        ),
+        ((stage("one-region"), stage("one")), r"stages\[0\]\.name: 'one-region' is also the name of the"),
         ((stage("two", roi=BOX), stage("one")), "stage 'two', roi.of: 'one' is not an .* none, as this is"),
         ((stage("one", roi=BOX),), "stage 'one', roi.of: 'one' is not an earlier stage"),
         (
@@ -422,6 +431,52 @@ def test_a_prior_has_its_stage_s_labels_and_the_atlas_s_all() -> None:
     assert graph.prior_labels(built, "one", schema) == ("liver",)
     assert graph.prior_labels(built, "two", schema) == ("spleen", "liver")
     assert graph.prior_labels(built, ATLAS, schema) == ("spleen", "liver")
+
+
+MIRRORED = stage("one", training={**TRAINING, "augmentation": {"flip_axes": ("R",)}})
+SHORTER = stage("one", training={**TRAINING, "augmentation": {"shorter_scan": 0.3}})
+SLICES = stage("one", network={"kind": "unet2d", "plane": "axial", "channels": (4, 8)})
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (MIRRORED, r"training\.augmentation\.flip_axes"),
+        (SHORTER, r"training\.augmentation\.shorter_scan"),
+        (SLICES, r"network\.plane"),
+    ],
+)
+def test_directions_of_the_body_need_axes_that_run_along_them(given: dict[str, object], field: str) -> None:
+    """Mirroring along R mirrors along i: with PIR, from front to back. As before, such a model predicts."""
+    for along in ("canonical", "RAS", "LAS", "LPI"):
+        graph.require_trainable(recipe(given, orientation=along))
+    for across in ("stored", "PIR", "ARS", "RSA"):
+        other = recipe(given, orientation=across)
+        graph.validate(other)
+        line = f"stage 'one', {field}: with orientation: {across}, the axes .*; allowed with canonical, or"
+        with pytest.raises(RecipeError, match=line):
+            graph.require_trainable(other)
+        graph.require_trainable(recipe(stage("one"), orientation=across))
+
+
+def test_tiles_and_patches_are_those_that_the_network_accepts() -> None:
+    odd = {"kind": "spacing", "mm": (2, 2, 2), "tile": (15, 16, 16)}
+    graph.require_trainable(recipe(stage("one")))
+    with pytest.raises(RecipeError, match=r"stage 'one', grid\.tile: .*axis i: 15 \(nearest: 14 or 16\)"):
+        graph.require_trainable(recipe(stage("one", grid=odd)))
+    with pytest.raises(RecipeError, match=r"'one', training\.patch: .*axis k: 17 \(nearest: 16 or 18\)"):
+        graph.require_trainable(recipe(stage("one", training={**TRAINING, "patch": (16, 16, 17)})))
+
+
+def test_a_recipe_is_completed_and_checked_for_training() -> None:
+    pair = stage("two", labels=("kidneys",), per_label=True, roi=BOX | {"labels": "own"})
+    made = graph.trainable(recipe(stage("one"), pair), SCHEMA)
+    assert [s.name for s in made.stages] == ["one", "two-left_kidney", "two-right_kidney"]
+    liver = stage("one", labels=("liver",))
+    with pytest.raises(RecipeError, match="stage 'one' does not predict 'left kidney'"):
+        graph.trainable(recipe(liver, pair), SCHEMA)
+    with pytest.raises(RecipeError, match="labels_overlap"):
+        graph.trainable(recipe(stage("one", labels_overlap=True, mean="geometric")), SCHEMA)
 
 
 def test_labels_that_overlap_cannot_be_trained() -> None:

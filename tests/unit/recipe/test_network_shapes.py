@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import RecipeError
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import UNet2D, UNet3D
@@ -36,6 +37,18 @@ def test_a_plane_needs_nothing_of_the_axis_across_it(plane: str, axis: int) -> N
     shape[axis - 1] = 97
     with pytest.raises(RecipeError, match=rf"axis {'ijk'[axis - 1]}: 97 \(nearest: 96 or 104\)"):
         network_shapes.check_input_shape(spec, "same", (shape[0], shape[1], shape[2]))
+
+
+def test_the_field_with_a_shape_that_the_network_does_not_accept_is_named() -> None:
+    stage = tiny_recipe(together=False).stages[0]
+    network_shapes.check_tile(stage)
+    network_shapes.check_patch(stage)
+    tile = stage.model_copy(update={"grid": stage.grid.model_copy(update={"tile": (13, 12, 12)})})
+    with pytest.raises(RecipeError, match=r"stage 'coarse', grid\.tile: .*axis i: 13 \(nearest: 12 or 14\)"):
+        network_shapes.check_tile(tile)
+    patch = stage.model_copy(update={"training": stage.training.model_copy(update={"patch": (12, 12, 5)})})
+    with pytest.raises(RecipeError, match=r"stage 'coarse', training\.patch: .*: 5 \(nearest: 4 or 6\)"):
+        network_shapes.check_patch(patch)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,17 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.tiny_dataset import tiny_recipe
-from zoomseg.recipe.spec import BoxAround, DilatedForeground, ResEncUNet, Stage, Window, is_planned
+from zoomseg.recipe.spec import (
+    SGD,
+    BoxAround,
+    DiceCrossEntropy,
+    DilatedForeground,
+    PriorInput,
+    ResEncUNet,
+    Stage,
+    Window,
+    is_planned,
+)
 
 
 def test_specs_are_values() -> None:
@@ -60,6 +70,17 @@ def test_the_reference_is_in_regions_that_are_masks_only() -> None:
     given["grid"] = {"kind": "shape", "shape": [16, 16, 16], "tile": [16, 16, 16]}
     with pytest.raises(ValidationError, match="include_reference means nothing on a grid of kind shape"):
         Stage.model_validate(given)
+
+
+def test_numbers_with_which_nothing_would_be_learned_are_refused() -> None:
+    with pytest.raises(ValidationError, match="dice_weight or cross_entropy_weight must be above 0"):
+        DiceCrossEntropy(dice_weight=0, cross_entropy_weight=0)
+    assert DiceCrossEntropy(dice_weight=0).cross_entropy_weight == 1
+    assert DiceCrossEntropy(cross_entropy_weight=0).dice_weight == 1
+    with pytest.raises(ValidationError, match="less than 1"):
+        SGD(momentum=1)
+    with pytest.raises(ValidationError, match="less than 1"):
+        PriorInput(of="coarse", dropout=1)
 
 
 def test_planned_recipes_are_told_by_their_key() -> None:

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_dataset, tiny_recipe
-from zoomseg.core.case import StagePrediction
+from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
+from zoomseg.study import candidate_region
 from zoomseg.study.ablations import RegionCurve, Training
 from zoomseg.study.candidate_region import MEAN, Point, coverage, plot, run_curve, summarise
 from zoomseg.study.recipe_edits import only
@@ -82,6 +85,16 @@ def test_the_plot_has_a_column_per_split() -> None:
     assert math.isclose(wide, 2 * narrow, rel_tol=0.01)
 
 
+def test_organs_are_in_the_legend_by_their_names_whatever_these_contain() -> None:
+    names = ("a $\\x b$", "_b")
+    figure = Figure()
+    panel = figure.subplots()
+    points = [Point("a", o, r, 0.5, 0.1, 1) for o in names for r in (0, 1)]
+    candidate_region._draw(panel, points, "sensitivity")
+    assert panel.get_legend_handles_labels()[1] == ["a \\$\\x b\\$", " _b"]
+    assert plot(points).startswith(b"\x89PNG")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("region"), cases=3)
@@ -94,6 +107,18 @@ def test_a_real_curve_grows_with_the_radius_and_is_made_once(
     path.write_text(dump(tiny_recipe(together=False, iterations=12)))
     study = RegionCurve("tiny", str(path), "Fig. 0", Training("c", only("coarse")), "coarse", (0, 2), 3)
     out = tmp_path / "out"
+    predict = Predictor.predict
+
+    def memory_is_full(self: Predictor, case: Case) -> Prediction:
+        if case.id == "case_0":
+            raise MemoryError
+        return predict(self, case)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", memory_is_full)
+        (problem,) = run_curve(study, open_trainings(study, data, out, Settings(), CPU))[1]
+    assert problem.startswith("case_0, fold 0: ")
+    assert problem.endswith("does not fit in memory")
     points, failed = run_curve(study, open_trainings(study, data, out, Settings(), CPU))
     assert failed == ()
     assert {(p.split, p.cases) for p in points} == {("training", 2), ("validation", 1)}

@@ -134,9 +134,28 @@ def test_a_scan_that_cannot_be_registered_is_named_a_missing_library_stops(
         "case_1: no transform",
         "case_2: no transform",
     ]
+    monkeypatch.setattr(AtlasLibrary, "prior", refusing(MemoryError()))
+    (problem,) = segment_by_atlas(opened, 0, opened.dataset.subset(["case_1"]), out)
+    assert problem.startswith("case_1: ")
+    assert problem.endswith("does not fit in memory")
     monkeypatch.setattr(AtlasLibrary, "prior", refusing(MissingPackageError("install it")))
     with pytest.raises(MissingPackageError, match="install it"):
         segment_by_atlas(opened, 0, opened.dataset.subset(["case_1"]), out)
+
+
+def test_a_test_case_with_the_id_of_an_atlas_is_not_that_atlas(
+    opened: Trainings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    excluded: list[object] = []
+
+    def remember(self: AtlasLibrary, image: Volume, **named: object) -> StagePrediction:
+        excluded.append(named["exclude"])
+        return split_by_brightness(self, image)
+
+    monkeypatch.setattr(AtlasLibrary, "prior", remember)
+    unseen = opened.dataset.subset(opened.split(0).train[:1])
+    assert segment_by_atlas(opened, 0, unseen, writable_directory(tmp_path / "p")) == []
+    assert excluded == [None]
 
 
 def test_networks_answer_times_the_atlas(

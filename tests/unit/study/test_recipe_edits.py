@@ -51,6 +51,16 @@ def test_overlap_of_one_stage() -> None:
     assert recipe.stages[1].grid.overlap == 0.0
 
 
+def test_a_change_of_a_stage_that_the_recipe_lacks_is_refused() -> None:
+    for edit in (
+        recipe_edits.overlap("stage2", 0.0),
+        recipe_edits.on_stages(recipe_edits.unweighted, "coarse", "stage2"),
+        recipe_edits.times_atlas("stage2", "valindria2018-small-organs"),
+    ):
+        with pytest.raises(RecipeError, match="recipe 'tiny' has no stage 'stage2'; allowed: coarse, fine"):
+            edit(TINY)
+
+
 def test_trained_apart() -> None:
     assert changed(TINY, recipe_edits.trained_apart(TINY)) == {"train_together"}
     assert len(graph.training_groups(recipe_edits.trained_apart(TINY))) == 2

@@ -223,6 +223,50 @@ def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tm
     assert (tmp_path / "out/test/report.html").is_file()
 
 
+def test_every_fold_s_models_have_their_own_scores_of_the_test_cases(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """One fold is trained elsewhere first; then all folds, and the test cases are scored by the first one's
+    models, of which the table speaks."""
+    root, out = tiny_dataset(tmp_path / "other", cases=3).root, tmp_path / "out"
+    for settings, folder, fold in (
+        (Settings(test=root, fold=1), "test-fold-1", 1),
+        (Settings(test=root), "test", 0),
+    ):
+        trainings = open_trainings(study, data, out, settings, CPU)
+        assert run_ablation(study, trainings).failed == ()
+        assert f", by the models of fold {fold}." in (out / "test/table.md").read_text()
+        for row in (COARSE, FINE):
+            scores = json.loads((out / "rows" / slug(row.name) / folder / "summary.json").read_text())
+            for organ in SCHEMA.names:
+                own = scores["organs"][organ]["dice"]
+                assert float(table(out / "test")[row.name, organ]["dice"]) == pytest.approx(own, abs=1e-5)
+        case = trainings.split(fold).validation[0]
+        ours, theirs = (
+            read_label_values(out / "rows/fine" / part / "predictions" / f"{case}.nii.gz")[0]
+            for part in (f"fold-{fold}", folder)
+        )
+        assert np.array_equal(ours, theirs)  # the same scan, by the same model
+
+
+def test_test_cases_that_fail_leave_the_held_out_results(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    root, out = tiny_dataset(tmp_path / "other", cases=2).root, tmp_path / "out"
+    trainings = open_trainings(study, data, out, Settings(test=root, fold=0), CPU)
+    for image in (root / "imagesTr").iterdir():
+        image.write_bytes(b"damaged")
+    outcome = run_ablation(study, trainings)
+    assert [row.name for row in outcome.rows] == [COARSE.name, FINE.name]
+    rows = [line for line in outcome.failed if line.startswith("row ")]
+    assert [line.partition(": ")[0] for line in rows] == [
+        f"row '{row.name}', test cases" for row in (COARSE, FINE)
+    ]
+    assert all("test: no case could be predicted" in line for line in rows)
+    assert len(table(out)) == 6
+    assert "is left out" not in (out / "table.md").read_text()
+
+
 def test_the_steps_of_the_recipe_as_it_is_shipped(
     done: Path, study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:

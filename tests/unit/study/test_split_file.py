@@ -58,6 +58,10 @@ ONE = ["case_0"]
         ({"train": ONE, "val": ["case_1"], "validation": ["case_2"]}, "has both 'val' and 'validation'"),
         ({"train": ONE, "validation": ["case_1"], "test": ONE}, "split 0: case 'case_0' is named twice"),
         ([{"train": ONE, "val": ["case_1"]}, {"train": ONE, "val": ["x"]}], "split 1: .* no labelled case x"),
+        (
+            [{"train": ONE, "val": ["case_1", "case_2"]}, {"train": ONE, "val": ["case_3", "case_2"]}],
+            "split.json: case 'case_2' is held out in several splits, .*; allowed: one, or a file for each",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(data: Dataset, tmp_path: Path, content: object, said: str) -> None:

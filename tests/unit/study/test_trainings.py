@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
@@ -22,10 +23,11 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import write_image
+from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Recipe, Stage
 from zoomseg.study.ablations import Ablation, Row, Training
-from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, unchanged, without_atlas
+from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, overlap, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
 from zoomseg.training import self_training, training_run
 
@@ -130,6 +132,32 @@ def test_small_organs_and_atlases_change_the_recipe(study: Ablation, data: Datas
         opened(study, data, tmp_path / "other", Settings(atlases=4))
 
 
+def test_a_recipe_of_the_user_s_from_which_a_row_cannot_be_made_is_refused_at_once(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Without a trace in the folder, so that the corrected recipe can be used there. A row with a recipe of
+    its own is not made from it."""
+    file, own = tmp_path / "mine.yaml", tmp_path / "own.yaml"
+    recipe = tiny_recipe(together=True)
+    own.write_text(dump(recipe))
+    rows = (
+        Row("own", Training("own", only("nowhere"), recipe=str(own))),
+        Row("all", Training("all"), overlap("fine", 0.0)),
+    )
+    mine, settings = replace(study, rows=rows), Settings(recipe=str(file))
+    file.write_text(dump(graph.renamed(recipe, {"coarse": "first", "fine": "second"})))
+    of_row = "row 'all' of study 'tiny': "
+    with pytest.raises(RecipeError, match=of_row + "recipe 'tiny' has no stage 'fine'; allowed: first"):
+        opened(mine, data, tmp_path / "out", settings)
+    odd = on_stages(lambda s: s.model_copy(update={"grid": s.grid.model_copy(update={"tile": (13, 12, 12)})}))
+    file.write_text(dump(odd(recipe)))
+    with pytest.raises(RecipeError, match=of_row + r"stage 'coarse', grid\.tile: .*nearest: 12 or 14"):
+        opened(mine, data, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    file.write_text(dump(recipe))
+    opened(mine, data, tmp_path / "out", settings)
+
+
 def test_a_fold_that_does_not_exist(study: Ablation) -> None:
     with pytest.raises(DatasetError, match="fold must be 0 to 1, got 2"):
         chosen_folds(study, Settings(fold=2))
@@ -220,6 +248,50 @@ def test_other_data_are_another_study(study: Ablation, data: Dataset, tmp_path: 
     opened(study, data, tmp_path)
     with pytest.raises(TrainingError, match="cases"):
         opened(study, data.subset(["case_0", "case_1", "case_2"]), tmp_path)
+
+
+def test_a_recipe_or_model_that_has_changed_is_another_study(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    """Trainings that are still to come would read the new one."""
+    file, out = tmp_path / "mine.yaml", tmp_path / "of-recipe"
+    recipe = tiny_recipe(together=True)
+    file.write_text(dump(recipe))
+    settings = Settings(recipe=str(file))
+    opened(study, data, out, settings)
+    moved = tmp_path / "moved.yaml"
+    file.rename(moved)
+    opened(study, data, out, Settings(recipe=str(moved)))
+    file.write_text(dump(overlap("fine", 0.0)(recipe)))
+    with pytest.raises(TrainingError, match='a study with recipe "tiny", which has changed since then; give'):
+        opened(study, data, out, settings)
+    model, out = tmp_path / "model", tmp_path / "of-model"
+    bundle.save(untrained_bundle(), model)
+    opened(replace(study, recipe=None), data, out, Settings(init=model))
+    opened(replace(study, recipe=None), data, out, Settings(init=model))
+    bundle.save(untrained_bundle(seed=1), model)
+    with pytest.raises(TrainingError, match=r"a study with init .*, this one has .*; give the same options"):
+        opened(replace(study, recipe=None), data, out, Settings(init=model))
+
+
+def test_the_splits_of_a_file_may_be_trained_one_by_one_with_a_test_list_each(
+    study: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    file = tmp_path / "split.json"
+    splits = [
+        {"train": ["case_0"], "validation": ["case_1"], "test": ["case_2"]},
+        {"train": ["case_1"], "validation": ["case_0"], "test": ["case_3"]},
+    ]
+    file.write_text(json.dumps(splits))
+    unseen = opened(study, data, tmp_path / "out", Settings(split=file, fold=1)).unseen
+    assert unseen is not None
+    assert unseen.ids == ("case_3",)
+    unseen = opened(study, data, tmp_path / "out", Settings(split=file)).unseen
+    assert unseen is not None
+    assert unseen.ids == ("case_2",)
+    file.write_text(json.dumps([splits[0], splits[1] | {"test": ["case_2"]}]))
+    with pytest.raises(TrainingError, match="holds a study with splits"):
+        opened(study, data, tmp_path / "out", Settings(split=file))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])
@@ -316,6 +388,19 @@ def test_scans_of_nobody_s_labels_have_no_row_with_their_labels(
         found = opened(with_unlabelled, data, tmp_path / name, Settings(split=split, unlabelled=folder)).study
         assert isinstance(found, Ablation)
         assert [row.name for row in found.rows] == ["alone", "both"]
+
+
+def test_a_scan_added_to_the_unlabelled_ones_makes_another_study(
+    with_unlabelled: Ablation, data: Dataset, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "u", tmp_path / "out"
+    folder.mkdir()
+    for name in ("one", "two"):
+        write_image(folder / f"{name}.nii.gz", tiny_case(10)[0])
+        if name == "one":
+            opened(with_unlabelled, data, out, Settings(unlabelled=folder))
+    with pytest.raises(TrainingError, match=r'unlabelled scans \["one"\], this one has \["one", "two"\]'):
+        opened(with_unlabelled, data, out, Settings(unlabelled=folder))
 
 
 def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(

@@ -40,6 +40,8 @@ def test_no_case_is_its_own_atlas(data: Dataset, recipe: Recipe) -> None:
     scan = stage_input.prepare(data.load(data.cases[0]), recipe)
     atlases.of_library(Watched(library.spec, library.schema, library.atlases), None, print)(scan)
     assert asked == ["case_0"]
+    atlases.of_others(Watched(library.spec, library.schema, library.atlases), None, print)(scan)
+    assert asked == ["case_0", None]
     assert "case_0" not in [atlas.id for atlas in library.chosen("case_0")]
 
 

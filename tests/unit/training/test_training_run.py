@@ -299,6 +299,25 @@ def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Pat
         training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
 
 
+def test_shapes_that_do_not_suit_the_network_are_refused_before_a_case_is_read(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before anything is recorded, so that the corrected recipe can be trained in the same folder."""
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("a case was read")
+
+    recipe = tiny_recipe(together=True)
+    coarse = recipe.stages[0]
+    odd = coarse.model_copy(update={"grid": coarse.grid.model_copy(update={"tile": (13, 12, 12)})})
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(recipe.model_copy(update={"stages": (odd, recipe.stages[1])})))
+    monkeypatch.setattr(Dataset, "load", never)
+    with pytest.raises(RecipeError, match=r"stage 'coarse', grid\.tile: .*13 \(nearest: 12 or 14\)"):
+        training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
+    assert not training_run.is_begun(tmp_path / "m")
+
+
 def described(root: Path, **changes: object) -> Dataset:
     """The tiny data set with another ``dataset.json``."""
     data = tiny_dataset(root)
