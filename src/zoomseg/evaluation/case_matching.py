@@ -16,6 +16,7 @@ from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling, read_labels_by_case
 from zoomseg.evaluation.provenance import read_scans
+from zoomseg.io.files import same_file
 from zoomseg.io.scans import (
     check_same_grid,
     files_by_case,
@@ -112,7 +113,7 @@ def find_pairs(
     predicted = _labelling(predictions)
     source = _open_reference(reference)
     ids = [case for case in sorted(predicted_files) if case in source.files]
-    same = [case for case in ids if _same_file(predicted_files[case], source.files[case])]
+    same = [case for case in ids if same_file(predicted_files[case], source.files[case])]
     if same:
         raise DatasetError(
             f"{predicted_files[same[0]]} is the reference of its case, too (the same file, {len(same)} of "
@@ -173,11 +174,6 @@ def _refuse_exchanged(predictions: Path, reference: Path) -> None:
             f"{predictions} holds the labels of a data set, and {reference} does not: the predictions come "
             "first, then the references; to score a data set's labels, copy them into a folder of their own"
         )
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    """Whether two paths are the same file, also via links; a broken link is no file."""
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _is_run(folder: Path) -> bool:
