@@ -107,13 +107,13 @@ class Evaluation:
         found = (case.attributions.get(organ, NOTHING) for case in self.cases)
         return [a for a in found if not math.isnan(a.lost_elsewhere)]
 
-    def _tolerance_mm(self) -> float | dict[str, float]:
+    def _tolerance_mm(self) -> float | dict[str, float] | None:
         """One value for all, or by organ for those that have one."""
         rules = self.tolerances
         if not rules.organs:
             return rules.others.tolerance_mm
-        without = rules.without(self.organs)
-        return {organ: rules.of(organ).tolerance_mm for organ in self.organs if organ not in without}
+        found = {organ: rules.of(organ).tolerance_mm for organ in self.organs}
+        return {organ: mm for organ, mm in found.items() if mm is not None}
 
     @property
     def attributed(self) -> bool:
