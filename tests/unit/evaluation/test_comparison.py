@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from zoomseg.evaluation.comparison import (
 from zoomseg.evaluation.evaluate import write_metrics
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
-from zoomseg.evaluation.tolerances import Tolerances
+from zoomseg.evaluation.tolerances import FLARE22_TOLERANCES, Tolerances
 from zoomseg.io.files import write_json_atomic
 
 NAMES = ("old", "new")
@@ -164,12 +165,33 @@ class TestCompare:
                 "old has 7 cases and new has 1, 1 of them in both; at least 2",
             ),
             (evaluation(aorta=LIVER), "dice", "old and new have no organ in common"),
-            (evaluation(2.0, liver=LIVER), "nsd", "old is scored at 1 mm, new at 2 mm"),
+            (evaluation(2.0, liver=LIVER), "nsd", "old is scored at 1 mm, new at 2 mm.* for 'liver'; eval"),
+            (
+                replace(evaluation(liver=LIVER), tolerances=FLARE22_TOLERANCES),
+                "dice",
+                "old is scored at 1 mm, new at flare22, which differ for 'liver'",
+            ),
         ],
     )
     def test_what_cannot_be_compared(self, other: Evaluation, metric: str, message: str) -> None:
         with pytest.raises(DatasetError, match=message):
             compare(evaluation(liver=LIVER), other, NAMES, metric)
+
+    def test_only_the_rules_of_common_organs_matter(self, tmp_path: Path) -> None:
+        """Only organs of an evaluation have a tolerance in its file, and tables have different names."""
+        both, one = evaluation(liver=LIVER, spleen=LIVER), evaluation(liver=BETTER)
+        table = {"liver": 5.0, "spleen": 3.0}
+        folders = [
+            save(tmp_path / name, replace(scores, tolerances=Tolerances.by_organ(f"{name}.csv", table)))
+            for name, scores in (("old", both), ("new", one))
+        ]
+        (found,) = compare_folders(folders, tmp_path / "out", "nsd")
+        assert [(row.organ, row.cases) for row in found.organs] == [("liver", 7)]
+        assert found.organs[0].difference == pytest.approx(sum(GAIN) / 7)
+
+    def test_dice_does_not_depend_on_tolerances(self) -> None:
+        found = compare(evaluation(1.0, liver=LIVER), evaluation(2.0, liver=BETTER), NAMES)
+        assert found.mean.difference == pytest.approx(sum(GAIN) / 7)
 
     def test_equal_steps_tie(self) -> None:
         assert differences({"a": (0.1, 0.2), "b": (0.2, 0.3)}) == [0.1, 0.1]
