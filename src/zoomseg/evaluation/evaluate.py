@@ -233,7 +233,7 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Fai
         if stages is None:
             return CaseResult(pair.id, scores)
         return CaseResult(
-            pair.id, scores, attribute_case(stages, pair.id, prediction, reference, pair.organs)
+            pair.id, scores, attribute_case(stages, pair.id, prediction, reference, pair.own_names)
         )
     except ZoomSegError as error:
         return Failure(pair.id, str(error))
@@ -291,7 +291,7 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
     region, note, grid = None, "", scene.reference.grid
     try:
         if (stages := _stages_of(scene.pair)) is not None:
-            region = read_region(stages, scene.pair.id, organ.organ, grid)
+            region = read_region(stages, scene.pair.id, scene.pair.own_names[organ.organ], grid)
     except ZoomSegError as error:
         note = f"Shown without the region: {error}"
     c = scene.pairs.drawn.class_of(organ.organ)

@@ -337,6 +337,20 @@ def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
     assert "Where Dice is lost" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_errors_are_attributed_whatever_the_reference_calls_an_organ(kept, tmp_path):
+    """The same as with equal names."""
+    expected = evaluate(*kept, tmp_path / "equal")
+    (kept[0] / "labels.json").write_text(json.dumps(VALUES))
+    save_description(kept[1], labels={"background": 0, "Liver": VALUES["liver"], "SPLEEN": VALUES["spleen"]})
+    found = evaluate(*kept, tmp_path / "other")
+    assert "taken for the same organ: liver and Liver, spleen and SPLEEN" in found.warnings
+    for one, other in zip(expected.cases[:2], found.cases[:2], strict=True):
+        assert one.attributions["liver"] == other.attributions["Liver"]
+        assert one.attributions["spleen"] == other.attributions["SPLEEN"]
+    page = (tmp_path / "other" / "report.html").read_text()
+    assert "Shown without the region" not in page
+
+
 def test_a_case_whose_stages_are_damaged_is_named(kept, tmp_path):
     (kept[0] / "stages" / "b-fine-region.nii.gz").write_bytes(b"damaged")
     (failure,) = evaluate(*kept, tmp_path / "out").failures
