@@ -99,7 +99,8 @@ def evaluate(
     cases, failures = _score_all(pairs, rules, on_progress, workers)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    found = (*missing, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs), *without_figures())
+    kept = (*_without_stages(pairs), *_damaged_stages(cases))
+    found = (*missing, *_header_notes(pairs), *_copies(cases), *kept, *without_figures())
     warnings = (*pairs.warnings, *found)
     evaluation = Evaluation(pairs.organs, rules, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
@@ -188,6 +189,12 @@ def _without_stages(pairs: Pairs) -> list[str]:
     return unmatched("errors not attributed, as stages were not kept", without if some else set())
 
 
+def _damaged_stages(cases: Sequence[CaseResult]) -> list[str]:
+    """A warning if the kept outputs of some cases' stages cannot be used."""
+    reasons = {f"{case.id} ({case.unattributed})" for case in cases if case.unattributed}
+    return unmatched("errors not attributed, as outputs of stages cannot be used", reasons)
+
+
 def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
     """A warning about organs without an NSD.
 
@@ -229,16 +236,23 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Fai
             rules,
             pair.organs,
         )
-        stages = _stages_of(pair)
-        if stages is None:
-            return CaseResult(pair.id, scores)
-        return CaseResult(
-            pair.id, scores, attribute_case(stages, pair.id, prediction, reference, pair.own_names)
-        )
+        return _attributed(CaseResult(pair.id, scores), pair, prediction, reference)
     except ZoomSegError as error:
         return Failure(pair.id, str(error))
     except Exception as error:  # the next cases may still be scored
         return Failure(pair.id, f"{pair.prediction}: {why(error)}")
+
+
+def _attributed(result: CaseResult, pair: Pair, prediction: LabelMap, reference: LabelMap) -> CaseResult:
+    """The result of a case with its attributions, if the outputs of the stages were kept and can be read."""
+    stages = _stages_of(pair)
+    if stages is None:
+        return result
+    try:
+        found = attribute_case(stages, pair.id, prediction, reference, pair.own_names)
+    except ZoomSegError as error:  # the scores are not affected
+        return replace(result, unattributed=str(error))
+    return replace(result, attributions=found)
 
 
 def _pictured(evaluation: Evaluation) -> list[tuple[CaseResult, list[OrganScore]]]:

@@ -15,12 +15,13 @@ METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The scores of a case, one per annotated organ. ``attributions`` are by organ, if the stages were
-    kept."""
+    """The scores of a case, one per annotated organ. ``attributions`` are by organ, if the stages were kept;
+    ``unattributed`` is why there are none nevertheless."""
 
     id: str
     scores: tuple[OrganScore, ...]
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
+    unattributed: str = ""
 
     @property
     def mean_dice(self) -> float:

@@ -351,11 +351,16 @@ def test_errors_are_attributed_whatever_the_reference_calls_an_organ(kept, tmp_p
     assert "Shown without the region" not in page
 
 
-def test_a_case_whose_stages_are_damaged_is_named(kept, tmp_path):
+def test_a_case_whose_stages_are_damaged_is_scored_and_named(kept, tmp_path):
+    complete = evaluate(*kept, tmp_path / "complete")
     (kept[0] / "stages" / "b-fine-region.nii.gz").write_bytes(b"damaged")
-    (failure,) = evaluate(*kept, tmp_path / "out").failures
-    assert failure.case == "b"
-    assert "b-fine-region.nii.gz: damaged" in failure.reason
+    found = evaluate(*kept, tmp_path / "out")
+    assert found.failures == ()
+    assert [case.scores for case in found.cases[:2]] == [case.scores for case in complete.cases[:2]]
+    assert [bool(case.attributions) for case in found.cases] == [True, False, False]
+    (warning,) = (text for text in found.warnings if text.startswith("errors not attributed, as outputs"))
+    assert "b-fine-region.nii.gz: damaged" in warning
+    assert ": b (" in warning
 
 
 def test_copies_of_the_references_are_told(folders, tmp_path):
