@@ -23,7 +23,7 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.evaluation.case_matching import Pair, Pairs, find_pairs, unmatched
 from zoomseg.evaluation.figures import OrganView, overlay, without_figures
-from zoomseg.evaluation.flare_efficiency import write_efficiency
+from zoomseg.evaluation.flare_efficiency import EFFICIENCY, write_efficiency
 from zoomseg.evaluation.html_report import CasePictures, Picture, render
 from zoomseg.evaluation.metrics import OrganScore, farthest_point, score
 from zoomseg.evaluation.provenance import read_measures, read_origin
@@ -32,7 +32,7 @@ from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.batch import why
 from zoomseg.inference.organ_pictures import centre_of_all, overview, window_of
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic, writing
 from zoomseg.io.scans import header_notes_by_case, read_grid
 
 SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
@@ -49,6 +49,7 @@ PICTURED_DISTANCES = 4
 SHOWN_CASES = 24
 """Number of cases for which all organs are shown."""
 
+FLARE_SCORES = "DSC_NSD.csv"
 FLARE22_DIGITS = 4
 """The challenge's script rounds to these."""
 
@@ -123,15 +124,18 @@ def write_all(
 ) -> None:
     """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``, and one by
     the rule of FLARE 2022 also as the challenge's ``DSC_NSD.csv``; ``recipe`` is that of the predictions, as
-    YAML.
+    YAML. The challenge's files of an earlier evaluation are removed.
 
     Raises:
         OutputError: ``out`` cannot be written to.
     """
+    for earlier in (out / FLARE_SCORES, out / EFFICIENCY):
+        with writing(earlier):
+            earlier.unlink(missing_ok=True)
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
     if evaluation.tolerances.name == FLARE22:
-        write_flare(out / "DSC_NSD.csv", evaluation)
+        write_flare(out / FLARE_SCORES, evaluation)
     page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance, recipe)
     write_text_atomic(out / "report.html", page)
 

@@ -143,7 +143,8 @@ def read_tolerances(source: str) -> Tolerances:
         found[organ] = _distance(path, organ, mm)
     if not found:
         raise ScanError(f"{path}: no organ has a tolerance in it")
-    return Tolerances.by_organ(path.name, found)
+    # By its name alone, a file "flare22" would pass for the challenge's rule.
+    return Tolerances.by_organ(source if path.name == FLARE22 else path.name, found)
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, object]]:

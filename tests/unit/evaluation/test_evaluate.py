@@ -266,6 +266,25 @@ def test_rule_of_flare(folders, tmp_path):
     assert "mean NSD at flare22" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_the_challenge_s_files_are_never_those_of_an_earlier_evaluation(folders, tmp_path):
+    """Neither of a later one at 1 mm, nor of predictions without measures."""
+    out, account = tmp_path / "out", folders[0] / "run.json"
+    written = {}
+    for name, rules, measured in (
+        ("first", FLARE22_TOLERANCES, True),
+        ("without measures", FLARE22_TOLERANCES, False),
+        ("first again", FLARE22_TOLERANCES, True),
+        ("at 1 mm", 1.0, True),
+    ):
+        account.write_text(json.dumps({"cases": {"b": {"seconds": {"total": 2.5}}}} if measured else {}))
+        evaluate(*folders, out, rules)
+        written[name] = {path.name for path in out.iterdir()}
+    always = {"metrics.csv", "summary.json", "report.html"}
+    assert written["first"] == written["first again"] == always | {"DSC_NSD.csv", "Efficiency.csv"}
+    assert written["without measures"] == always | {"DSC_NSD.csv"}
+    assert written["at 1 mm"] == always
+
+
 def test_organs_without_a_tolerance_are_named(folders, tmp_path):
     rules = Tolerances.by_organ("mine.csv", {"liver": 1.0, "aorta": 2.0})
     evaluation = evaluate(*folders, tmp_path / "out", rules)

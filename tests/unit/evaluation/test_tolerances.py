@@ -72,6 +72,14 @@ def test_tables(tmp_path: Path, name: str, text: str) -> None:
     assert rules.without(["left kidney", "right kidney", "liver"]) == ("right kidney",)
 
 
+def test_a_table_is_never_taken_for_the_challenge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flare22").write_text("liver: 4")
+    monkeypatch.chdir(tmp_path)
+    for source in (str(tmp_path / "flare22"), "./flare22"):
+        rules = read_tolerances(source)
+        assert (rules.name, rules.of("liver")) == (source, OrganRule(4))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
