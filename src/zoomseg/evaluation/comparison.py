@@ -21,7 +21,7 @@ from scipy.special import ndtr, ndtri
 from zoomseg.core.errors import DatasetError
 from zoomseg.evaluation.case_matching import unmatched
 from zoomseg.evaluation.figures import Interval, differences_by_organ
-from zoomseg.evaluation.result import METRICS, Evaluation
+from zoomseg.evaluation.result import METRICS, Evaluation, without_name
 from zoomseg.evaluation.saved import read_scores
 from zoomseg.inference.html_page import p_value, page, signed
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
@@ -360,18 +360,13 @@ def as_json(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> dict
                 "first": comparison.first,
                 "other": comparison.other,
                 "cases": list(comparison.cases),
-                "mean": _fields(comparison.mean),
-                "organs": {row.organ: _fields(row) for row in comparison.organs},
+                "mean": without_name(asdict(comparison.mean)),
+                "organs": {row.organ: without_name(asdict(row)) for row in comparison.organs},
                 "notes": list(comparison.notes),
             }
             for comparison in comparisons
         ],
     }
-
-
-def _fields(row: Difference) -> dict[str, object]:
-    values = {key: value for key, value in asdict(row).items() if key != "organ"}
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
 
 def html(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> str:

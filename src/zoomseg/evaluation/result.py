@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, Attribution
 from zoomseg.evaluation.metrics import OrganScore
@@ -129,7 +129,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, object]:
         """``summary.json``; undefined values are null."""
-        organs = {row.organ: _fields(row) for row in self.summary}
+        organs = {row.organ: without_name(asdict(row)) for row in self.summary}
         return {
             "mean": {metric: _or_null(value) for metric, value in self.mean.items()},
             "organs": organs,
@@ -179,6 +179,6 @@ def _or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _fields(row: OrganSummary) -> dict[str, object]:
-    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "organ"}
-    return {name: _or_null(v) if isinstance(v, float) else v for name, v in values.items()}
+def without_name(row: Mapping[str, object]) -> dict[str, object]:
+    """An organ's row as JSON values, by its name elsewhere; undefined values are null."""
+    return {key: _or_null(v) if isinstance(v, float) else v for key, v in row.items() if key != "organ"}
