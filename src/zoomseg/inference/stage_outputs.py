@@ -186,7 +186,7 @@ def describe(
         )
         for stage in recipe.stages
     )
-    return CaseStageOutputs(stages=stages, answering=_answering(recipe, schema))
+    return CaseStageOutputs(stages=stages, answering=answering(recipe, schema))
 
 
 def _spacing_mm(grid: Grid) -> Vector3:
@@ -202,8 +202,9 @@ def _placed_by(stage: Stage) -> str | None:
             return None
 
 
-def _answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
-    """The stage that predicts an organ last; of stages that vote together, all that predict it."""
+def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
+    """By organ, the stage that predicts it last; of stages that vote together, all that predict it, in order.
+    Organs that no stage predicts are omitted."""
     entering = (stage for stage in recipe.stages if stage.fusion != "none")
     last: dict[str, tuple[str, ...]] = {}
     for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
