@@ -45,10 +45,9 @@ class Pair:
     labels: LabelSchema | None = None
     spelled: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def own_names(self) -> dict[str, str]:
-        """The organs scored in it, with their names in the prediction."""
-        return {organ: self.spelled.get(organ, organ) for organ in self.organs}
+    def own_name(self, organ: str) -> str:
+        """The prediction's name of an organ of the reference."""
+        return self.spelled.get(organ, organ)
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,9 @@ def _attributed(result: CaseResult, pair: Pair, prediction: LabelMap, reference:
     stages = _stages_of(pair)
     if stages is None:
         return result
+    named = {organ: pair.own_name(organ) for organ in pair.organs}
     try:
-        found = attribute_case(stages, pair.id, prediction, reference, pair.own_names)
+        found = attribute_case(stages, pair.id, prediction, reference, named)
     except ZoomSegError as error:  # the scores are not affected
         return replace(result, unattributed=str(error))
     return replace(result, attributions=found)
@@ -309,7 +310,7 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
     region, note, grid = None, "", scene.reference.grid
     try:
         if (stages := _stages_of(scene.pair)) is not None:
-            region = read_region(stages, scene.pair.id, scene.pair.own_names[organ.organ], grid)
+            region = read_region(stages, scene.pair.id, scene.pair.own_name(organ.organ), grid)
     except ZoomSegError as error:
         note = f"Shown without the region: {error}"
     c = scene.pairs.drawn.class_of(organ.organ)

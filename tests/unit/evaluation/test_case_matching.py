@@ -150,7 +150,8 @@ class TestSchema:
         assert pairs.predicted.value_of == {"right kidney": 1, "IVC": 6, "liver": 2}
         prediction, drawn = pairs.load(pairs.pairs[0])
         assert np.array_equal(prediction.data, drawn.data)
-        assert pairs.pairs[0].own_names == {"right kidney": "kidney_right", "IVC": "inferior_vena_cava"}
+        own_names = [pairs.pairs[0].own_name(organ) for organ in ("right kidney", "IVC", "liver")]
+        assert own_names == ["kidney_right", "inferior_vena_cava", "liver"]
         assert pairs.warnings == (
             "taken for the same organ: inferior_vena_cava and IVC, kidney_right and right kidney",
         )
