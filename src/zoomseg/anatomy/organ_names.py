@@ -6,6 +6,7 @@ of the papers that abbreviate them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -93,6 +94,18 @@ def label_of(organ: str, schema: LabelSchema) -> str | None:
     if len(adrenals) == len(_ADRENALS):
         meanings |= adrenals
     return next((name for name, meaning in meanings.items() if organ_words(meaning) == wanted), None)
+
+
+def alike(own: LabelSchema, other: LabelSchema) -> dict[str, str]:
+    """The labels of ``own`` that ``other`` also has, with their names there: those of the same name, and
+    those that mean the same (``label_of``) if no further label of either schema does."""
+    found: list[tuple[str | None, str | None]] = [(name, label_of(name, other)) for name in own.names]
+    found += [(label_of(name, own), name) for name in other.names]
+    pairs = dict.fromkeys((ours, theirs) for ours, theirs in found if ours is not None and theirs is not None)
+    count = Counter(name for pair in pairs for name in enumerate(pair))
+    return {
+        ours: theirs for ours, theirs in pairs if ours == theirs or count[0, ours] == count[1, theirs] == 1
+    }
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def command(folders: tuple[Path, ...], out: Path, metric: str) -> None:
     Cases and organs that only one side has are reported and left out.
     """
     from rich.console import Console
+    from rich.markup import escape  # names may contain rich's markup
 
     from zoomseg.evaluation.comparison import compare_folders
 
@@ -39,23 +40,17 @@ def command(folders: tuple[Path, ...], out: Path, metric: str) -> None:
     notes = Console(stderr=True)
     for comparison in found:
         for note in comparison.notes:
-            notes.print(f"[yellow]note:[/] {_escape(note)}", highlight=False, soft_wrap=True)
+            notes.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
         Console().print(difference_table(comparison))
         click.echo(f"{comparison.finding}\n")
     click.echo(f"Report: {out / 'compare.html'}")
-
-
-def _escape(text: str) -> str:
-    """File names may contain rich's markup."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def difference_table(comparison: Comparison) -> Table:
     """Differences by organ and of the mean, for a terminal of 80 columns; the mean is a single test, whose p
     needs no correction."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from zoomseg.evaluation.comparison import digits_of
@@ -70,7 +65,7 @@ def difference_table(comparison: Comparison) -> Table:
         if row is comparison.mean:
             table.add_section()
         table.add_row(
-            "mean of organs" if row is comparison.mean else _escape(row.organ),
+            "mean of organs" if row is comparison.mean else escape(row.organ),
             str(row.cases),
             *(number(value, digits - 1) for value in (row.first, row.other)),
             *(signed(value, digits) for value in (row.difference, row.low, row.high)),

@@ -61,6 +61,7 @@ def command(
     elsewhere.
     """
     from rich.console import Console
+    from rich.markup import escape  # names may contain rich's markup
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from zoomseg.core.interrupts import ending
@@ -85,26 +86,20 @@ def command(
                 predictions, reference, out, rules, images=images, on_progress=step, workers=workers
             )
     for warning in evaluation.warnings:
-        notes.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
+        notes.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     for failure in evaluation.failures:
         notes.print(
-            f"[red]failed:[/] {_escape(f'{failure.case}: {failure.reason}')}", highlight=False, soft_wrap=True
+            f"[red]failed:[/] {escape(f'{failure.case}: {failure.reason}')}", highlight=False, soft_wrap=True
         )
     Console().print(score_table(evaluation))
     click.echo(f"Report: {out / 'report.html'}")
     return 1 if evaluation.failures else 0
 
 
-def _escape(text: str) -> str:
-    """File names may contain rich's markup."""
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def score_table(evaluation: Evaluation) -> Table:
     """Scores by organ and their means, for a terminal of 80 columns."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from zoomseg.inference.html_page import number
@@ -126,7 +121,5 @@ def score_table(evaluation: Evaluation) -> Table:
     for row in evaluation.summary:
         scores = [number(row.dice, 3), number(row.nsd, 3), number(row.hd95_mm, 1), number(row.assd_mm, 2)]
         recall = [f"{number(100 * row.region_recall, 1)} %"] if evaluation.with_regions else []
-        table.add_row(
-            _escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious), *recall
-        )
+        table.add_row(escape(row.organ), str(row.cases), *scores, str(row.missed), str(row.spurious), *recall)
     return table

@@ -54,8 +54,9 @@ def command(stations: tuple[Path, ...], out: Path) -> None:
 
 def _refuse_overwriting(scans: Sequence[ScanInput], out: Path) -> None:
     from zoomseg.core.errors import OutputError
+    from zoomseg.io.files import same_file
 
-    if out.exists() and any(path.exists() and out.samefile(path) for scan in scans for path in scan.paths):
+    if any(same_file(out, path) for scan in scans for path in scan.paths):
         raise OutputError(f"{out}: this is one of the stations; choose another output file")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,10 +140,11 @@ def _beside(mask: Mask) -> Mask:
 
 
 def attribute_case(
-    folder: Path, case: str, prediction: LabelMap, reference: LabelMap, organs: Iterable[str]
+    folder: Path, case: str, prediction: LabelMap, reference: LabelMap, organs: Mapping[str, str]
 ) -> dict[str, Attribution]:
     """Attribute the errors of two canonical maps on one grid, using the case's files in a ``stages`` folder.
-    Organs that no stage predicts are omitted. Voxels whose reference is ``IGNORE`` count as background.
+    ``organs`` are the reference's names with those of the stages. Organs that no stage predicts are omitted.
+    Voxels whose reference is ``IGNORE`` count as background.
 
     Raises:
         ScanError: a file is missing, damaged, or on another grid.
@@ -154,19 +155,21 @@ def attribute_case(
     wanted = range(1, 1 + len(reference.schema.names))
     boxes = [class_boxes(classes, wanted) for classes in (predicted, drawn)]
     out: dict[str, Attribution] = {}
-    for answering, together in stages.groups(organs):
+    named = {own: organ for organ, own in organs.items()}
+    for answering, together in stages.groups(named):
         region, spacing_mm = stages.region(answering), stages.spacing_mm(answering)
-        for organ in together:
+        for own in together:
+            organ = named[own]
             c = reference.schema.class_of(organ)
             box = union_of(found.get(c) for found in boxes).slices
-            place = Place(None if region is None else region[box], stages.found(answering, organ), spacing_mm)
+            place = Place(None if region is None else region[box], stages.found(answering, own), spacing_mm)
             out[organ] = attribute(predicted[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
     return out
 
 
 def read_region(folder: Path, case: str, organ: str, grid: Grid) -> Mask | None:
-    """``[I, J, K]`` on a case's canonical grid: the region of the stage that predicts an organ, from a
-    ``stages`` folder; None if it is the whole scan, or if no stage predicts the organ.
+    """``[I, J, K]`` on a case's canonical grid: the region of the stage that predicts an organ (by its name
+    there), from a ``stages`` folder; None if it is the whole scan, or if no stage predicts the organ.
 
     Raises:
         ScanError: a file is missing, damaged, or on another grid.

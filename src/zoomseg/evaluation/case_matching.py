@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from zoomseg.anatomy.organ_names import alike, label_of
 from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import DatasetError, ScanError, listed, quoted
 from zoomseg.core.geometry import Orientation
@@ -16,6 +17,7 @@ from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling, read_labels_by_case
 from zoomseg.evaluation.provenance import read_scans
+from zoomseg.io.files import same_file
 from zoomseg.io.scans import (
     check_same_grid,
     files_by_case,
@@ -32,7 +34,8 @@ LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
 @dataclass(frozen=True)
 class Pair:
     """One case's files. ``organs`` are those scored in it; ``images`` is empty if none is known; ``labels``
-    is the prediction's schema, if it differs from its folder's."""
+    is the prediction's schema, if it differs from its folder's; ``spelled`` are the prediction's own names of
+    organs that it spells differently."""
 
     id: str
     prediction: Path
@@ -40,11 +43,17 @@ class Pair:
     organs: tuple[str, ...]
     images: tuple[Path, ...] = ()
     labels: LabelSchema | None = None
+    spelled: Mapping[str, str] = field(default_factory=dict)
+
+    def own_name(self, organ: str) -> str:
+        """The prediction's name of an organ of the reference."""
+        return self.spelled.get(organ, organ)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """All cases with a prediction and a reference, and the schemas of either side's files."""
+    """All cases with a prediction and a reference, and the schemas of either side's files. Labels of the
+    predictions that are also in the reference have its spelling."""
 
     pairs: tuple[Pair, ...]
     predicted: LabelSchema
@@ -94,7 +103,8 @@ def _canonical(labels: LabelMap) -> LabelMap:
 def find_pairs(
     predictions: Path, reference: Path | Dataset, schema: LabelSchema | None, images: Path | Dataset | None
 ) -> Pairs:
-    """Match files by case id (their name without suffix).
+    """Match files by case id (their name without suffix), and labels by name: the same one, otherwise
+    another spelling or a synonym if it is unambiguous.
 
     Args:
         predictions: a folder of label files.
@@ -112,7 +122,7 @@ def find_pairs(
     predicted = _labelling(predictions)
     source = _open_reference(reference)
     ids = [case for case in sorted(predicted_files) if case in source.files]
-    same = [case for case in ids if _same_file(predicted_files[case], source.files[case])]
+    same = [case for case in ids if same_file(predicted_files[case], source.files[case])]
     if same:
         raise DatasetError(
             f"{predicted_files[same[0]]} is the reference of its case, too (the same file, {len(same)} of "
@@ -128,7 +138,9 @@ def find_pairs(
     known = predicted[0] if predicted else drawn
     others = _other_labels(predictions)
     schemas = {case: others.get(case, known) for case in ids}
-    organs = tuple(name for name in drawn.names if any(name in own.names for own in schemas.values()))
+    named = {own: alike(own, drawn) for own in {known, *schemas.values()}}
+    both = {name for own in schemas.values() for name in named[own].values()}
+    organs = tuple(name for name in drawn.names if name in both)
     if not organs:
         raise DatasetError(
             f"{predictions}: has labels {listed(known.names)}, the reference has {listed(drawn.names)}; "
@@ -140,18 +152,38 @@ def find_pairs(
             case,
             predicted_files[case],
             source.files[case],
-            tuple(n for n in organs if n in source.annotated.get(case, organs) and n in schemas[case].names),
+            tuple(n for n in organs if n in source.annotated.get(case, organs) and n in found.values()),
             scans.get(case, ()),
-            others.get(case),
+            _spelled(others[case], found) if case in others else None,
+            {name: own for own, name in found.items() if own != name},
         )
-        for case in ids
+        for case, found in ((case, named[schemas[case]]) for case in ids)
     ]
     warnings = (
         *unmatched("no reference for", set(predicted_files) - set(ids)),
         *unmatched("no prediction for", set(source.files) - set(ids)),
-        *unmatched("not scored, as the predictions do not include", set(drawn.names) - set(organs)),
+        *_about_names(drawn, organs, named),
     )
-    return Pairs(tuple(pairs), known, drawn, organs, warnings)
+    return Pairs(tuple(pairs), _spelled(known, named[known]), drawn, organs, warnings)
+
+
+def _spelled(own: LabelSchema, named: Mapping[str, str]) -> LabelSchema:
+    """A schema with other names of some labels."""
+    return LabelSchema(tuple(named.get(name, name) for name in own.names), own.values)
+
+
+def _about_names(
+    drawn: LabelSchema, organs: Sequence[str], named: Mapping[LabelSchema, Mapping[str, str]]
+) -> list[str]:
+    """What the user should know about the matching of names; ``named`` is by the predictions' schemas."""
+    pairs = {pair for found in named.values() for pair in found.items()}
+    left = set(drawn.names) - set(organs)
+    doubtful = {name for name in left if any(label_of(name, own) is not None for own in named)}
+    return [
+        *unmatched("taken for the same organ", {f"{own} and {name}" for own, name in pairs if own != name}),
+        *unmatched("not scored, as the predictions do not include", left - doubtful),
+        *unmatched("not scored, as several labels of one side mean the same", doubtful),
+    ]
 
 
 def _refuse_exchanged(predictions: Path, reference: Path) -> None:
@@ -173,11 +205,6 @@ def _refuse_exchanged(predictions: Path, reference: Path) -> None:
             f"{predictions} holds the labels of a data set, and {reference} does not: the predictions come "
             "first, then the references; to score a data set's labels, copy them into a folder of their own"
         )
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    """Whether two paths are the same file, also via links; a broken link is no file."""
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _is_run(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, attribute_case, read_region
 from zoomseg.evaluation.case_matching import Pair, Pairs, find_pairs, unmatched
 from zoomseg.evaluation.figures import OrganView, overlay, without_figures
-from zoomseg.evaluation.flare_efficiency import write_efficiency
+from zoomseg.evaluation.flare_efficiency import EFFICIENCY, write_efficiency
 from zoomseg.evaluation.html_report import CasePictures, Picture, render
 from zoomseg.evaluation.metrics import OrganScore, farthest_point, score
 from zoomseg.evaluation.provenance import read_measures, read_origin
@@ -32,7 +32,7 @@ from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.batch import why
 from zoomseg.inference.organ_pictures import centre_of_all, overview, window_of
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic, writing
 from zoomseg.io.scans import header_notes_by_case, read_grid
 
 SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
@@ -49,6 +49,7 @@ PICTURED_DISTANCES = 4
 SHOWN_CASES = 24
 """Number of cases for which all organs are shown."""
 
+FLARE_SCORES = "DSC_NSD.csv"
 FLARE22_DIGITS = 4
 """The challenge's script rounds to these."""
 
@@ -99,7 +100,8 @@ def evaluate(
     cases, failures = _score_all(pairs, rules, on_progress, workers)
     if not cases:
         raise ScanError(f"none of {len(failures)} cases could be scored; {failures[0].reason}")
-    found = (*missing, *_header_notes(pairs), *_copies(cases), *_without_stages(pairs), *without_figures())
+    kept = (*_without_stages(pairs), *_damaged_stages(cases))
+    found = (*missing, *_header_notes(pairs), *_copies(cases), *kept, *without_figures())
     warnings = (*pairs.warnings, *found)
     evaluation = Evaluation(pairs.organs, rules, tuple(cases), tuple(failures), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
@@ -122,15 +124,18 @@ def write_all(
 ) -> None:
     """Write an evaluation of ``pairs`` as ``metrics.csv``, ``summary.json`` and ``report.html``, and one by
     the rule of FLARE 2022 also as the challenge's ``DSC_NSD.csv``; ``recipe`` is that of the predictions, as
-    YAML.
+    YAML. The challenge's files of an earlier evaluation are removed.
 
     Raises:
         OutputError: ``out`` cannot be written to.
     """
+    for earlier in (out / FLARE_SCORES, out / EFFICIENCY):
+        with writing(earlier):
+            earlier.unlink(missing_ok=True)
     write_metrics(out / "metrics.csv", evaluation)
     write_json_atomic(out / "summary.json", evaluation.as_json())
     if evaluation.tolerances.name == FLARE22:
-        write_flare(out / "DSC_NSD.csv", evaluation)
+        write_flare(out / FLARE_SCORES, evaluation)
     page = render(evaluation, _pictures(evaluation, pairs), training_log, provenance, recipe)
     write_text_atomic(out / "report.html", page)
 
@@ -188,6 +193,12 @@ def _without_stages(pairs: Pairs) -> list[str]:
     return unmatched("errors not attributed, as stages were not kept", without if some else set())
 
 
+def _damaged_stages(cases: Sequence[CaseResult]) -> list[str]:
+    """A warning if the kept outputs of some cases' stages cannot be used."""
+    reasons = {f"{case.id} ({case.unattributed})" for case in cases if case.unattributed}
+    return unmatched("errors not attributed, as outputs of stages cannot be used", reasons)
+
+
 def _without_tolerance(rules: Tolerances, organs: Sequence[str]) -> list[str]:
     """A warning about organs without an NSD.
 
@@ -229,16 +240,24 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Fai
             rules,
             pair.organs,
         )
-        stages = _stages_of(pair)
-        if stages is None:
-            return CaseResult(pair.id, scores)
-        return CaseResult(
-            pair.id, scores, attribute_case(stages, pair.id, prediction, reference, pair.organs)
-        )
+        return _attributed(CaseResult(pair.id, scores), pair, prediction, reference)
     except ZoomSegError as error:
         return Failure(pair.id, str(error))
     except Exception as error:  # the next cases may still be scored
         return Failure(pair.id, f"{pair.prediction}: {why(error)}")
+
+
+def _attributed(result: CaseResult, pair: Pair, prediction: LabelMap, reference: LabelMap) -> CaseResult:
+    """The result of a case with its attributions, if the outputs of the stages were kept and can be read."""
+    stages = _stages_of(pair)
+    if stages is None:
+        return result
+    named = {organ: pair.own_name(organ) for organ in pair.organs}
+    try:
+        found = attribute_case(stages, pair.id, prediction, reference, named)
+    except ZoomSegError as error:  # the scores are not affected
+        return replace(result, unattributed=str(error))
+    return replace(result, attributions=found)
 
 
 def _pictured(evaluation: Evaluation) -> list[tuple[CaseResult, list[OrganScore]]]:
@@ -291,7 +310,7 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
     region, note, grid = None, "", scene.reference.grid
     try:
         if (stages := _stages_of(scene.pair)) is not None:
-            region = read_region(stages, scene.pair.id, organ.organ, grid)
+            region = read_region(stages, scene.pair.id, scene.pair.own_name(organ.organ), grid)
     except ZoomSegError as error:
         note = f"Shown without the region: {error}"
     c = scene.pairs.drawn.class_of(organ.organ)

@@ -12,7 +12,7 @@ from pathlib import Path
 from zoomseg.inference.efficiency import Measures
 from zoomseg.io.files import write_text_atomic
 
-FILE = "Efficiency.csv"
+EFFICIENCY = "Efficiency.csv"
 
 COLUMNS: Mapping[str, tuple[str, int | None]] = {
     "Time": ("seconds", 2),
@@ -42,7 +42,7 @@ def write_efficiency(folder: Path, measured: Mapping[str, Measures], cases: Iter
     for case in known:
         cells = (_cell(measured[case].get(measure), digits) for measure, digits in COLUMNS.values())
         table.writerow([f"{case}.nii.gz", *cells])
-    write_text_atomic(folder / FILE, text.getvalue())
+    write_text_atomic(folder / EFFICIENCY, text.getvalue())
 
 
 def _cell(value: float | None, digits: int | None) -> str:

@@ -123,7 +123,7 @@ def score(
         volumes = [int(np.count_nonzero(mask)) * grid.voxel_volume_ml for mask in masks]
         if rule.reference_slices and volumes[1] > 0:
             # Nothing is left of a reference on one slice alone, so that there is no score.
-            masks, rule = _on_reference_slices(*masks, slices), replace(rule, neither=math.nan)
+            masks, rule = _on_reference_slices(*masks, slices), replace(rule, neither=None)
         rows.append(OrganScore(organ, *_agreement(*masks, (i, j, k), rule), *volumes))
     return tuple(rows)
 
@@ -146,14 +146,16 @@ def _agreement(
     prediction: Mask, reference: Mask, spacing_mm: Vector3, rule: OrganRule
 ) -> tuple[float, float, float, float]:
     """Dice, NSD, HD95 and ASSD of two masks."""
-    nothing = math.nan if math.isnan(rule.tolerance_mm) else 0.0
+    tolerance_mm = math.nan if rule.tolerance_mm is None else rule.tolerance_mm
+    nothing = 0 * tolerance_mm  # NaN without a tolerance
     predicted, drawn = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     if predicted == 0 and drawn == 0:
-        return rule.neither, rule.neither + nothing, math.nan, math.nan
+        neither = math.nan if rule.neither is None else rule.neither
+        return neither, neither + nothing, math.nan, math.nan
     if predicted == 0 or drawn == 0:
         return 0.0, nothing, math.inf, math.inf
     dice = 2 * int(np.count_nonzero(prediction & reference)) / (predicted + drawn)
-    surface = surface_agreement(prediction, reference, spacing_mm, rule.tolerance_mm)
+    surface = surface_agreement(prediction, reference, spacing_mm, tolerance_mm)
     return dice, surface.nsd + nothing, surface.hd95_mm, surface.assd_mm
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 
 from zoomseg.evaluation.attribution import LOSSES, NOTHING, Attribution
 from zoomseg.evaluation.metrics import OrganScore
@@ -15,12 +15,13 @@ METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The scores of a case, one per annotated organ. ``attributions`` are by organ, if the stages were
-    kept."""
+    """The scores of a case, one per annotated organ. ``attributions`` are by organ, if the stages were kept;
+    ``unattributed`` is why there are none nevertheless."""
 
     id: str
     scores: tuple[OrganScore, ...]
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
+    unattributed: str = ""
 
     @property
     def mean_dice(self) -> float:
@@ -107,13 +108,13 @@ class Evaluation:
         found = (case.attributions.get(organ, NOTHING) for case in self.cases)
         return [a for a in found if not math.isnan(a.lost_elsewhere)]
 
-    def _tolerance_mm(self) -> float | dict[str, float]:
+    def _tolerance_mm(self) -> float | dict[str, float] | None:
         """One value for all, or by organ for those that have one."""
         rules = self.tolerances
         if not rules.organs:
             return rules.others.tolerance_mm
-        without = rules.without(self.organs)
-        return {organ: rules.of(organ).tolerance_mm for organ in self.organs if organ not in without}
+        found = {organ: rules.of(organ).tolerance_mm for organ in self.organs}
+        return {organ: mm for organ, mm in found.items() if mm is not None}
 
     @property
     def attributed(self) -> bool:
@@ -128,7 +129,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, object]:
         """``summary.json``; undefined values are null."""
-        organs = {row.organ: _fields(row) for row in self.summary}
+        organs = {row.organ: without_name(asdict(row)) for row in self.summary}
         return {
             "mean": {metric: _or_null(value) for metric, value in self.mean.items()},
             "organs": organs,
@@ -178,6 +179,6 @@ def _or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _fields(row: OrganSummary) -> dict[str, object]:
-    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "organ"}
-    return {name: _or_null(v) if isinstance(v, float) else v for name, v in values.items()}
+def without_name(row: Mapping[str, object]) -> dict[str, object]:
+    """An organ's row as JSON values, by its name elsewhere; undefined values are null."""
+    return {key: _or_null(v) if isinstance(v, float) else v for key, v in row.items() if key != "organ"}

@@ -19,7 +19,7 @@ from zoomseg.core.errors import INTERRUPTED, ModelError, OutputError, ScanError,
 from zoomseg.inference.load import load_predictor
 from zoomseg.inference.memory_limits import parse_bytes
 from zoomseg.inference.predictor import Predictor
-from zoomseg.io.files import reason_of, writing
+from zoomseg.io.files import reason_of, same_file, writing
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, scan_name, scan_suffix, write_labels
 from zoomseg.pipeline.cascade import Prediction
 
@@ -116,6 +116,8 @@ def _check_names(scans: tuple[Path, ...], out: Path) -> None:
         raise OutputError(f"{out}: cannot write this format; allowed are {' and '.join(SUFFIXES)}")
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent}; create it first")
+    if any(same_file(out, scan) for scan in scans):
+        raise OutputError(f"{out}: is the scan itself; choose another file for the label map")
 
 
 def _is_nifti(path: Path) -> bool:

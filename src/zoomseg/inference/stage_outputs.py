@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ScanError
-from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.geometry import Grid, Orientation, Vector3
 from zoomseg.core.labels import MAX_VALUE, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.files import read_file, writable_directory, write_json_atomic, writing
@@ -182,11 +182,16 @@ def describe(
             labels={name: values[name] for name in graph.resolve_labels(stage, schema)},
             everywhere=isinstance(stage.roi, WholeVolume),
             placed_by=_placed_by(stage),
-            spacing_mm=predictions[stage.name].grid.spacing_mm if stage.name in predictions else None,
+            spacing_mm=_spacing_mm(predictions[stage.name].grid) if stage.name in predictions else None,
         )
         for stage in recipe.stages
     )
-    return CaseStageOutputs(stages=stages, answering=_answering(recipe, schema))
+    return CaseStageOutputs(stages=stages, answering=answering(recipe, schema))
+
+
+def _spacing_mm(grid: Grid) -> Vector3:
+    """Along R, A and S: of a recipe that reads scans as stored, axes have any order."""
+    return Orientation.to_canonical(grid).grid(grid).spacing_mm
 
 
 def _placed_by(stage: Stage) -> str | None:
@@ -197,8 +202,9 @@ def _placed_by(stage: Stage) -> str | None:
             return None
 
 
-def _answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
-    """The stage that predicts an organ last; of stages that vote together, all that predict it."""
+def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
+    """By organ, the stage that predicts it last; of stages that vote together, all that predict it, in order.
+    Organs that no stage predicts are omitted."""
     entering = (stage for stage in recipe.stages if stage.fusion != "none")
     last: dict[str, tuple[str, ...]] = {}
     for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):

@@ -1,5 +1,6 @@
 """Calibration of a model's confidence: the relation between Dice and the Dice expected from probabilities, on
-held-out cases. Part of ``model.json``; fitted and used by ``inference.confidence``."""
+held-out cases. Part of ``model.json``; fitted by ``evaluation.calibration`` and used by
+``inference.confidence``."""
 
 from __future__ import annotations
 

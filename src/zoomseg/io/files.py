@@ -75,6 +75,11 @@ def why_unreadable(path: Path) -> str | None:
     return None if kind == stat.S_IFREG else "not a file"
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are the same file, also by links; a broken link is no file."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
 def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a file of any origin. A pipe would block forever, and a device would fill the memory.
 

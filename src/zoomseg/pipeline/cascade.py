@@ -59,7 +59,8 @@ class OrganUncertainty:
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """``labels`` on the scan's own grid and orientation; ``stages`` are the predictions of all stages that
-    had a region, on the canonical stage grids, if they were to be kept."""
+    had a region, on the stages' grids, if they were to be kept. Their axes run as the recipe's
+    ``orientation`` says, which need not be canonical."""
 
     case: str
     labels: LabelMap

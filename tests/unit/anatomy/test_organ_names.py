@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.anatomy.organ_names import Match, find_organ, label_of, organ_words
+from zoomseg.anatomy.organ_names import Match, alike, find_organ, label_of, organ_words
 from zoomseg.core.labels import LabelSchema
 
 TABLE = {organ_words(name): name for name in ("kidney", "left atrium", "gallbladder", "brain stem", "rib 3")}
@@ -125,3 +125,32 @@ def test_flare_s_organs_are_found_in_every_data_set_s_spelling(name: str) -> Non
 )
 def test_a_label_is_found_by_its_synonyms(organ: str, labels: tuple[str, ...], own: str | None) -> None:
     assert label_of(organ, LabelSchema.consecutive(labels)) == own
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "found"),
+    [
+        (
+            ("liver", "kidney_right"),
+            ("right kidney", "liver"),
+            {"liver": "liver", "kidney_right": "right kidney"},
+        ),
+        (("postcava", "IVC"), ("IVC",), {"IVC": "IVC"}),
+        (("kidney_right", "RK"), ("right kidney",), {}),
+        (("right kidney",), ("kidney_right", "RK"), {}),
+        (("kidney_right", "RK"), ("RK", "right kidney"), {"RK": "RK", "kidney_right": "right kidney"}),
+        (("rad", "lad"), ("RAG", "LAG"), {"rad": "RAG", "lad": "LAG"}),
+        (("RAG", "LAG"), ("rad", "lad"), {"RAG": "rad", "LAG": "lad"}),
+        (("kidney", "tumour"), ("left kidney",), {}),
+    ],
+)
+def test_labels_of_two_data_sets_are_matched_where_it_is_unambiguous(
+    own: tuple[str, ...], other: tuple[str, ...], found: dict[str, str]
+) -> None:
+    assert alike(LabelSchema.consecutive(own), LabelSchema.consecutive(other)) == found
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_s_labels_are_its_own(name: str) -> None:
+    schema = LabelSchema.consecutive(DATASETS[name][0])
+    assert alike(schema, schema) == {label: label for label in schema.names}

@@ -193,7 +193,7 @@ def test_files_in_any_orientation(tmp_path: Path, angles_deg: tuple[float, float
     turn = Orientation.to_canonical(grid)
     assert not turn.identity
     said, drawn = (LabelMap(x, grid, SCHEMA).reoriented(turn) for x in (prediction, reference))
-    found = attribute_case(tmp_path / "stages", "a", said, drawn, SCHEMA.names)
+    found = attribute_case(tmp_path / "stages", "a", said, drawn, {n: n for n in SCHEMA.names})
     total = TestParts.TOTAL
     assert losses(found["liver"]) == [0, 288 / total, 120 / total, 72 / total]
     assert losses(found["spleen"]) == [288 / total, 0, 120 / total, 72 / total]
@@ -206,7 +206,7 @@ def small_case(folder: Path, organs: tuple[str, ...] = SCHEMA.names) -> dict[str
     """The liver is everywhere; nothing of it was predicted."""
     nothing = np.zeros(SMALL.shape, dtype=np.uint8)
     maps = (LabelMap(data, SMALL, SCHEMA) for data in (nothing, nothing + 1))
-    return attribute_case(folder, "a", *maps, organs)
+    return attribute_case(folder, "a", *maps, {n: n for n in organs})
 
 
 def stage(name: str, **more: object) -> dict[str, object]:

@@ -135,6 +135,42 @@ class TestSchema:
         prediction, _ = pairs.load(pairs.pairs[0])
         assert set(np.unique(prediction.data).tolist()) == {0, pairs.drawn.class_of("liver")}
 
+    def test_other_spellings_and_synonyms_are_matched(self, folders):
+        """By the data sets' values and names, TotalSegmentator's against those of BTCV."""
+        predictions, reference = folders
+        theirs = {"background": 0, "right kidney": 6, "IVC": 1}
+        (reference / "dataset.json").write_text(json.dumps({"labels": theirs, "channel_names": {"0": "CT"}}))
+        (predictions / "run.json").write_text(
+            json.dumps({"labels": {"kidney_right": 1, "inferior_vena_cava": 6, "liver": 2}})
+        )
+        exchanged = np.array([0, 6, 2, 0, 0, 0, 1], dtype=np.uint8)
+        save(predictions / "a.nii.gz", exchanged[organs(LIVER, SPLEEN)])
+        pairs = find_pairs(predictions, reference, None, None)
+        assert set(pairs.organs) == {"right kidney", "IVC"}
+        assert pairs.predicted.value_of == {"right kidney": 1, "IVC": 6, "liver": 2}
+        prediction, drawn = pairs.load(pairs.pairs[0])
+        assert np.array_equal(prediction.data, drawn.data)
+        own_names = [pairs.pairs[0].own_name(organ) for organ in ("right kidney", "IVC", "liver")]
+        assert own_names == ["kidney_right", "inferior_vena_cava", "liver"]
+        assert pairs.warnings == (
+            "taken for the same organ: inferior_vena_cava and IVC, kidney_right and right kidney",
+        )
+
+    def test_an_equal_name_comes_before_another_spelling(self, folders):
+        predictions, reference = folders
+        (predictions / "labels.json").write_text(json.dumps({"Liver": 1, "liver": 6, "spleen": 2}))
+        pairs = find_pairs(predictions, reference, None, None)
+        assert pairs.organs == ("spleen", "liver")
+        assert pairs.predicted.value_of == {"Liver": 1, "liver": 6, "spleen": 2}
+        assert pairs.warnings == ()
+
+    def test_several_labels_of_one_meaning_are_not_matched(self, folders):
+        predictions, reference = folders
+        (predictions / "labels.json").write_text(json.dumps({"Liver": 1, "LIVER": 6, "spleen": 2}))
+        pairs = find_pairs(predictions, reference, None, None)
+        assert pairs.organs == ("spleen",)
+        assert pairs.warnings == ("not scored, as several labels of one side mean the same: liver",)
+
     def test_no_common_label(self, folders):
         (folders[0] / "labels.json").write_text(json.dumps({"kidney": 1}))
         with pytest.raises(

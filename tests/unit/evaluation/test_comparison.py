@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from zoomseg.evaluation.comparison import (
     RESAMPLES,
     SEED,
     Comparison,
+    as_json,
     compare,
     compare_folders,
     differences,
@@ -30,7 +32,7 @@ from zoomseg.evaluation.comparison import (
 from zoomseg.evaluation.evaluate import write_metrics
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
-from zoomseg.evaluation.tolerances import Tolerances
+from zoomseg.evaluation.tolerances import FLARE22_TOLERANCES, Tolerances
 from zoomseg.io.files import write_json_atomic
 
 NAMES = ("old", "new")
@@ -71,9 +73,13 @@ class TestStatistics:
 
     def test_zeros_are_dropped_before_ranking(self) -> None:
         values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-        expected = stats.wilcoxon([*values, 0.0, 0.0], zero_method="wilcox").pvalue
-        assert signed_rank([*values, 0.0, 0.0]) == pytest.approx(expected)
+        assert signed_rank([*values, 0.0, 0.0]) == pytest.approx(2 / 64)
         assert signed_rank([0.0] * 8) == 1.0
+
+    @pytest.mark.parametrize("zeros", [1, 10, 60])
+    def test_five_changes_are_never_significant_among_any_number_of_zeros(self, zeros: int) -> None:
+        """The most extreme of 2^5 assignments of signs, and its mirror image."""
+        assert signed_rank([0.01, 0.02, 0.03, 0.04, 0.05, *[0.0] * zeros]) == pytest.approx(2 / 32)
 
     def test_too_few_are_not_tested(self) -> None:
         assert math.isnan(signed_rank([0.1, 0.2, 0.3, 0.4, 0.5]))
@@ -110,7 +116,7 @@ class TestCompare:
         liver, spleen = found.organs
         assert (liver.organ, liver.cases, liver.better, liver.worse) == ("liver", 7, 5, 1)
         assert liver.difference == pytest.approx(sum(GAIN) / 7)
-        assert liver.p == pytest.approx(stats.wilcoxon(GAIN, zero_method="wilcox").pvalue)
+        assert liver.p == pytest.approx(stats.wilcoxon([gain for gain in GAIN if gain]).pvalue)
         assert (liver.low, liver.high) == interval(GAIN)
         assert liver.p_holm == pytest.approx(min(1, 2 * liver.p))
         assert (spleen.difference, spleen.low, spleen.high, spleen.p) == (0, 0, 0, 1)
@@ -160,12 +166,33 @@ class TestCompare:
                 "old has 7 cases and new has 1, 1 of them in both; at least 2",
             ),
             (evaluation(aorta=LIVER), "dice", "old and new have no organ in common"),
-            (evaluation(2.0, liver=LIVER), "nsd", "old is scored at 1 mm, new at 2 mm"),
+            (evaluation(2.0, liver=LIVER), "nsd", "old is scored at 1 mm, new at 2 mm.* for 'liver'; eval"),
+            (
+                replace(evaluation(liver=LIVER), tolerances=FLARE22_TOLERANCES),
+                "dice",
+                "old is scored at 1 mm, new at flare22, which differ for 'liver'",
+            ),
         ],
     )
     def test_what_cannot_be_compared(self, other: Evaluation, metric: str, message: str) -> None:
         with pytest.raises(DatasetError, match=message):
             compare(evaluation(liver=LIVER), other, NAMES, metric)
+
+    def test_only_the_rules_of_common_organs_matter(self, tmp_path: Path) -> None:
+        """Only organs of an evaluation have a tolerance in its file, and tables have different names."""
+        both, one = evaluation(liver=LIVER, spleen=LIVER), evaluation(liver=BETTER)
+        table = {"liver": 5.0, "spleen": 3.0}
+        folders = [
+            save(tmp_path / name, replace(scores, tolerances=Tolerances.by_organ(f"{name}.csv", table)))
+            for name, scores in (("old", both), ("new", one))
+        ]
+        (found,) = compare_folders(folders, tmp_path / "out", "nsd")
+        assert [(row.organ, row.cases) for row in found.organs] == [("liver", 7)]
+        assert found.organs[0].difference == pytest.approx(sum(GAIN) / 7)
+
+    def test_dice_does_not_depend_on_tolerances(self) -> None:
+        found = compare(evaluation(1.0, liver=LIVER), evaluation(2.0, liver=BETTER), NAMES)
+        assert found.mean.difference == pytest.approx(sum(GAIN) / 7)
 
     def test_equal_steps_tie(self) -> None:
         assert differences({"a": (0.1, 0.2), "b": (0.2, 0.3)}) == [0.1, 0.1]
@@ -183,7 +210,7 @@ class TestFiles:
     def test_all_are_compared_with_the_first(self, folders: tuple[Path, ...], tmp_path: Path) -> None:
         found = compare_folders(folders, tmp_path / "out")
         expected = [compare_two(folders, at) for at in (1, 2)]
-        assert list(found) == expected
+        assert as_json(found, {}) == as_json(expected, {}), "equal also where a p is undefined"
         about = json.loads((tmp_path / "out" / "compare.json").read_text())
         assert about["folders"]["one/validation"] == str(folders[0])
         second = about["comparisons"][1]

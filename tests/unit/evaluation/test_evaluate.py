@@ -266,6 +266,25 @@ def test_rule_of_flare(folders, tmp_path):
     assert "mean NSD at flare22" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_the_challenge_s_files_are_never_those_of_an_earlier_evaluation(folders, tmp_path):
+    """Neither of a later one at 1 mm, nor of predictions without measures."""
+    out, account = tmp_path / "out", folders[0] / "run.json"
+    written = {}
+    for name, rules, measured in (
+        ("first", FLARE22_TOLERANCES, True),
+        ("without measures", FLARE22_TOLERANCES, False),
+        ("first again", FLARE22_TOLERANCES, True),
+        ("at 1 mm", 1.0, True),
+    ):
+        account.write_text(json.dumps({"cases": {"b": {"seconds": {"total": 2.5}}}} if measured else {}))
+        evaluate(*folders, out, rules)
+        written[name] = {path.name for path in out.iterdir()}
+    always = {"metrics.csv", "summary.json", "report.html"}
+    assert written["first"] == written["first again"] == always | {"DSC_NSD.csv", "Efficiency.csv"}
+    assert written["without measures"] == always | {"DSC_NSD.csv"}
+    assert written["at 1 mm"] == always
+
+
 def test_organs_without_a_tolerance_are_named(folders, tmp_path):
     rules = Tolerances.by_organ("mine.csv", {"liver": 1.0, "aorta": 2.0})
     evaluation = evaluate(*folders, tmp_path / "out", rules)
@@ -337,11 +356,30 @@ def test_errors_are_attributed_where_stages_were_kept(kept, tmp_path):
     assert "Where Dice is lost" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_case_whose_stages_are_damaged_is_named(kept, tmp_path):
+def test_errors_are_attributed_whatever_the_reference_calls_an_organ(kept, tmp_path):
+    """The same as with equal names."""
+    expected = evaluate(*kept, tmp_path / "equal")
+    (kept[0] / "labels.json").write_text(json.dumps(VALUES))
+    save_description(kept[1], labels={"background": 0, "Liver": VALUES["liver"], "SPLEEN": VALUES["spleen"]})
+    found = evaluate(*kept, tmp_path / "other")
+    assert "taken for the same organ: liver and Liver, spleen and SPLEEN" in found.warnings
+    for one, other in zip(expected.cases[:2], found.cases[:2], strict=True):
+        assert one.attributions["liver"] == other.attributions["Liver"]
+        assert one.attributions["spleen"] == other.attributions["SPLEEN"]
+    page = (tmp_path / "other" / "report.html").read_text()
+    assert "Shown without the region" not in page
+
+
+def test_a_case_whose_stages_are_damaged_is_scored_and_named(kept, tmp_path):
+    complete = evaluate(*kept, tmp_path / "complete")
     (kept[0] / "stages" / "b-fine-region.nii.gz").write_bytes(b"damaged")
-    (failure,) = evaluate(*kept, tmp_path / "out").failures
-    assert failure.case == "b"
-    assert "b-fine-region.nii.gz: damaged" in failure.reason
+    found = evaluate(*kept, tmp_path / "out")
+    assert found.failures == ()
+    assert [case.scores for case in found.cases[:2]] == [case.scores for case in complete.cases[:2]]
+    assert [bool(case.attributions) for case in found.cases] == [True, False, False]
+    (warning,) = (text for text in found.warnings if text.startswith("errors not attributed, as outputs"))
+    assert "b-fine-region.nii.gz: damaged" in warning
+    assert ": b (" in warning
 
 
 def test_copies_of_the_references_are_told(folders, tmp_path):

@@ -198,6 +198,11 @@ class TestRegion:
         assert place_of(roi) == place  # type: ignore[arg-type]
 
 
+def test_of_stages_that_vote_the_last_one_is_named() -> None:
+    made = recipe(*(stage(name, fusion="majority_vote") for name in ("axial", "coronal", "sagittal")))
+    assert [s.name for s in answering(made, SCHEMA).values()] == ["sagittal", "sagittal"]
+
+
 def test_stages_apart_by_organ_answer_each_for_its_own() -> None:
     """A stage of all organs and another for the spleen: each organ's figures are those of its last stage."""
     made = recipe(

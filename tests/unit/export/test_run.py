@@ -177,6 +177,21 @@ def test_wrong_use_is_one_line(
         assert not out.exists()
 
 
+def test_the_label_map_never_replaces_the_scan(
+    archive: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by its own name nor by a link, nor the file of another channel."""
+    before, link = scan.read_bytes(), tmp_path / "link.nii.gz"
+    link.symlink_to(scan)
+    other = tmp_path / "other.nii.gz"
+    other.write_bytes(before)
+    for scans, out in (((scan,), scan), ((scan,), link), ((other, scan), scan)):
+        assert run(archive, *scans, "-o", out) == 2
+        said = f"model.zip: {out}: is the scan itself; choose another file for the label map\n"
+        assert capsys.readouterr().err == said
+    assert scan.read_bytes() == before
+
+
 def test_what_the_header_leaves_open_is_told(
     archive: Path, scan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

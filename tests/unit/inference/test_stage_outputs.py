@@ -145,6 +145,15 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     assert [s.spacing_mm for s in about.stages] == [pytest.approx((4, 4, 4)), pytest.approx((2, 2, 3))]
 
 
+def test_a_stages_spacing_is_along_canonical_axes() -> None:
+    """Of a sagittal file that is read as stored, the first axes run to P and I, the third to R."""
+    matrix = np.array([[0.0, 0.0, 4.0, 0.0], [-1.0, 0, 0, 0], [0, -2.0, 0, 0], [0, 0, 0, 1]])
+    grid = Grid((6, 4, 4), matrix)
+    fine = certain(grid, np.zeros(grid.shape), Region.whole(grid))
+    about = stage_outputs.describe(with_stages(COARSE, FINE), SCHEMA, {"fine": fine})
+    assert about.stage("fine").spacing_mm == (4.0, 1.0, 2.0)
+
+
 def test_what_an_earlier_run_kept_is_not_taken_for_this_one(tmp_path: Path) -> None:
     write_image(tmp_path / "in.nii.gz", tiny_case(2)[0])
     scans = (ScanInput("a", (tmp_path / "in.nii.gz",)),)

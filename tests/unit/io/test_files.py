@@ -15,6 +15,7 @@ from zoomseg.io.files import (
     printable,
     read_file,
     reading,
+    same_file,
     why_unreadable,
     writable_directory,
     write_json_atomic,
@@ -41,6 +42,22 @@ def test_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "stat", closed)
     assert why_unreadable(tmp_path / "there") == "cannot be read (Permission denied)"
+
+
+def test_one_file_by_two_names(tmp_path: Path) -> None:
+    """By another path, a symbolic and a hard link; equal content or a broken link is not enough."""
+    there = tmp_path / "there"
+    there.write_text("x")
+    (tmp_path / "copy").write_text("x")
+    (tmp_path / "symbolic").symlink_to(there)
+    (tmp_path / "broken").symlink_to("gone")
+    (tmp_path / "hard").hardlink_to(there)
+    for same in (there, tmp_path / ".." / tmp_path.name / "there", tmp_path / "symbolic", tmp_path / "hard"):
+        assert same_file(there, same)
+    for other in ("copy", "broken", "gone", "x" * 300):
+        assert not same_file(there, tmp_path / other)
+        assert not same_file(tmp_path / other, there)
+    assert not same_file(tmp_path / "broken", tmp_path / "broken")
 
 
 @pytest.mark.parametrize(
