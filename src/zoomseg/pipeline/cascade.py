@@ -323,9 +323,12 @@ class _Run:
 
 
 def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
-    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, or fused
-    together with others; otherwise it is written to the label map slab by slab."""
-    return keep or stage.fusion not in ("replace_in_roi", "paste") or graph.is_read(recipe, stage.name)
+    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, fused together
+    with others, or pasted if its region may still be widened, as other organs under what is pasted could not
+    be restored; otherwise it is written to the label map slab by slab."""
+    pasted_once = stage.fusion == "paste" and not (recipe.roi_expansion and roi_expansion.may_cut(stage))
+    by_slabs = stage.fusion == "replace_in_roi" or pasted_once
+    return keep or not by_slabs or graph.is_read(recipe, stage.name)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:
