@@ -17,10 +17,8 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import largest_component, without_islands
-from zoomseg.core.tiling import logarithms, overlapping
 from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
-from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.sliding_window import (
     ComputeDevice,
     OnProgress,
@@ -59,7 +57,8 @@ class OrganUncertainty:
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """``labels`` on the scan's own grid and orientation; ``stages`` are the predictions of all stages that
-    had a region, on the canonical stage grids, if they were to be kept."""
+    had a region, as they were fused, on the canonical stage grids, if they were to be kept. Those of
+    overlapping labels have odds relative to background."""
 
     case: str
     labels: LabelMap
@@ -77,6 +76,8 @@ class Prediction:
     """Organs that lie far from their positions in training, and nowhere else."""
     atlas: StagePrediction | None = None
     """The scan's atlas prior, if the recipe has one and predictions of the stages were to be kept."""
+    last: Stage | None = None
+    """The recipe's last stage."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -90,8 +91,11 @@ class Prediction:
 
     @property
     def probabilities(self) -> StagePrediction | None:
-        """The last stage's probabilities, on its grid; None if no stage had a region."""
-        return list(self.stages.values())[-1] if self.stages else None
+        """The last stage's probabilities, on its grid; None if it had no region, or if predictions were not
+        to be kept."""
+        if self.last is None or self.last.name not in self.stages:
+            return None
+        return fusion.as_probabilities(self.stages[self.last.name], self.last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +150,13 @@ class Cascade:
             case.id,
             labels,
             run.uncertainty,
-            {name: run.priors[name] for name in run.stages},
+            run.stages,
             tuple(run.records),
             clock.seconds,
             notes=notes,
             misplaced=misplaced,
             atlas=priors.get(ATLAS) if keep else None,
+            last=self.recipe.stages[-1],
         )
 
     def _clean(
@@ -255,21 +260,9 @@ class _Run:
         cascade, decided = self.cascade, None
         if graph.label_map_is_read(cascade.recipe, stage.name):
             blank = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, self.fused.labels)
-            fusion.fuse("replace_in_roi", blank, [self._entering(prediction, stage)])
+            fusion.enter_alone(stage, prediction, blank)
             decided = LabelMap(to_numpy(blank.labels), self.scan.grid, cascade.schema)
-        probabilities = prediction.probabilities
-        if stage.labels_overlap:
-            probabilities = overlapping(logarithms(probabilities))
-        return replace(prediction, probabilities=probabilities, decided=decided)
-
-    def _entering(self, prediction: StagePrediction, stage: Stage) -> fusion.FusionInput:
-        return fusion.FusionInput(
-            prediction.beside(self.fused.labels),
-            stage.argmax_on,
-            grids.answer_kernels(stage.grid, self.fused.grid),
-            stage.mean == "geometric",
-            stage.labels_overlap,
-        )
+        return replace(fusion.as_probabilities(prediction, stage), decided=decided)
 
     def _pass(self, view: StageView, labels: tuple[str, ...], whole: bool) -> _Pass:
         cascade = self.cascade
@@ -279,7 +272,7 @@ class _Run:
             fitting, self.scan, self.priors, labels, network, cascade.device, together, self.on_progress
         )
         sides = roi_expansion.open_sides(view.grid, self.scan.grid)
-        estimator = UncertaintyEstimator(labels, view.region, sides)
+        estimator = UncertaintyEstimator(labels, view.region, sides, view.stage.labels_overlap)
         prediction = None
         if whole:
             prediction = window.predict(estimator)
@@ -314,7 +307,7 @@ class _Run:
         fusing = (stage for stage in entering if stage.fusion != "none")
         for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
             found = [
-                self._entering(self.stages[stage.name], stage)
+                fusion.FusionInput.of(stage, self.stages[stage.name], self.fused)
                 for stage in stages
                 if stage.name in self.stages
             ]

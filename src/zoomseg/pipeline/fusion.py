@@ -36,8 +36,9 @@ from zoomseg.core.resample import (
     nearest_index,
     resample_data,
 )
-from zoomseg.core.tiling import logarithms
-from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
+from zoomseg.core.tiling import logarithms, overlapping
+from zoomseg.pipeline import grid as grids
+from zoomseg.recipe.spec import ArgmaxPlace, FusionKind, Stage
 
 BLOCK_VOXELS = 8_000_000
 """Number of scan voxels whose mask, or whose probabilities of several stages, are held at once."""
@@ -80,6 +81,31 @@ class FusionInput:
     """Whether the logarithms of probabilities are interpolated."""
     overlap: bool = False
     """Whether labels overlap."""
+
+    @classmethod
+    def of(cls, stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> FusionInput:
+        """A stage's prediction, to be fused into this label map as the stage says."""
+        return cls(
+            prediction.beside(fused.labels),
+            stage.argmax_on,
+            grids.answer_kernels(stage.grid, fused.grid),
+            stage.mean == "geometric",
+            stage.labels_overlap,
+        )
+
+
+def enter_alone(stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> None:
+    """Set the label map inside the prediction's region to what the stage alone decides, regardless of its
+    ``fusion``."""
+    fuse("replace_in_roi", fused, [FusionInput.of(stage, prediction, fused)])
+
+
+def as_probabilities(prediction: StagePrediction, stage: Stage) -> StagePrediction:
+    """A stage's prediction with probabilities that sum to one: of overlapping labels, those that each one
+    remains."""
+    if not stage.labels_overlap:
+        return prediction
+    return replace(prediction, probabilities=overlapping(logarithms(prediction.probabilities)))
 
 
 def fuse(

@@ -24,7 +24,6 @@ from zoomseg.core.tiling import (
     gaussian_importance_map,
     importance_map,
     normalised,
-    overlapping,
 )
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline import grid as grids
@@ -195,7 +194,7 @@ class SlidingWindow:
         parts = []
         for slab, planes in self._placed():
             if estimator is not None:
-                self._gather(estimator, slab, planes)
+                estimator.add(slab, planes, self._geometric)
             slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
@@ -217,15 +216,8 @@ class SlidingWindow:
             stage.labels_overlap,
         )
         for slab, planes in self._placed():
-            self._gather(estimator, slab, planes)
-            slabs.add(slab)
-
-    def _gather(self, estimator: UncertaintyEstimator, slab: Array, planes: Box) -> None:
-        """Overlapping labels have no probabilities that sum to one, but odds relative to background."""
-        if self.view.stage.labels_overlap:
-            estimator.add(overlapping(slab), planes)
-        else:
             estimator.add(slab, planes, self._geometric)
+            slabs.add(slab)
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.

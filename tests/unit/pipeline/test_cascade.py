@@ -29,14 +29,17 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
+from zoomseg.inference import stage_outputs
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.probability_map import LEVELS, probability_map
 from zoomseg.pipeline.sliding_window import SlidingWindow, StageNetwork
 from zoomseg.recipe.spec import (
     ATLAS,
     AtlasInput,
     BodyMask,
+    BoxAround,
     DilatedForeground,
     ImageInput,
     Islands,
@@ -51,6 +54,9 @@ from zoomseg.recipe.spec import (
 
 NEAREST = {"argmax_on": "stage_grid"}
 LEFT, MIDDLE, RIGHT = stripes("111110000000"), stripes("000111110000"), stripes("000000222000")
+
+
+FINE_AROUND_RIGHT = BoxAround(of="coarse", labels=("right kidney",), margin_mm=4)
 
 
 def drive(recipe: Recipe, coarse: StageNetwork, fine: StageNetwork, scan: Case | None = None) -> Prediction:
@@ -276,6 +282,40 @@ def test_only_the_organs_asked_for() -> None:
     assert np.array_equal(one, np.where(both == 2, 2, 0))
     assert 0 < int((one == 2).sum()) < int((both > 0).sum())
     assert int(none.max()) == 0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_overlapping_labels_have_one_rule(keep: bool) -> None:
+    """The left kidney is likelier than background (0.6), the right one inside it is not (0.45)."""
+    logits = np.log(np.array([1.0, 0.6 / 0.4, 0.45 / 0.55], dtype=np.float32)).reshape(1, 3, 1, 1, 1)
+
+    @each
+    def network(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
+        return np.broadcast_to(softmax(logits), (1, 3, *tile.inner.shape))
+
+    recipe = chain(("a", {"mean": "geometric", "labels_overlap": True}))
+    result = Cascade(recipe, SCHEMA, by_name({"a": network}), CPU).run(case(), keep=keep)
+    assert bool((result.labels.data == 1).all())
+    assert result.confidence == {"left kidney": pytest.approx(2 * 0.33 / (0.33 + 1), rel=1e-5)}
+    if not keep:
+        assert result.probabilities is None
+        return
+    alone = stage_outputs.label_map(recipe.stages[0], result.stages["a"], result.labels.grid, SCHEMA)
+    assert np.array_equal(alone.data, result.labels.data)
+    assert result.probabilities is not None
+    shares = result.probabilities.probabilities[:, 3, 3, 3]
+    assert shares == pytest.approx([0.4 * 0.55, 0.6 * 0.55, 0.45], rel=1e-5)
+    shown = probability_map("left kidney", result.labels.grid, recipe, result.stages)
+    assert np.unique(shown).tolist() == [round(0.33 * LEVELS)]
+
+
+def test_a_last_stage_without_a_region_has_no_probabilities() -> None:
+    """Those of the stage before it have other labels."""
+    fine = {"labels": ("right kidney",), "fusion": "paste", "roi": FINE_AROUND_RIGHT}
+    recipe = with_stages(fine=fine).model_copy(update={"on_missing": "empty"})
+    result = drive(recipe, constant(1), constant(1))
+    assert list(result.stages) == ["coarse"]
+    assert result.probabilities is None
 
 
 def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
