@@ -153,8 +153,8 @@ class SlidingWindow:
         halo = network_shapes.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap, spec.placement)
         self._reader = stage_input.InputReader(view, scan, priors, self.tiling.outer)
-        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge is
-        # repeated beyond its grid, and beyond the region the stage predicts nothing.
+        # Where the region's box ends inside the scan, one voxel of certain background is added: a prior's
+        # edge is repeated beyond its grid, and beyond the box the stage predicts nothing.
         self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
         self.grid = view.grid.crop(self.box)
         """Grid of the whole prediction."""

@@ -156,6 +156,20 @@ def test_stages_paste_their_labels_and_keep_off_others() -> None:
     assert along(chain(("left", one), ("all", NEAREST)), all=RIGHT, left=two) == "000000222000"
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_an_organ_that_fills_its_region_fills_it_to_the_ends(mean: str, keep: bool) -> None:
+    """On a grid twice as coarse as the scan along the first axis."""
+    roi = BoxAround(of="coarse", labels=("left kidney",), margin_mm=0)
+    fine = {"roi": roi, "mean": mean}
+    recipe = chain(("coarse", {"fusion": "none"}), ("fine", fine), roi_expansion=False)
+    networks = by_name({"coarse": stripes("000111110000"), "fine": constant(1)})
+    labels = Cascade(recipe, SCHEMA, networks, CPU).run(case(), keep=keep).labels.data
+    expected = np.zeros((24, 20, 16), dtype=np.uint8)
+    expected[6:16] = 1
+    assert np.array_equal(labels, expected)
+
+
 def test_where_a_stage_has_nowhere_to_look_the_earlier_answer_stays() -> None:
     nowhere = {"fusion": "paste", "roi": BodyMask(threshold=1000.0), **NEAREST}
     recipe = chain(("all", NEAREST), ("fine", nowhere), on_missing="empty")
