@@ -165,8 +165,7 @@ def region_of(prediction: StagePrediction | None, grid: Grid) -> AnyNumpy:
     out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
     if prediction is None:
         return out
-    box = grid.box_of(prediction.region.grid, prediction.region.box).intersect(grid.box)
-    for block in fusion.blocks(box):
+    for block in fusion.blocks(prediction.region.box_on(grid)):
         part = grid.crop(block)
         out[block.slices] = prediction.region.on(part).mask_in(part.box)
     return out

@@ -219,7 +219,7 @@ class SlabFusion:
         self._classes = _classes(fused, labels)
         if pasted:
             _erase(fused, set(self._classes[1:]))
-        self._box = _box(fused, region)
+        self._box = region.box_on(fused.grid)
         self._next = self._box.start[2]
         """The first plane of the label map that is not yet decided."""
         self._arrived = 0
@@ -364,7 +364,7 @@ class _Candidate:
         classes = _classes(fused, prediction.labels)
         if one.argmax_place == "stage_grid":
             decided = max_on(prediction.probabilities, prediction.grid, prediction.grid, classes)
-        return cls(prediction, _box(fused, prediction.region), classes, decided)
+        return cls(prediction, prediction.region.box_on(fused.grid), classes, decided)
 
     def on(self, grid: Grid) -> tuple[Array, Array]:
         """On a block of the scan, each of its shape: the winning class (uint8) and its probability, which is
@@ -383,11 +383,6 @@ class _Candidate:
 def _asked(region: Region, grid: Grid) -> npt.NDArray[np.bool_] | None:
     """Mask of the voxels of a grid inside a region's box that belong to the region; None if all do."""
     return None if region.mask is None else to_numpy(region.on(grid).mask_in(grid.box))
-
-
-def _box(fused: FusedLabelMap, region: Region) -> Box:
-    """The box of the scan's grid that contains a region."""
-    return fused.grid.box_of(region.grid, region.box).intersect(fused.grid.box)
 
 
 def _classes(fused: FusedLabelMap, labels: tuple[str, ...]) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ def _enter(shares: Shares, answer: _Answer, organ: str, grid: Grid, block: Box) 
         shares[...] = 0
     for prediction in answer.predictions:
         region = prediction.region
-        box = grid.box_of(region.grid, region.box).intersect(block)
+        box = region.box_on(grid).intersect(block)
         if box.empty:
             continue
         part, view = grid.crop(box), shares[box.relative_to(block.start).slices]

@@ -15,7 +15,7 @@ from helpers.grids import grids, indices, masks, oriented
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.core.case import Case, StagePrediction
-from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap, Volume
@@ -65,14 +65,18 @@ def test_a_region_is_where_voxel_centres_fall_on_it(grid: Grid, spacing: float, 
     assert np.array_equal(found[sure], expected[sure])
 
 
-def test_a_region_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_region_is_the_same_in_blocks(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = Grid.from_spacing((20, 18, 16), (1.0, 1.0, 2.0))
     stage = scan.with_spacing((3.0, 3.0, 3.0))
-    region = Region.of_mask(stage, np.random.default_rng(0).random(stage.shape) < 0.3)
+    region: Region | None = Region(stage, Box((1, 1, 1), (4, 4, 3)))
+    if masked:
+        region = Region.of_mask(stage, np.random.default_rng(0).random(stage.shape) < 0.3)
     assert region is not None
     prior = certain(stage, np.zeros(stage.shape), region)
     whole = stage_outputs.region_of(prior, scan)
     assert 0 < int(whole.sum()) < whole.size
+    assert masked or int(whole.sum()) == 9 * 9 * 3
     blocks = fusion.blocks
     monkeypatch.setattr(fusion, "blocks", lambda box: blocks(box, 400))
     assert np.array_equal(stage_outputs.region_of(prior, scan), whole)
