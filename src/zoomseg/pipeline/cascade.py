@@ -25,6 +25,7 @@ from zoomseg.pipeline.sliding_window import (
     SlidingWindow,
     StageNetworkOf,
     StageRecord,
+    as_prior,
     ignore_progress,
 )
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
@@ -256,13 +257,14 @@ class _Run:
 
     def _read_by_others(self, prediction: StagePrediction, stage: Stage) -> StagePrediction:
         """The prediction as later stages read it: with probabilities of the final label if labels overlap,
-        and with the label map if one is read."""
+        with background where it ends, and with the label map if one is read."""
         cascade, decided = self.cascade, None
         if graph.label_map_is_read(cascade.recipe, stage.name):
             blank = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, self.fused.labels)
             fusion.enter_alone(stage, prediction, blank)
             decided = LabelMap(to_numpy(blank.labels), self.scan.grid, cascade.schema)
-        return replace(fusion.as_probabilities(prediction, stage), decided=decided)
+        read = as_prior(fusion.as_probabilities(prediction, stage), self.scan.grid)
+        return replace(read, decided=decided)
 
     def _pass(self, view: StageView, labels: tuple[str, ...], whole: bool) -> _Pass:
         cascade = self.cascade

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from zoomseg.core.arrays import AnyNumpy, Array, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
-from zoomseg.core.geometry import Box, Index3
+from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.tiling import (
     LOWEST_LOG,
     Float32Array,
@@ -25,7 +26,7 @@ from zoomseg.core.tiling import (
     importance_map,
     normalised,
 )
-from zoomseg.pipeline import fusion, stage_input
+from zoomseg.pipeline import fusion, roi_expansion, stage_input
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe import network_shapes
@@ -248,3 +249,18 @@ class SlidingWindow:
         return StageRecord(
             stage, spec.tile, seconds, self._network_seconds, tiles, skipped, share, overlap=spec.overlap
         )
+
+
+def as_prior(prediction: StagePrediction, scan: Grid) -> StagePrediction:
+    """A stage's prediction as later stages read it: with a voxel of certain background wherever its region's
+    grid ends inside the scan, as that of a fixed shape does; a prior's edge is repeated beyond its grid."""
+    ends = roi_expansion.open_sides(prediction.region.grid, scan)
+    if not any(itertools.chain(*ends)):
+        return prediction
+    (i, j, k), shape = ends, prediction.grid.shape
+    box = Box((-i[0], -j[0], -k[0]), (shape[0] + i[1], shape[1] + j[1], shape[2] + k[1]))
+    inside = prediction.grid.box.relative_to(box.start).slices
+    probabilities = np.zeros((1 + len(prediction.labels), *box.shape), dtype=np.float32)
+    probabilities[0] = 1
+    probabilities[(slice(None), *inside)] = to_numpy(prediction.probabilities)
+    return replace(prediction, probabilities=probabilities, grid=prediction.grid.crop(box))

@@ -41,6 +41,7 @@ from zoomseg.recipe.spec import (
     BodyMask,
     BoxAround,
     DilatedForeground,
+    FixedShape,
     ImageInput,
     Islands,
     PriorInput,
@@ -384,6 +385,37 @@ def test_prior_channels_reach_the_next_stage() -> None:
         assert tuple(x_BCIJK.shape) == (1, 3, 16, 16, 12)
         assert float(x_BCIJK[:, 1].max()) < 1e-6
         assert float(x_BCIJK[:, 2].min()) > 1 - 1e-6
+
+
+@pytest.mark.parametrize(("found", "stop"), [("000111110000", 16), ("000111111111", 24)])
+def test_a_prior_of_fixed_shape_is_background_beyond_its_box(found: str, stop: int) -> None:
+    """The box starts at 6 along the first axis, and ends inside the scan or with it. The middle stage is
+    certain of the left kidney there, the last one reads it in a tile that extends four voxels beyond the
+    scan."""
+    seen: list[np.ndarray] = []
+
+    @each
+    def watch(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
+        seen.append(x_BCIJK[0, 1])
+        return constant(1)(x_BCIJK, (tile,))
+
+    middle = {
+        "roi": BoxAround(of="first", labels=("left kidney",), margin_mm=0),
+        "grid": FixedShape(shape=(stop - 6, 20, 16), tile=(12, 20, 16)),
+    }
+    last = {
+        "grid": FINE.grid.model_copy(update={"tile": (32, 20, 16)}),
+        "inputs": (ImageInput(), PriorInput(of="middle", labels=("left kidney",))),
+    }
+    recipe = chain(("first", {}), ("middle", middle), ("last", last), roi_expansion=False)
+    networks = by_name({"first": stripes(found), "middle": constant(1), "last": watch})
+    result = Cascade(recipe, SCHEMA, networks, CPU).run(case())
+    expected = np.zeros((32, 20, 16))
+    expected[4 + 6 : 4 + 16 if stop == 16 else 32] = 1  # beyond the scan its edge is repeated
+    assert len(seen) == 1
+    np.testing.assert_allclose(seen[0], expected, atol=1e-6)
+    kept = result.stages["middle"]
+    assert kept.grid == kept.region.grid  # without the added voxels, which only priors need
 
 
 def test_only_tiles_that_touch_the_region_are_computed() -> None:
