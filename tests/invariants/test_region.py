@@ -52,8 +52,8 @@ def test_a_voxel_belongs_if_its_centre_does(region: Region, factor: tuple[float,
     expected = inside & whole[tuple(np.moveaxis(np.clip(nearest, 0, np.array(whole.shape) - 1), -1, 0))]
     found = moved.mask_in(other.box)
     sure = clear.all(axis=-1)
-    if region.mask is None:  # a box remains a box, and covers the original one
-        assert (found | ~expected)[sure].all()
+    if region.mask is None and not expected[sure].any():  # a box between centres is the closest voxel
+        assert moved.voxels > 0
     else:
         assert np.array_equal(found[sure], expected[sure])
 

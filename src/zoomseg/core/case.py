@@ -33,7 +33,9 @@ class Case:
 class StagePrediction:
     """The prediction of a finished stage: probabilities ``[1 + len(labels), I, J, K]`` (channel 0 is
     background) on ``grid`` (the computed box of the stage's grid), the region for which they are valid, and
-    the name of the stage. Outside ``grid``, the prior is background."""
+    the name of the stage. Where it is read as a prior, ``grid`` ends with a voxel of background if it ends
+    inside the scan, so that the prior is background beyond it; a region with a mask is not applied, and tiles
+    predict beyond it."""
 
     probabilities: Array
     grid: Grid

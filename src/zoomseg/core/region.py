@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid
-from zoomseg.core.resample import nearest_index
+from zoomseg.core.resample import centres_inside, nearest_index
 
 Mask = npt.NDArray[np.bool_]
 
@@ -61,10 +61,20 @@ class Region:
         out[inside] = True if self.mask is None else self.mask[common.relative_to(self.box.start).slices]
         return out
 
+    def box_on(self, grid: Grid) -> Box:
+        """The box of another sampling of the same scan that contains the region there: for a mask, one that
+        covers the mask's box; otherwise exactly the voxels whose centre lies in the box, but at least one
+        along each axis. Empty if the region does not overlap the grid."""
+        box = grid.box_of(self.grid, self.box).intersect(grid.box)
+        if self.mask is not None or box.empty:
+            return box
+        inside = centres_inside(self.grid.crop(self.box), grid.crop(box))
+        return inside.shift(box.start)
+
     def on(self, grid: Grid) -> Region:
         """This region on another sampling of the same scan: a voxel belongs if its centre falls on a voxel
-        that belongs. The box covers the previous one, so nothing is cut."""
-        box = grid.box_of(self.grid, self.box).intersect(grid.box)
+        that belongs."""
+        box = self.box_on(grid)
         if box.empty:
             raise GeometryError("the region does not overlap the requested grid")
         if self.mask is None:

@@ -344,6 +344,24 @@ def nearest_index(data: Array, source: Grid, target: Grid, outside: int | None =
     return _contiguous(data)
 
 
+def centres_inside(source: Grid, target: Grid) -> Box:
+    """The box of the voxels of ``target`` whose centre lies in a voxel of ``source``, as in
+    ``nearest_index``; along an axis without any, the voxel closest to the middle of ``source``. Grids whose
+    axes are not parallel: all voxels of ``target``."""
+    axes = axiswise(target.to_index_of(source), target.shape)
+    if axes is None:
+        return target.box
+    start, stop = [0, 0, 0], [0, 0, 0]
+    for a, s in enumerate(axes.order):
+        at, size = axes.scale[a] * np.arange(target.shape[a]) + axes.offset[a], source.shape[s]
+        index = _nearest(at)
+        inside = np.flatnonzero((index >= 0) & (index < size))
+        if inside.size == 0:
+            inside = np.array([np.abs(at - (size - 1) / 2).argmin()])
+        start[a], stop[a] = int(inside[0]), int(inside[-1]) + 1
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
 def resample_labels(labels: LabelMap, grid: Grid, outside: int | None = None) -> LabelMap:
     """A label map on another grid, nearest neighbour."""
     return replace(labels, data=nearest_index(labels.data, labels.grid, grid, outside), grid=grid)

@@ -43,7 +43,7 @@ from zoomseg.pipeline.grid import stage_grid
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.reference import one_hot_labels
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
-from zoomseg.pipeline.stage_input import PreparedScan, StageView
+from zoomseg.pipeline.stage_input import PreparedScan, StageView, orientation_of
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, Stage
 
@@ -158,7 +158,7 @@ def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...
     """
     result = best(case, recipe, device)
     assert case.labels is not None
-    turn = Orientation.to_canonical(case.image.grid)
+    turn = orientation_of(recipe, case.image.grid)
     reference, schema = case.labels.reoriented(turn), case.labels.schema
     reached = dice(result.labels.reoriented(turn).data, reference)
     last = answering(recipe, schema)
@@ -236,7 +236,7 @@ def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction 
     certain = StagePrediction(
         one_hot_labels(reference, labels, near), near, labels, Region.whole(near), stage.name
     )
-    fusion.replace_in_roi(fused, certain, stage.argmax_on)
+    fusion.enter_alone(stage, certain, fused)
     return to_numpy(fused.labels)
 
 

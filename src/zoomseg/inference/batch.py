@@ -97,7 +97,7 @@ class ExtraOutputs:
         """Every file that may be written for a scan."""
         found = list(stage_outputs.paths(out, scan.id, recipe)) if self.stages else []
         found += [kind.path(out, scan.id) for kind in self.dicom]
-        found += [probability_maps.path(out, scan.id, organ) for organ in self.probabilities]
+        found += probability_maps.paths(out, scan.id, self.probabilities).values()
         return found + ([segmentation_path(out, scan)] if self.slicer else [])
 
 

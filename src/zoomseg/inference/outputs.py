@@ -422,13 +422,13 @@ def header(
 
 
 def _account(done: Segmented, beside: ExtraOutputs) -> dict[str, Any]:
-    maps = {o: probability_maps.path(Path(), done.case, o).as_posix() for o in beside.probabilities}
+    maps = probability_maps.paths(Path(), done.case, beside.probabilities)
     return {
         "status": "done",
         "notes": list(done.result.notes),
         "seconds": {step: round(value, 3) for step, value in done.seconds.items()},
         "stages": [asdict(record) for record in done.result.records],
-        "probabilities": maps,
+        "probabilities": {organ: path.as_posix() for organ, path in maps.items()},
         "flops": sum(record.flops for record in done.result.records),
         **{measure: value for measure, value in measures(done).items() if measure != "seconds"},
     }

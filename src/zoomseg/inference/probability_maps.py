@@ -9,7 +9,9 @@ Bytes; the file's header states that 255 is a probability of one, so that progra
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from zoomseg.core.geometry import Grid, Orientation
@@ -31,9 +33,18 @@ BLOCK_BYTES = 6 * 4 * BLOCK_VOXELS
 and their comparison."""
 
 
-def path(out: Path, case: str, organ: str) -> Path:
-    """The path of an organ's map; blanks and other characters in its name become ``_``."""
-    return out / FOLDER / f"{case}-{re.sub(r'[^0-9A-Za-z]+', '_', organ).strip('_')}.nii.gz"
+def paths(out: Path, case: str, organs: Iterable[str]) -> dict[str, Path]:
+    """The paths of organs' maps. Characters in a name that are neither letters nor digits become ``_``; of
+    organs whose names are then the same, regardless of case, all but the first get a number."""
+    found: dict[str, Path] = {}
+    taken: set[str] = set()
+    for organ in organs:
+        plain = re.sub(r"[\W_]+", "_", organ).strip("_") or "organ"
+        numbered = (f"{plain}_{n}" for n in itertools.count(2))
+        name = next(own for own in itertools.chain([plain], numbered) if own.casefold() not in taken)
+        taken.add(name.casefold())
+        found[organ] = out / FOLDER / f"{case}-{name}.nii.gz"
+    return found
 
 
 def writing_bytes(grid: Grid) -> int:
@@ -54,7 +65,7 @@ def write(
     writable_directory(out / FOLDER)
     orientation = Orientation.to_canonical(grid)
     canonical, back = orientation.grid(grid), orientation.inverse
-    for organ in organs:
+    for organ, path in paths(out, scan.id, organs).items():
         shares = probability_map(organ, canonical, recipe, result.stages, result.atlas)
         volume = Volume(shares[None], canonical).reoriented(back)
-        write_array(path(out, scan.id, organ), volume.data[0], volume.grid, scan.paths[0], scale=1 / LEVELS)
+        write_array(path, volume.data[0], volume.grid, scan.paths[0], scale=1 / LEVELS)

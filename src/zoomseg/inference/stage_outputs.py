@@ -28,7 +28,7 @@ from zoomseg.core.labels import MAX_VALUE, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.files import read_file, writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput, write_array, write_labels
-from zoomseg.pipeline import fusion
+from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe import graph
 from zoomseg.recipe.quantities import Name, Spacing
@@ -136,14 +136,14 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
         OutputError: no permission, full disk.
     """
     folder = writable_directory(out / FOLDER)
-    orientation = Orientation.to_canonical(grid)
-    canonical, back = orientation.grid(grid), orientation.inverse
+    orientation = stage_input.orientation_of(recipe, grid)
+    turned, back = orientation.grid(grid), orientation.inverse
     for stage in recipe.stages:
         prediction = result.stages.get(stage.name)
-        labels = label_map(stage, prediction, canonical, result.schema).reoriented(back)
+        labels = label_map(stage, prediction, turned, result.schema).reoriented(back)
         write_labels(labels_path(folder, scan.id, stage.name), labels, like=scan.paths[0])
         if not isinstance(stage.roi, WholeVolume):
-            region = Volume(region_of(prediction, canonical)[None], canonical).reoriented(back)
+            region = Volume(region_of(prediction, turned)[None], turned).reoriented(back)
             path = region_path(folder, scan.id, stage.name)
             write_array(path, region.data[0], region.grid, scan.paths[0])
     kept = describe(recipe, result.schema, result.stages)
@@ -151,22 +151,21 @@ def write(out: Path, scan: ScanInput, grid: Grid, recipe: Recipe, result: Predic
 
 
 def label_map(stage: Stage, prediction: StagePrediction | None, grid: Grid, schema: LabelSchema) -> LabelMap:
-    """The label map of one stage alone on the scan's canonical ``grid``: its argmax inside its region,
-    regardless of its ``fusion``. None: it had no region."""
+    """The label map of one stage alone on the scan's ``grid``, in the recipe's orientation: what it decides
+    inside its region, regardless of its ``fusion``. None: it had no region."""
     like = np.empty(0) if prediction is None else prediction.probabilities
     fused = fusion.FusedLabelMap.blank(grid, schema, like)
     if prediction is not None:
-        fusion.replace_in_roi(fused, prediction, stage.argmax_on)
+        fusion.enter_alone(stage, prediction, fused)
     return LabelMap(to_numpy(fused.labels), grid, schema)
 
 
 def region_of(prediction: StagePrediction | None, grid: Grid) -> AnyNumpy:
-    """``[I, J, K]`` uint8: 1 where the stage's prediction covers voxels of the scan's canonical ``grid``."""
+    """``[I, J, K]`` uint8: 1 where the stage's prediction covers voxels of the scan's ``grid``."""
     out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
     if prediction is None:
         return out
-    box = grid.box_of(prediction.region.grid, prediction.region.box).intersect(grid.box)
-    for block in fusion.blocks(box):
+    for block in fusion.blocks(prediction.region.box_on(grid)):
         part = grid.crop(block)
         out[block.slices] = prediction.region.on(part).mask_in(part.box)
     return out

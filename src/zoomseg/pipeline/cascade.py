@@ -17,16 +17,15 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import largest_component, without_islands
-from zoomseg.core.tiling import logarithms, overlapping
 from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
-from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.sliding_window import (
     ComputeDevice,
     OnProgress,
     SlidingWindow,
     StageNetworkOf,
     StageRecord,
+    as_prior,
     ignore_progress,
 )
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
@@ -59,8 +58,9 @@ class OrganUncertainty:
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """``labels`` on the scan's own grid and orientation; ``stages`` are the predictions of all stages that
-    had a region, on the stages' grids, if they were to be kept. Their axes run as the recipe's
-    ``orientation`` says, which need not be canonical."""
+    had a region, as they were fused, on the stages' grids, if they were to be kept. Their axes run as the
+    recipe's ``orientation`` says, which need not be canonical. Those of overlapping labels have odds relative
+    to background."""
 
     case: str
     labels: LabelMap
@@ -78,6 +78,8 @@ class Prediction:
     """Organs that lie far from their positions in training, and nowhere else."""
     atlas: StagePrediction | None = None
     """The scan's atlas prior, if the recipe has one and predictions of the stages were to be kept."""
+    last: Stage | None = None
+    """The recipe's last stage."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -91,8 +93,11 @@ class Prediction:
 
     @property
     def probabilities(self) -> StagePrediction | None:
-        """The last stage's probabilities, on its grid; None if no stage had a region."""
-        return list(self.stages.values())[-1] if self.stages else None
+        """The last stage's probabilities, on its grid; None if it had no region, or if predictions were not
+        to be kept."""
+        if self.last is None or self.last.name not in self.stages:
+            return None
+        return fusion.as_probabilities(self.stages[self.last.name], self.last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +152,13 @@ class Cascade:
             case.id,
             labels,
             run.uncertainty,
-            {name: run.priors[name] for name in run.stages},
+            run.stages,
             tuple(run.records),
             clock.seconds,
             notes=notes,
             misplaced=misplaced,
             atlas=priors.get(ATLAS) if keep else None,
+            last=self.recipe.stages[-1],
         )
 
     def _clean(
@@ -252,25 +258,14 @@ class _Run:
 
     def _read_by_others(self, prediction: StagePrediction, stage: Stage) -> StagePrediction:
         """The prediction as later stages read it: with probabilities of the final label if labels overlap,
-        and with the label map if one is read."""
+        with background where it ends, and with the label map if one is read."""
         cascade, decided = self.cascade, None
         if graph.label_map_is_read(cascade.recipe, stage.name):
             blank = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, self.fused.labels)
-            fusion.fuse("replace_in_roi", blank, [self._entering(prediction, stage)])
+            fusion.enter_alone(stage, prediction, blank)
             decided = LabelMap(to_numpy(blank.labels), self.scan.grid, cascade.schema)
-        probabilities = prediction.probabilities
-        if stage.labels_overlap:
-            probabilities = overlapping(logarithms(probabilities))
-        return replace(prediction, probabilities=probabilities, decided=decided)
-
-    def _entering(self, prediction: StagePrediction, stage: Stage) -> fusion.FusionInput:
-        return fusion.FusionInput(
-            prediction.beside(self.fused.labels),
-            stage.argmax_on,
-            grids.answer_kernels(stage.grid, self.fused.grid),
-            stage.mean == "geometric",
-            stage.labels_overlap,
-        )
+        read = as_prior(fusion.as_probabilities(prediction, stage), self.scan.grid)
+        return replace(read, decided=decided)
 
     def _pass(self, view: StageView, labels: tuple[str, ...], whole: bool) -> _Pass:
         cascade = self.cascade
@@ -280,7 +275,7 @@ class _Run:
             fitting, self.scan, self.priors, labels, network, cascade.device, together, self.on_progress
         )
         sides = roi_expansion.open_sides(view.grid, self.scan.grid)
-        estimator = UncertaintyEstimator(labels, view.region, sides)
+        estimator = UncertaintyEstimator(labels, view.region, sides, view.stage.labels_overlap)
         prediction = None
         if whole:
             prediction = window.predict(estimator)
@@ -315,7 +310,7 @@ class _Run:
         fusing = (stage for stage in entering if stage.fusion != "none")
         for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
             found = [
-                self._entering(self.stages[stage.name], stage)
+                fusion.FusionInput.of(stage, self.stages[stage.name], self.fused)
                 for stage in stages
                 if stage.name in self.stages
             ]
@@ -324,9 +319,12 @@ class _Run:
 
 
 def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
-    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, or fused
-    together with others; otherwise it is written to the label map slab by slab."""
-    return keep or stage.fusion not in ("replace_in_roi", "paste") or graph.is_read(recipe, stage.name)
+    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, fused together
+    with others, or pasted if its region may still be widened, as other organs under what is pasted could not
+    be restored; otherwise it is written to the label map slab by slab."""
+    pasted_once = stage.fusion == "paste" and not (recipe.roi_expansion and roi_expansion.may_cut(stage))
+    by_slabs = stage.fusion == "replace_in_roi" or pasted_once
+    return keep or not by_slabs or graph.is_read(recipe, stage.name)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:

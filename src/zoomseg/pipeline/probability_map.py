@@ -23,7 +23,7 @@ from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.resample import resample_data
-from zoomseg.pipeline.fusion import blocks, times_atlas
+from zoomseg.pipeline.fusion import as_probabilities, blocks, times_atlas
 from zoomseg.recipe.spec import FusionKind, Recipe
 
 LEVELS = 255
@@ -67,7 +67,7 @@ def probability_map(
     interpolated. Post-processing of the finished label map (largest components, islands) is not applied.
 
     Args:
-        stages: predictions of the stages that had a region.
+        stages: predictions of the stages that had a region, as in ``cascade.Prediction``.
         atlas: needed for ``replace_times_atlas``.
 
     Raises:
@@ -89,7 +89,7 @@ def _answers(
 ) -> Iterator[_Answer]:
     entering = [stage for stage in recipe.stages if stage.fusion != "none"]
     for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
-        found = [stages[stage.name] for stage in group if stage.name in stages]
+        found = [as_probabilities(stages[stage.name], stage) for stage in group if stage.name in stages]
         if kind == "replace_times_atlas" and found:
             assert atlas is not None  # a recipe without one is refused
             found = [times_atlas(one, atlas) for one in found]
@@ -108,7 +108,7 @@ def _enter(shares: Shares, answer: _Answer, organ: str, grid: Grid, block: Box) 
         shares[...] = 0
     for prediction in answer.predictions:
         region = prediction.region
-        box = grid.box_of(region.grid, region.box).intersect(block)
+        box = region.box_on(grid).intersect(block)
         if box.empty:
             continue
         part, view = grid.crop(box), shares[box.relative_to(block.start).slices]

@@ -18,7 +18,7 @@ from zoomseg.core.region import Region
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.stage_input import PreparedScan, StageView
 from zoomseg.pipeline.uncertainty import Indices, OpenSides, Uncertainty, UncertaintyEstimator
-from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ProbabilityTimesAtlas
+from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ProbabilityTimesAtlas, Stage
 
 MARGIN_MM = 20.0
 """Distance by which the region is expanded."""
@@ -29,9 +29,14 @@ LEAST_SHARE = 0.01
 Sides = tuple[tuple[bool, bool], ...]
 
 
+def may_cut(stage: Stage) -> bool:
+    """Whether another stage determines this one's region, which may then cut organs."""
+    return isinstance(stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas)
+
+
 def cut_organs(view: StageView, uncertainty: Mapping[str, Uncertainty]) -> tuple[str, ...]:
     """The organs that the region may have cut; none unless another stage determined the region."""
-    if not isinstance(view.stage.roi, BoxAround | DilatedForeground | ProbabilityTimesAtlas):
+    if not may_cut(view.stage):
         return ()
     return tuple(
         name for name, s in uncertainty.items() if s.at_end >= max(LEAST_VOXELS, LEAST_SHARE * s.voxels)

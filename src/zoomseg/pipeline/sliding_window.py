@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from zoomseg.core.arrays import AnyNumpy, Array, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import ModelError
-from zoomseg.core.geometry import Box, Index3
+from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.tiling import (
     LOWEST_LOG,
     Float32Array,
@@ -24,9 +25,8 @@ from zoomseg.core.tiling import (
     gaussian_importance_map,
     importance_map,
     normalised,
-    overlapping,
 )
-from zoomseg.pipeline import fusion, stage_input
+from zoomseg.pipeline import fusion, roi_expansion, stage_input
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe import network_shapes
@@ -154,8 +154,8 @@ class SlidingWindow:
         halo = network_shapes.halo(view.stage.network, spec.padding)
         self.tiling = cover(view.region, spec.tile, halo, spec.overlap, spec.placement)
         self._reader = stage_input.InputReader(view, scan, priors, self.tiling.outer)
-        # Where the region ends inside the scan, one voxel of certain background is added: a prior's edge is
-        # repeated beyond its grid, and beyond the region the stage predicts nothing.
+        # Where the region's box ends inside the scan, one voxel of certain background is added: a prior's
+        # edge is repeated beyond its grid, and beyond the box the stage predicts nothing.
         self.box = view.region.box.expand((1, 1, 1)).intersect(view.grid.box)
         self.grid = view.grid.crop(self.box)
         """Grid of the whole prediction."""
@@ -195,7 +195,7 @@ class SlidingWindow:
         parts = []
         for slab, planes in self._placed():
             if estimator is not None:
-                self._gather(estimator, slab, planes)
+                estimator.add(slab, planes, self._geometric)
             slab = normalised(slab) if self._geometric else slab
             parts.append(namespace(slab).asarray(slab, copy=True))
         whole = to_numpy(namespace(parts[0]).concat(parts, axis=3))
@@ -217,15 +217,8 @@ class SlidingWindow:
             stage.labels_overlap,
         )
         for slab, planes in self._placed():
-            self._gather(estimator, slab, planes)
-            slabs.add(slab)
-
-    def _gather(self, estimator: UncertaintyEstimator, slab: Array, planes: Box) -> None:
-        """Overlapping labels have no probabilities that sum to one, but odds relative to background."""
-        if self.view.stage.labels_overlap:
-            estimator.add(overlapping(slab), planes)
-        else:
             estimator.add(slab, planes, self._geometric)
+            slabs.add(slab)
 
     def _placed(self) -> Iterator[tuple[Array, Box]]:
         """Slabs, and the boxes of the view's grid that they fill.
@@ -256,3 +249,18 @@ class SlidingWindow:
         return StageRecord(
             stage, spec.tile, seconds, self._network_seconds, tiles, skipped, share, overlap=spec.overlap
         )
+
+
+def as_prior(prediction: StagePrediction, scan: Grid) -> StagePrediction:
+    """A stage's prediction as later stages read it: with a voxel of certain background wherever its region's
+    grid ends inside the scan, as that of a fixed shape does; a prior's edge is repeated beyond its grid."""
+    ends = roi_expansion.open_sides(prediction.region.grid, scan)
+    if not any(itertools.chain(*ends)):
+        return prediction
+    (i, j, k), shape = ends, prediction.grid.shape
+    box = Box((-i[0], -j[0], -k[0]), (shape[0] + i[1], shape[1] + j[1], shape[2] + k[1]))
+    inside = prediction.grid.box.relative_to(box.start).slices
+    probabilities = np.zeros((1 + len(prediction.labels), *box.shape), dtype=np.float32)
+    probabilities[0] = 1
+    probabilities[(slice(None), *inside)] = to_numpy(prediction.probabilities)
+    return replace(prediction, probabilities=probabilities, grid=prediction.grid.crop(box))

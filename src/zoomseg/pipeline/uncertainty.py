@@ -19,7 +19,7 @@ from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
-from zoomseg.core.tiling import normalised
+from zoomseg.core.tiling import normalised, overlapping
 from zoomseg.pipeline.fusion import contenders
 
 UNSURE = 0.75
@@ -58,8 +58,14 @@ class Uncertainty:
 class UncertaintyEstimator:
     """Accumulates the measures of a prediction, part by part."""
 
-    def __init__(self, labels: tuple[str, ...], region: Region, open_sides: OpenSides) -> None:
+    def __init__(
+        self, labels: tuple[str, ...], region: Region, open_sides: OpenSides, overlap: bool = False
+    ) -> None:
+        """``overlap``: labels overlap, so that logarithms are added, whose differences to background's are
+        the log-odds of a label. Its probability is then that it remains, and the voxel is won, as in fusion,
+        by the last label that is likelier than background."""
         self._labels = labels
+        self._overlap = overlap
         self._region = region
         self._open = open_sides
         classes = 1 + len(labels)
@@ -80,17 +86,24 @@ class UncertaintyEstimator:
             start[axis], stop[axis] = box.start[axis] + low, box.start[axis] + high
             part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
             values = probabilities[(*ahead, slice(low, high))]
-            self._add(normalised(values) if logs else values, part)
+            if self._overlap:
+                self._add(overlapping(values), part, values)
+            else:
+                self._add(normalised(values) if logs else values, part)
 
-    def _add(self, probabilities: Array, box: Box) -> None:
+    def _add(self, probabilities: Array, box: Box, odds: Array | None = None) -> None:
+        """``odds``: of overlapping labels, the logarithms that decide them."""
         asked = to_numpy(self._region.mask_in(box))
         if not asked.any():
             return
         # All in memory order: in another order, numpy and torch take several times as long.
         order = memory_order(probabilities[0])
         asked = np.ascontiguousarray(asked.transpose(order))
-        xp, size = namespace(probabilities), len(self._soft)
-        best, winner = self._won(xp.permute_dims(probabilities, (0, *(1 + a for a in order))), asked)
+        xp, size, axes = namespace(probabilities), len(self._soft), (0, *(1 + a for a in order))
+        probabilities = xp.permute_dims(probabilities, axes)
+        best, winner = self._won(probabilities, asked)
+        if odds is not None:
+            best, winner = _last_likelier(probabilities, xp.permute_dims(odds, axes))
         inside = beside(asked, winner) & (winner > 0)
         if not bool(xp.any(inside)):
             return
@@ -155,6 +168,19 @@ class UncertaintyEstimator:
         found = np.concatenate([np.zeros((0, 4), dtype=np.int64), *self._at_end])
         at: Indices = found[np.isin(found[:, 0], channels), 1:]
         return at
+
+
+def _last_likelier(probabilities: Array, odds: Array) -> tuple[Array, Array]:
+    """Of overlapping labels, the channel of the last one whose ``odds`` exceed background's, and its
+    probability."""
+    xp = namespace(probabilities)
+    best = xp.asarray(probabilities[0], copy=True)
+    winner = xp.zeros_like(best, dtype=xp.uint8)
+    for c in range(1, probabilities.shape[0]):
+        likelier = odds[c] > odds[0]
+        winner += likelier * (c - winner)  # modulo 256
+        best = xp.where(likelier, probabilities[c], best)
+    return best, winner
 
 
 def region_ends(region: Region, box: Box, open_sides: OpenSides) -> Mask | None:

@@ -24,6 +24,7 @@ from zoomseg.recipe.spec import (
     BodyMask,
     BoxAround,
     DilatedForeground,
+    FixedSpacing,
     InputSpec,
     IntensitySpec,
     PriorInput,
@@ -75,8 +76,8 @@ def validate(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: names that are not unique, or whose files would not be; a reference to a stage that is
-            not an earlier one; a group of ``train_together`` without a path for gradients; or no stage that
-            is fused.
+            not an earlier one; a group of ``train_together`` without a path for gradients; a fusion that is
+            not for a stage's kind of interpolation; or no stage that is fused.
     """
     names = [stage.name for stage in recipe.stages]
     for n, stage in enumerate(recipe.stages):
@@ -101,7 +102,7 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
                     "label, so only a stage with per_label: true can read it"
                 )
-        _validate_overlap(stage)
+        _validate_fusion(stage)
         if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
@@ -124,17 +125,23 @@ def validate(recipe: Recipe) -> None:
         _validate_group(recipe, group)
 
 
-def _validate_overlap(stage: Stage) -> None:
-    """Check that stages with overlapping labels have geometric means, which preserve the odds that decide
-    them."""
-    if not stage.labels_overlap:
-        return
-    if stage.fusion not in ("none", "replace_in_roi", "paste"):
-        raise RecipeError(
-            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: none, "
-            "replace_in_roi, paste"
-        )
-    if stage.mean != "geometric":
+def _validate_fusion(stage: Stage) -> None:
+    """Check that a fusion that compares probabilities, which it interpolates linearly along all axes, is not
+    that of a stage whose predictions are interpolated otherwise; and that stages with overlapping labels have
+    geometric means, which preserve the odds that decide them."""
+    apart = isinstance(stage.grid, FixedSpacing) and stage.grid.slices_apart_above is not None
+    unlike = {
+        "labels that overlap": stage.labels_overlap,
+        "mean: geometric": stage.mean == "geometric",
+        "grid.slices_apart_above": apart,
+    }
+    for what, found in unlike.items():
+        if found and stage.fusion not in ("none", "replace_in_roi", "paste"):
+            raise RecipeError(
+                f"stage '{stage.name}', fusion: '{stage.fusion}' is not for {what}; allowed: none, "
+                "replace_in_roi, paste"
+            )
+    if stage.labels_overlap and stage.mean != "geometric":
         raise RecipeError(f"stage '{stage.name}', mean: labels_overlap needs geometric, got '{stage.mean}'")
 
 

@@ -294,7 +294,8 @@ class FixedSpacing(_Tiled):
     slices_apart_above: Anisotropy | None = None
     """If the ratio of a voxel's longest side to its shortest, of the scan or else of this grid, exceeds this,
     slices across the longest side are interpolated separately, and the nearest one is used: for images and
-    for predictions (3 in nnU-Net's ``default_resampling.py``). None: all axes are treated alike."""
+    for predictions (3 in nnU-Net's ``default_resampling.py``). None: all axes are treated alike, as the
+    fusions that compare probabilities need."""
 
     @model_validator(mode="after")
     def _sampled_anew(self) -> FixedSpacing:
@@ -684,7 +685,8 @@ FusionKind = Literal[
 becomes the argmax. ``replace_times_atlas``: the same for the probabilities times the atlas prior. ``paste``:
 the stage's labels are erased and its foreground is written over the label map. ``most_probable``: as paste,
 but where such stages disagree the higher probability wins. ``majority_vote``: every voxel gets the label that
-most of these stages predict."""
+most of these stages predict. Stages of one kind are fused together if they follow each other among the stages
+that are fused: one with ``none`` between them does not separate them."""
 GridAxis = Literal["i", "j", "k"]
 ArgmaxPlace = Literal["scan_grid", "stage_grid"]
 MeanKind = Literal["arithmetic", "geometric"]
@@ -710,7 +712,7 @@ class Stage(Spec):
     stage's grid, before labels are resampled (nearest)."""
     mean: MeanKind = "arithmetic"
     """Mean of probabilities: of overlapping tiles, of several models, and between voxels where labels are
-    decided."""
+    decided. ``geometric`` needs the fusion ``none``, ``replace_in_roi`` or ``paste``."""
     mirror_axes: Annotated[tuple[GridAxis, ...], Field(max_length=3)] = ()
     """Axes of the stage's grid along which ``predict --mirror`` also predicts every scan mirrored: those
     mirrored in its training (nnU-Net's ``inference_allowed_mirroring_axes``). Labels do not change sides."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zoomseg.core.errors import GeometryError
-from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.region import Region, bounding_box, class_boxes, class_counts
 
 GRID = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0))
@@ -76,7 +76,29 @@ def test_on_a_finer_grid_every_voxel_becomes_its_parts() -> None:
 def test_on_another_grid_keeps_a_box_a_box() -> None:
     region = Region(GRID, BOX).on(GRID.downsampled((2, 2, 2)))
     assert region.mask is None
-    assert region.box == Box((0, 1, 1), (2, 2, 3))
+    assert region.box == Box((0, 1, 1), (1, 2, 2))  # centres at 0.5, 2.5 and 4.5
+
+
+@pytest.mark.parametrize("spacing", [0.8, 1.0, 1.5, 2.3])
+@pytest.mark.parametrize("flip", [(False, False, False), (True, False, True)])
+def test_on_another_grid_a_box_is_what_the_same_box_as_a_mask_is(
+    spacing: float, flip: tuple[bool, bool, bool]
+) -> None:
+    scan = Grid.from_spacing((14, 13, 12), (1.0, 1.0, 1.0))
+    stage = scan.with_spacing((spacing, spacing, 1.25 * spacing))
+    box = Box((1, 2, 1), (4, 5, 4))
+    turned = Orientation((2, 0, 1), flip).grid(scan)
+    found = Region(stage, box).on(turned)
+    masked = Region(stage, box, np.ones(box.shape, dtype=np.bool_)).on(turned)
+    assert np.array_equal(found.mask_in(turned.box), masked.mask_in(turned.box))
+    assert 0 < found.voxels < turned.box.voxels
+
+
+def test_a_box_between_voxel_centres_is_the_closest_voxel() -> None:
+    scan = Grid.from_spacing((4, 4, 4), (1.0, 1.0, 1.0))
+    stage = scan.with_spacing((1.0, 1.0, 0.3))
+    region = Region(stage, Box((1, 1, 3), (2, 2, 4)))  # from 0.4 to 0.7 along k
+    assert region.on(scan).box == Box((1, 1, 1), (2, 2, 2))
 
 
 def test_on_refuses_a_grid_it_does_not_meet() -> None:

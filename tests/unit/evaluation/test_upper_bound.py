@@ -37,6 +37,7 @@ from zoomseg.recipe.spec import (
     DilatedForeground,
     Downsample,
     FixedShape,
+    FixedSpacing,
     GridSpec,
     ImageInput,
     ProbabilityTimesAtlas,
@@ -115,6 +116,14 @@ class TestGrid:
         made = recipe(stage("coarse", fusion="none"), stage("fine", shape, roi=around, labels=("liver",)))
         (row,) = measure(body, made, CPU)
         assert (row.place, row.dice, row.grid, row.region, row.outside) == ("box", 27 / 64, 37 / 64, 0, 0)
+
+    def test_slices_that_are_interpolated_apart_keep_their_corners(self) -> None:
+        """A corner has 0.75 of the block along i and j each, and 0.625 along k: 0.56 in its own slice, but
+        0.35 if slices were mixed."""
+        grid = FixedSpacing(mm=(2, 2, 4), tile=(4, 4, 4), slices_apart_above=1.5)
+        body = case((LIVER, block((2, 6), (2, 6), (0, 4))))
+        (row,) = measure(body, recipe(stage("only", grid, argmax_on="scan_grid")), CPU)
+        assert row == UpperBound("a", "liver", "only", "", 1.0, 0.0, 0.0, 0.0, 0.0)
 
     def test_neither_orientation_nor_direction_matters(self) -> None:
         turn = Orientation((2, 0, 1), (False, True, True))

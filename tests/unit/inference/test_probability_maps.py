@@ -79,8 +79,26 @@ def test_no_map_replaces_a_scan(scan: ScanInput, tmp_path: Path) -> None:
 
 
 def test_names_of_organs_stay_in_the_folder() -> None:
-    found = probability_maps.path(Path("out"), "a", "../vena cava (inf.)")
-    assert found == Path("out/probabilities/a-vena_cava_inf.nii.gz")
+    found = probability_maps.paths(Path("out"), "a", ["../vena cava (inf.)", "left_kidney"])
+    assert found == {
+        "../vena cava (inf.)": Path("out/probabilities/a-vena_cava_inf.nii.gz"),
+        "left_kidney": Path("out/probabilities/a-left_kidney.nii.gz"),
+    }
+
+
+def test_no_two_organs_share_a_file() -> None:
+    organs = ["左肾", "右肾", "kidney+cyst", "kidney cyst", "Kidney/Cyst", "Ösophagus", "+", "--"]
+    found = probability_maps.paths(Path("out"), "a", organs).values()
+    assert [path.name.removesuffix(".nii.gz") for path in found] == [
+        "a-左肾",
+        "a-右肾",
+        "a-kidney_cyst",
+        "a-kidney_cyst_2",
+        "a-Kidney_Cyst_3",
+        "a-Ösophagus",
+        "a-organ",
+        "a-organ_2",
+    ]
 
 
 def test_memory_does_not_grow_with_organs_and_holds_the_stages() -> None:

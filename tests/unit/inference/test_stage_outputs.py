@@ -15,16 +15,17 @@ from helpers.grids import grids, indices, masks, oriented
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from helpers.untrained_models import predictor, untrained_bundle
 from zoomseg.core.case import Case, StagePrediction
-from zoomseg.core.geometry import Grid, Orientation
+from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.region import Region
+from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import stage_outputs
 from zoomseg.inference.batch import ExtraOutputs, Segmented, segment
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput, read_label_values, write_image, write_labels
 from zoomseg.pipeline import fusion
-from zoomseg.pipeline.cascade import Prediction
-from zoomseg.recipe.spec import BodyMask, BoxAround, ProbabilityTimesAtlas, Recipe, Stage
+from zoomseg.pipeline.cascade import Cascade, Prediction
+from zoomseg.recipe.spec import BodyMask, BoxAround, FixedSpacing, ProbabilityTimesAtlas, Recipe, Stage
 
 COARSE, FINE = tiny_recipe(together=True).stages
 
@@ -64,14 +65,18 @@ def test_a_region_is_where_voxel_centres_fall_on_it(grid: Grid, spacing: float, 
     assert np.array_equal(found[sure], expected[sure])
 
 
-def test_a_region_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_region_is_the_same_in_blocks(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = Grid.from_spacing((20, 18, 16), (1.0, 1.0, 2.0))
     stage = scan.with_spacing((3.0, 3.0, 3.0))
-    region = Region.of_mask(stage, np.random.default_rng(0).random(stage.shape) < 0.3)
+    region: Region | None = Region(stage, Box((1, 1, 1), (4, 4, 3)))
+    if masked:
+        region = Region.of_mask(stage, np.random.default_rng(0).random(stage.shape) < 0.3)
     assert region is not None
     prior = certain(stage, np.zeros(stage.shape), region)
     whole = stage_outputs.region_of(prior, scan)
     assert 0 < int(whole.sum()) < whole.size
+    assert masked or int(whole.sum()) == 9 * 9 * 3
     blocks = fusion.blocks
     monkeypatch.setattr(fusion, "blocks", lambda box: blocks(box, 400))
     assert np.array_equal(stage_outputs.region_of(prior, scan), whole)
@@ -90,6 +95,35 @@ def test_an_answer_alone_ends_where_its_region_does() -> None:
     labels = stage_outputs.label_map(stage, certain(grid, winner, region), grid, SCHEMA)
     assert labels.data[:, 0, 0].tolist() == [0, 1, 0, 2, 0, 0]
     assert np.array_equal(labels.data, np.broadcast_to(labels.data[:, :1, :1], (6, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": "geometric"},
+        {"mean": "geometric", "labels_overlap": True},
+        {"grid": FixedSpacing(mm=(6, 4, 4), tile=(12, 12, 12), slices_apart_above=1.2)},
+    ],
+    ids=["geometric", "overlapping", "slices apart"],
+)
+def test_an_answer_alone_is_decided_as_in_the_label_map(changes: dict[str, object], tmp_path: Path) -> None:
+    """Of a scan that the recipe reads as stored, with slices along its first axis."""
+    image = tiny_case(1)[0].reoriented(Orientation((2, 0, 1), (False, True, False)))
+    write_image(tmp_path / "a.nii.gz", image)
+    logits = np.random.default_rng(0).normal(0, 4, (3, 12, 12, 12))
+    shares = np.exp(logits - logits.max(axis=0))
+    shares /= shares.sum(axis=0)
+
+    def network(x_BCIJK: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+        return np.stack([shares.astype(np.float32)] * len(tiles))
+
+    recipe = with_stages(COARSE.model_copy(update=changes)).model_copy(update={"orientation": "stored"})
+    result = Cascade(recipe, SCHEMA, lambda view: network, CPU).run(Case("a", image))
+    scan = ScanInput("a", (tmp_path / "a.nii.gz",))
+    stage_outputs.write(tmp_path, scan, image.grid, recipe, result)
+    alone = read_label_values(tmp_path / "stages" / "a-coarse.nii.gz")[0]
+    assert np.unique(alone).tolist() == [0, 3, 7]
+    assert np.array_equal(alone, SCHEMA.decode(result.labels.data))
 
 
 def test_a_stage_that_had_nowhere_to_look(tmp_path: Path) -> None:

@@ -29,15 +29,19 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Orientation
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
+from zoomseg.inference import stage_outputs
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.probability_map import LEVELS, probability_map
 from zoomseg.pipeline.sliding_window import SlidingWindow, StageNetwork
 from zoomseg.recipe.spec import (
     ATLAS,
     AtlasInput,
     BodyMask,
+    BoxAround,
     DilatedForeground,
+    FixedShape,
     ImageInput,
     Islands,
     PriorInput,
@@ -51,6 +55,9 @@ from zoomseg.recipe.spec import (
 
 NEAREST = {"argmax_on": "stage_grid"}
 LEFT, MIDDLE, RIGHT = stripes("111110000000"), stripes("000111110000"), stripes("000000222000")
+
+
+FINE_AROUND_RIGHT = BoxAround(of="coarse", labels=("right kidney",), margin_mm=4)
 
 
 def drive(recipe: Recipe, coarse: StageNetwork, fine: StageNetwork, scan: Case | None = None) -> Prediction:
@@ -148,6 +155,20 @@ def test_stages_paste_their_labels_and_keep_off_others() -> None:
     assert along(recipe, all=RIGHT, left=two) == wanted
     assert along(both, first=LEFT, all=RIGHT, left=two) == wanted
     assert along(chain(("left", one), ("all", NEAREST)), all=RIGHT, left=two) == "000000222000"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_an_organ_that_fills_its_region_fills_it_to_the_ends(mean: str, keep: bool) -> None:
+    """On a grid twice as coarse as the scan along the first axis."""
+    roi = BoxAround(of="coarse", labels=("left kidney",), margin_mm=0)
+    fine = {"roi": roi, "mean": mean}
+    recipe = chain(("coarse", {"fusion": "none"}), ("fine", fine), roi_expansion=False)
+    networks = by_name({"coarse": stripes("000111110000"), "fine": constant(1)})
+    labels = Cascade(recipe, SCHEMA, networks, CPU).run(case(), keep=keep).labels.data
+    expected = np.zeros((24, 20, 16), dtype=np.uint8)
+    expected[6:16] = 1
+    assert np.array_equal(labels, expected)
 
 
 def test_where_a_stage_has_nowhere_to_look_the_earlier_answer_stays() -> None:
@@ -278,6 +299,40 @@ def test_only_the_organs_asked_for() -> None:
     assert int(none.max()) == 0
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_overlapping_labels_have_one_rule(keep: bool) -> None:
+    """The left kidney is likelier than background (0.6), the right one inside it is not (0.45)."""
+    logits = np.log(np.array([1.0, 0.6 / 0.4, 0.45 / 0.55], dtype=np.float32)).reshape(1, 3, 1, 1, 1)
+
+    @each
+    def network(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
+        return np.broadcast_to(softmax(logits), (1, 3, *tile.inner.shape))
+
+    recipe = chain(("a", {"mean": "geometric", "labels_overlap": True}))
+    result = Cascade(recipe, SCHEMA, by_name({"a": network}), CPU).run(case(), keep=keep)
+    assert bool((result.labels.data == 1).all())
+    assert result.confidence == {"left kidney": pytest.approx(2 * 0.33 / (0.33 + 1), rel=1e-5)}
+    if not keep:
+        assert result.probabilities is None
+        return
+    alone = stage_outputs.label_map(recipe.stages[0], result.stages["a"], result.labels.grid, SCHEMA)
+    assert np.array_equal(alone.data, result.labels.data)
+    assert result.probabilities is not None
+    shares = result.probabilities.probabilities[:, 3, 3, 3]
+    assert shares == pytest.approx([0.4 * 0.55, 0.6 * 0.55, 0.45], rel=1e-5)
+    shown = probability_map("left kidney", result.labels.grid, recipe, result.stages)
+    assert np.unique(shown).tolist() == [round(0.33 * LEVELS)]
+
+
+def test_a_last_stage_without_a_region_has_no_probabilities() -> None:
+    """Those of the stage before it have other labels."""
+    fine = {"labels": ("right kidney",), "fusion": "paste", "roi": FINE_AROUND_RIGHT}
+    recipe = with_stages(fine=fine).model_copy(update={"on_missing": "empty"})
+    result = drive(recipe, constant(1), constant(1))
+    assert list(result.stages) == ["coarse"]
+    assert result.probabilities is None
+
+
 def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
     result = drive(RECIPE, constant(1, 1.0), constant(2, 2.0))
     assert list(result.stages) == ["coarse", "fine"]
@@ -330,6 +385,37 @@ def test_prior_channels_reach_the_next_stage() -> None:
         assert tuple(x_BCIJK.shape) == (1, 3, 16, 16, 12)
         assert float(x_BCIJK[:, 1].max()) < 1e-6
         assert float(x_BCIJK[:, 2].min()) > 1 - 1e-6
+
+
+@pytest.mark.parametrize(("found", "stop"), [("000111110000", 16), ("000111111111", 24)])
+def test_a_prior_of_fixed_shape_is_background_beyond_its_box(found: str, stop: int) -> None:
+    """The box starts at 6 along the first axis, and ends inside the scan or with it. The middle stage is
+    certain of the left kidney there, the last one reads it in a tile that extends four voxels beyond the
+    scan."""
+    seen: list[np.ndarray] = []
+
+    @each
+    def watch(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
+        seen.append(x_BCIJK[0, 1])
+        return constant(1)(x_BCIJK, (tile,))
+
+    middle = {
+        "roi": BoxAround(of="first", labels=("left kidney",), margin_mm=0),
+        "grid": FixedShape(shape=(stop - 6, 20, 16), tile=(12, 20, 16)),
+    }
+    last = {
+        "grid": FINE.grid.model_copy(update={"tile": (32, 20, 16)}),
+        "inputs": (ImageInput(), PriorInput(of="middle", labels=("left kidney",))),
+    }
+    recipe = chain(("first", {}), ("middle", middle), ("last", last), roi_expansion=False)
+    networks = by_name({"first": stripes(found), "middle": constant(1), "last": watch})
+    result = Cascade(recipe, SCHEMA, networks, CPU).run(case())
+    expected = np.zeros((32, 20, 16))
+    expected[4 + 6 : 4 + 16 if stop == 16 else 32] = 1  # beyond the scan its edge is repeated
+    assert len(seen) == 1
+    np.testing.assert_allclose(seen[0], expected, atol=1e-6)
+    kept = result.stages["middle"]
+    assert kept.grid == kept.region.grid  # without the added voxels, which only priors need
 
 
 def test_only_tiles_that_touch_the_region_are_computed() -> None:

@@ -311,6 +311,22 @@ def test_a_box_without_a_mask_is_replaced_whole() -> None:
     assert (found[~inside] == 4).all()
 
 
+def test_nothing_is_erased_around_a_box_between_voxels() -> None:
+    """The box lies from 3.5 to 6.7 in the scan's voxels, of which 7 is covered in part."""
+    scan = Grid.from_spacing((12, 12, 12), (1.0, 1.0, 1.0))
+    stage, box = scan.with_spacing((0.8, 0.8, 0.8)), Box((5, 5, 5), (9, 9, 9))
+    wide = box.expand((1, 1, 1))
+    spleen = torch.zeros(wide.shape)
+    spleen[1:-1, 1:-1, 1:-1] = 1
+    probabilities = torch.stack([1 - spleen, 0 * spleen, spleen])
+    region = Region(stage, box)
+    prediction = StagePrediction(probabilities, stage.crop(wide), ("liver", "spleen"), region, "fine")
+    before = FusedLabelMap(scan, SCHEMA, torch.full(scan.shape, LIVER, dtype=torch.uint8))
+    expected = np.full(scan.shape, LIVER)
+    expected[4:7, 4:7, 4:7] = SPLEEN
+    assert np.array_equal(labels_after("replace_in_roi", before, [prediction]), expected)
+
+
 def test_a_blank_label_map_is_background_plane_by_plane_in_memory() -> None:
     for library in LIBRARIES:
         like = library(torch.zeros(1))

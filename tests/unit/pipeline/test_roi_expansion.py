@@ -18,7 +18,7 @@ from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.roi_expansion import cut_organs, expanded, extended, grown, open_sides, sides_at
 from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.pipeline.uncertainty import OpenSides, Uncertainty, UncertaintyEstimator
-from zoomseg.recipe.spec import BodyMask, DilatedForeground, FixedShape
+from zoomseg.recipe.spec import BodyMask, BoxAround, DilatedForeground, FixedShape, ImageInput
 
 RECIPE = tiny_recipe(together=True)
 COARSE, FINE = RECIPE.stages
@@ -130,6 +130,46 @@ def test_what_the_region_cut_is_found_the_second_time(keep: bool) -> None:
     assert first.records[1].widened == ()
     assert first.uncertainty["left kidney"].cut
     assert not second.uncertainty["left kidney"].cut
+
+
+def painted(tile: Tile, *parts: Box) -> np.ndarray:
+    """``[1, 1 + parts, *tile.inner.shape]``: certain of every part, where they overlap of the later one."""
+    classes = np.zeros((1, *tile.inner.shape), dtype=int)
+    for c, part in enumerate(parts, start=1):
+        here = part.intersect(tile.inner)
+        if not here.empty:
+            classes[0][here.relative_to(tile.inner.start).slices] = c
+    return np.stack([classes == c for c in range(1 + len(parts))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_organ_over_which_only_the_first_pass_pasted_stays(keep: bool) -> None:
+    """The fine stage takes all of the coarse one's box for the left kidney, but in the wider region only a
+    half of it; the right kidney in the other half is the coarse stage's."""
+    left, right = Box((6, 5, 4), (12, 15, 12)), Box((9, 10, 4), (12, 15, 12))
+    half = Box((6, 5, 4), (9, 15, 12))
+    sides = COARSE.grid.model_copy(update={"mm": (2.0, 2.0, 3.0)})
+    fine = {
+        "labels": ("left kidney",),
+        "fusion": "paste",
+        "roi": BoxAround(of="coarse", labels=("left kidney",), margin_mm=0),
+        "inputs": (ImageInput(),),
+    }
+    stages = (COARSE.model_copy(update={"grid": sides}), FINE.model_copy(update=fine))
+
+    def network_of(view: stage_input.StageView) -> StageNetwork:
+        if view.stage.name == "coarse":
+            parts: tuple[Box, ...] = (left, right)
+        else:
+            parts = (left if view.region.box == left else half,)
+        return lambda x_BCIJK, tiles: np.concatenate([painted(tile, *parts) for tile in tiles])
+
+    recipe = RECIPE.model_copy(update={"stages": stages})
+    result = Cascade(recipe, SCHEMA, network_of, CPU).run(Case("a", tiny_case(0)[0]), keep=keep)
+    assert result.records[1].widened == ("left kidney",)
+    expected = np.zeros((24, 20, 16), dtype=np.uint8)
+    expected[right.slices], expected[half.slices] = 2, 1
+    assert np.array_equal(result.labels.data, expected)
 
 
 def test_there_is_no_third_time() -> None:

@@ -67,6 +67,35 @@ def test_by_hand(library: Library) -> None:
     }
 
 
+def test_of_overlapping_labels_the_last_that_is_likelier_than_background(library: Library) -> None:
+    """Probabilities of each label alone: in the first voxel only the liver is likelier than background, in
+    the second both are, in the third none. A liver remains where it is and the spleen is not."""
+    grid = Grid.from_spacing((3, 1, 1), (10.0, 10.0, 10.0))
+    alone = torch.tensor([[0.6, 0.9, 0.2], [0.45, 0.7, 0.1]])
+    logs = torch.cat([torch.zeros(1, 3), torch.logit(alone)]) - 2.0
+    estimator = UncertaintyEstimator(LABELS, Region.whole(grid), CLOSED, overlap=True)
+    estimator.add(library(logs.reshape(3, 3, 1, 1)), grid.box, logs=True)
+    liver, spleen = 0.6 * 0.55, 0.7
+    assert estimator.uncertainty() == {
+        "liver": Uncertainty(
+            voxels=1,
+            volume_ml=pytest.approx(1.0),
+            expected_dice=pytest.approx(2 * liver / (liver + 0.9 * 0.3 + 0.2 * 0.9 + 1)),
+            winning=pytest.approx(liver),
+            unsure=1.0,
+            at_end=0,
+        ),
+        "spleen": Uncertainty(
+            voxels=1,
+            volume_ml=pytest.approx(1.0),
+            expected_dice=pytest.approx(2 * spleen / (0.45 + 0.7 + 0.1 + 1)),
+            winning=pytest.approx(spleen),
+            unsure=1.0,
+            at_end=0,
+        ),
+    }
+
+
 def test_logarithms_up_to_a_number_say_the_same(library: Library) -> None:
     rng = np.random.default_rng(0)
     logits = torch.tensor(rng.normal(size=(3, 6, 5, 4)), dtype=torch.float32)

@@ -40,7 +40,13 @@ def recipe(*stages: dict[str, object], **changes: object) -> Recipe:
 
 
 BOX = {"kind": "box", "of": "one"}
+APART = {"kind": "spacing", "mm": (2, 2, 2), "tile": (16, 16, 16), "slices_apart_above": 3}
 TIMES_ATLAS = {"kind": "probability_times_atlas", "of": "one"}
+
+
+@pytest.mark.parametrize("fusion", ["replace_in_roi", "paste"])
+def test_fusions_that_interpolate_as_the_stage_says_are_valid(fusion: str) -> None:
+    graph.validate(recipe(stage("one", grid=APART, mean="geometric", fusion=fusion)))
 
 
 def test_a_chain_is_valid() -> None:
@@ -62,6 +68,18 @@ def test_a_chain_is_valid() -> None:
         (
             (stage("one", labels_overlap=True, mean="geometric", fusion="majority_vote"),),
             "stage 'one', fusion: 'majority_vote' is not for labels that overlap; allowed: none, replace",
+        ),
+        (
+            (stage("one", mean="geometric", fusion="most_probable"),),
+            "stage 'one', fusion: 'most_probable' is not for mean: geometric; allowed: none, replace_in_roi",
+        ),
+        (
+            (stage("one", grid=APART, fusion="majority_vote"),),
+            r"stage 'one', fusion: 'majority_vote' is not for grid\.slices_apart_above; allowed: none",
+        ),
+        (
+            (stage("one", grid=APART, fusion="replace_times_atlas"),),
+            r"stage 'one', fusion: 'replace_times_atlas' is not for grid\.slices_apart_above",
         ),
         ((stage("one", labels_overlap=True),), "labels_overlap needs geometric, got 'arithmetic'"),
         (

@@ -18,7 +18,7 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.cascade import AtlasPriorOf
-from zoomseg.pipeline.sliding_window import SlidingWindow
+from zoomseg.pipeline.sliding_window import SlidingWindow, as_prior
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, WholeVolume
 from zoomseg.training.data import packed_cases
@@ -167,5 +167,6 @@ class Preprocessing:
                     priors[stage.name] = stage_input.background_prediction(stage, scan, labels)
                     continue
                 network = as_network(finished[stage.name], self.device)
-                priors[stage.name] = SlidingWindow(seen, scan, priors, labels, network, self.device).predict()
+                window = SlidingWindow(seen, scan, priors, labels, network, self.device)
+                priors[stage.name] = as_prior(window.predict(), scan.grid)
         return priors
