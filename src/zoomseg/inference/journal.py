@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any, Literal, TypeVar
 
@@ -125,6 +125,8 @@ class Recorded:
 
     entry: Entry
     run: Run
+    before: Recorded | None = None
+    """Of a failed scan, its last results, if an earlier run had some."""
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -221,13 +223,17 @@ def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) 
 def read(out: Path) -> dict[str, Recorded]:
     """By case, the last entry of all journals in a folder of results. Files not written by ZoomSeg and
     incomplete lines are ignored."""
-    found: dict[str, Recorded] = {}
+    last: dict[str, Recorded] = {}
+    done: dict[str, Recorded] = {}
     for path in sorted((out / FOLDER).glob("*.jsonl")):
         for recorded in _recorded(path):
-            known = found.get(recorded.entry.case)
-            if known is None or known.entry.finished <= recorded.entry.finished:
-                found[recorded.entry.case] = recorded
-    return found
+            case = recorded.entry.case
+            for found in (last, done) if recorded.entry.done else (last,):
+                if case not in found or found[case].entry.finished <= recorded.entry.finished:
+                    found[case] = recorded
+    return {
+        case: one if one.entry.done else replace(one, before=done.get(case)) for case, one in last.items()
+    }
 
 
 def requested(out: Path, sha256: str) -> frozenset[str]:

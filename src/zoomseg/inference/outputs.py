@@ -38,7 +38,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
-from zoomseg.io.files import printable, writable_directory, write_json_atomic
+from zoomseg.io.files import printable, writable_directory, write_json_atomic, writing
 from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
@@ -233,6 +233,8 @@ class Recorder:
             if not isinstance(summed, Failed):
                 self._journal.append(summed[1])
                 return summed
+            with writing(done.path):  # a failed case has no label map of this run
+                done.path.unlink(missing_ok=True)
             outcome = summed
         assert isinstance(outcome, Failed)
         entry = failure(outcome)
@@ -341,7 +343,7 @@ def write_account(
     """
     write_summary(out / "summary.csv", [*earlier.rows, *rows])
     write_review(out / "review.csv", [*earlier.rows, *rows])
-    write_json_atomic(out / "run.json", {**run, "cases": {**earlier.cases, **run["cases"]}})
+    write_json_atomic(out / "run.json", {**run, "cases": earlier.with_cases(run["cases"])})
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

@@ -151,6 +151,7 @@ def test_a_summary_that_cannot_be_made_fails_that_scan_alone(
     assert {case: told["status"] for case, told in run["cases"].items()} == {"a": "failed", "b": "done"}
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         assert {row["case"] for row in csv.DictReader(file)} == {"b"}
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.nii.gz"))] == ["b.nii.gz"]
 
 
 def thin_domain() -> TrainingDomain:
