@@ -166,7 +166,13 @@ class Predictor:
         Raises:
             MemoryLimitError: it cannot fit into the memory limit.
         """
-        self.limits.admit(grid, reading, self._first_bytes(grid, keep))
+        recipe = self.bundle.recipe
+        if recipe.crop == "nonzero":  # what is left is only known from the voxels
+            self.limits.admit(grid, reading)
+            return
+        intensities = [graph.intensity_of(recipe, stage) for stage in recipe.stages]
+        masking = grid.box.voxels * inputs.masking_bytes(intensities, self.channels)
+        self.limits.admit(grid, reading, self._first_bytes(grid, keep), masking)
 
     def _first_bytes(self, grid: Grid, keep: bool) -> int:
         """The minimum memory of the first stage for a scan on this grid."""
