@@ -27,8 +27,10 @@ from helpers.tiny_dataset import CPU, SCHEMA
 from zoomseg.backends.torch_networks import as_network
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Orientation
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
+from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.inputs import input_channels
@@ -276,6 +278,23 @@ def test_only_the_organs_asked_for() -> None:
     assert np.array_equal(one, np.where(both == 2, 2, 0))
     assert 0 < int((one == 2).sum()) < int((both > 0).sum())
     assert int(none.max()) == 0
+
+
+def test_positions_are_judged_with_organs_that_were_not_asked_for() -> None:
+    networks = by_name({"coarse": threshold, "fine": threshold})
+    mirrored = LabelSchema(SCHEMA.names[::-1], SCHEMA.values)  # the left kidney on the right
+    one, all_, both = (
+        Cascade(RECIPE, mirrored, networks, CPU).run(case(), organs)
+        for organs in (("left kidney",), None, mirrored.names)
+    )
+    swapped = ("sides_swapped",)
+    assert one.implausible == {"left kidney": swapped, "right kidney": swapped}
+    assert one.labels.present == ("left kidney",)
+    assert all_.implausible is both.implausible is None
+    assert Cascade(RECIPE, SCHEMA, networks, CPU).run(case(), ("left kidney",)).implausible == {}
+    for result, organs in ((one, ("left kidney",)), (all_, "all")):
+        rows = organ_rows_of("a", result, case().image, None, organs)
+        assert [row.flags[-1:] for row in rows] == [swapped] * len(rows)
 
 
 def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:
