@@ -55,6 +55,8 @@ class Run(_Line):
     """The scans of the command, for all of its processes together (see ``request``)."""
     run: dict[str, Any]
     """The keys of ``run.json`` that do not concern single cases."""
+    any_scan: bool = False
+    """Whether scans that are plainly unlike those of the training were segmented, too."""
 
     @field_validator("run")
     @classmethod
@@ -67,9 +69,16 @@ class Run(_Line):
         return run
 
     def same_results(self, other: Run) -> bool:
-        """Whether both give the same result for a scan: models, recipe and labels are equal."""
-        mine, theirs = ((run.model_sha256, run.recipe_sha256, run.run["labels"]) for run in (self, other))
+        """Whether both give the same result for a scan: models, recipe, labels and ZoomSeg are equal."""
+        mine, theirs = (
+            (run.model_sha256, run.recipe_sha256, run.run["labels"], run.run["zoomseg"])
+            for run in (self, other)
+        )
         return mine == theirs
+
+    def accepts(self, other: Run) -> bool:
+        """Whether this run would give the results of another one, and would refuse none of its scans."""
+        return self.same_results(other) and (self.any_scan or not other.any_scan)
 
 
 class Entry(_Line):
@@ -152,11 +161,17 @@ def _request_path(out: Path, sha256: str) -> Path:
     return out / FOLDER / f"{sha256}.json"
 
 
-def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: str) -> Run:
+def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: str, any_scan: bool) -> Run:
     """A run; ``header`` contains the keys of ``run.json`` that do not concern single cases, and ``scans`` is
     what ``request`` returned."""
     recipe_sha256 = digests.of_json(recipe.model_dump(mode="json"))
-    return Run(model_sha256=model_sha256, recipe_sha256=recipe_sha256, scans=scans, run=dict(header))
+    return Run(
+        model_sha256=model_sha256,
+        recipe_sha256=recipe_sha256,
+        scans=scans,
+        run=dict(header),
+        any_scan=any_scan,
+    )
 
 
 class Journal:
@@ -280,15 +295,13 @@ def whole(
     beside: ExtraOutputs,
 ) -> dict[str, Recorded]:
     """By case, the entries of ``scans`` that need not be computed again: they were computed from the same
-    scan by the same models, and all files requested now are unchanged in ``out``. Scans and results are read
-    to check this."""
+    scan by the same models and version, and all files requested now are unchanged in ``out``. Scans and
+    results are read to check this."""
     known = read(out)
     candidates = [
         (scan, recorded)
         for scan in scans
-        if (recorded := known.get(scan.id)) is not None
-        and recorded.entry.done
-        and recorded.run.same_results(run)
+        if (recorded := known.get(scan.id)) is not None and recorded.entry.done and run.accepts(recorded.run)
     ]
     return {
         scan.id: recorded

@@ -212,7 +212,8 @@ class Recorder:
         self._out, self._predictor, self._wanted = out, predictor, wanted
         self.header = _header(predictor, wanted.organs, notes) | dict(told)
         """``run.json`` without cases."""
-        self.run = journal.describe(predictor.sha256, predictor.bundle.recipe, self.header, scans)
+        model = predictor.sha256, predictor.bundle.recipe
+        self.run = journal.describe(*model, self.header, scans, predictor.any_scan)
         self._journal = Journal(out, self.run)
 
     def whole(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:

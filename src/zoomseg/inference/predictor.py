@@ -80,7 +80,8 @@ class Predictor:
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(self.bundle)
         self.limits = limits or MemoryLimits(device)
-        self._any_scan = any_scan
+        self.any_scan = any_scan
+        """Whether scans that are plainly unlike those of the training are segmented, too."""
         self.backend = backend
         self._models = len(models)
         self._networks = networks_of(models, backend, device)
@@ -157,7 +158,7 @@ class Predictor:
         known, intensity = self.bundle.domain, self.bundle.recipe.intensity
         if known is None:
             return Likeness()
-        return compare(known, case, intensity, self._any_scan)
+        return compare(known, case, intensity, self.any_scan)
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
         """Refuse a scan by its header alone; reading it will need ``reading`` bytes. ``keep`` as in
