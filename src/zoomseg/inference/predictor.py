@@ -31,7 +31,7 @@ from zoomseg.pipeline.sliding_window import (
     before_head,
     ignore_progress,
 )
-from zoomseg.recipe import graph
+from zoomseg.recipe import graph, network_shapes
 from zoomseg.recipe.spec import Stage
 
 
@@ -207,7 +207,8 @@ class Predictor:
 
 
 def _check_alike(one: Bundle, other: Bundle) -> None:
-    """Raise an error unless two models can form an ensemble: only networks and training may differ.
+    """Raise an error unless two models can form an ensemble: only networks and training may differ, and
+    networks only if they predict the same voxels of a tile.
 
     Raises:
         ModelError: names the difference.
@@ -217,6 +218,8 @@ def _check_alike(one: Bundle, other: Bundle) -> None:
         recipe = bundle.recipe.model_dump(exclude={"name", "description", "source", "stages"})
         for stage in bundle.recipe.stages:
             recipe[f"stage '{stage.name}'"] = stage.model_dump(exclude={"network", "training"})
+            halo = network_shapes.halo(stage.network, stage.grid.padding)
+            recipe[f"margin of a tile that the network of stage '{stage.name}' does not predict"] = halo
         return {"labels": bundle.schema, "channels": bundle.channel_names, **recipe}
 
     ours, theirs = shown(one), shown(other)
