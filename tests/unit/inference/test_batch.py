@@ -134,6 +134,7 @@ def test_a_label_map_is_there_only_where_all_else_is(
     monkeypatch.setattr(batch, "write_results", refuse)
     out = tmp_path / "out"
     out.mkdir()
+    (out / "case_1.nii.gz").write_bytes(b"of an earlier run")
     assert all(isinstance(outcome, Failed) for outcome in outcomes(scans, out, predictor()))
     assert list(out.iterdir()) == []
 
