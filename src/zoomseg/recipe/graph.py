@@ -22,6 +22,7 @@ from zoomseg.recipe.spec import (
     BodyMask,
     BoxAround,
     DilatedForeground,
+    FixedSpacing,
     InputSpec,
     IntensitySpec,
     PriorInput,
@@ -93,6 +94,7 @@ def validate(recipe: Recipe) -> None:
                     "label, so only a stage with per_label: true can read it"
                 )
         _validate_overlap(stage)
+        _validate_interpolation(stage)
         if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
@@ -113,6 +115,23 @@ def validate(recipe: Recipe) -> None:
             raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
     for group in recipe.train_together:
         _validate_group(recipe, group)
+
+
+_ANY_INTERPOLATION = ("none", "replace_in_roi", "paste")
+"""Fusions for which a stage's predictions may be interpolated otherwise than linearly."""
+
+
+def _validate_interpolation(stage: Stage) -> None:
+    """Check that the fusion interpolates predictions as the stage says."""
+    if stage.fusion in _ANY_INTERPOLATION or stage.argmax_on == "stage_grid":
+        return
+    apart = isinstance(stage.grid, FixedSpacing) and stage.grid.slices_apart_above is not None
+    if apart or stage.mean == "geometric":
+        field = "grid.slices_apart_above" if apart else "mean"
+        raise RecipeError(
+            f"stage '{stage.name}', {field}: fusion '{stage.fusion}' interpolates probabilities linearly; "
+            f"allowed with argmax_on: stage_grid, or fusion: {', '.join(_ANY_INTERPOLATION)}"
+        )
 
 
 def _validate_overlap(stage: Stage) -> None:

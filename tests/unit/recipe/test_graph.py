@@ -40,8 +40,17 @@ BOX = {"kind": "box", "of": "one"}
 TIMES_ATLAS = {"kind": "probability_times_atlas", "of": "one"}
 
 
+APART = {"kind": "spacing", "mm": (2, 2, 2), "tile": (16, 16, 16), "slices_apart_above": 3}
+
+
 def test_a_chain_is_valid() -> None:
     graph.validate(recipe(stage("one"), stage("two", roi=BOX), stage("three", inputs=reads("one", "two"))))
+
+
+def test_what_is_decided_on_the_stages_grid_is_not_interpolated() -> None:
+    own = {"argmax_on": "stage_grid", "fusion": "majority_vote"}
+    graph.validate(recipe(stage("one", mean="geometric", **own), stage("two", grid=APART, **own)))
+    graph.validate(recipe(stage("one", mean="geometric", grid=APART, fusion="paste")))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +64,14 @@ def test_a_chain_is_valid() -> None:
             "stage 'one', fusion: 'majority_vote' is not for labels that overlap; allowed: none, replace",
         ),
         ((stage("one", labels_overlap=True),), "labels_overlap needs geometric, got 'arithmetic'"),
+        (
+            (stage("one", mean="geometric", fusion="majority_vote"),),
+            "stage 'one', mean: fusion 'majority_vote' interpolates .* linearly; allowed with argmax_on",
+        ),
+        (
+            (stage("one", grid=APART, fusion="most_probable"),),
+            r"stage 'one', grid\.slices_apart_above: fusion 'most_probable' inter.* or fusion: none, re",
+        ),
         (
             (stage("zero"), stage("one"), stage("two", inputs=reads("one", "tree"))),
             r"stage 'two', inputs\[2\]\.of: 'tree' is not an earlier stage; allowed: zero, one$",
