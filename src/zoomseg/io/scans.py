@@ -41,7 +41,7 @@ from zoomseg.io.scan_files import (
     the_scan,
 )
 from zoomseg.io.scan_writing import write_array, write_image, write_labels, written_suffix
-from zoomseg.io.voxel_checks import check_same_grid, check_scan, check_voxels, looks_like_labels
+from zoomseg.io.voxel_checks import check_same_grid, check_scan, looks_like_labels
 
 if TYPE_CHECKING:
     from zoomseg.io.dicom.read.series_discovery import Stack
@@ -52,7 +52,6 @@ __all__ = [
     "ScanInput",
     "as_channels",
     "check_same_grid",
-    "check_voxels",
     "files_by_case",
     "find_scans",
     "header_notes",

@@ -144,14 +144,14 @@ class Cascade:
                 clock.lap(stage.name)
         run.fuse()
         notes, misplaced = self._clean(run.fused, organs)
-        labels = LabelMap(to_numpy(run.fused.labels), scan.grid, self.schema)
-        labels = _uncropped(labels.reoriented(scan.orientation.inverse), case.image.grid, scan.box)
-        implausible = None  # judged before organs are dropped that serve as references for others
+        labels = _on_own_grid(run.fused, scan, case)
+        implausible: Mapping[str, tuple[str, ...]] | None = None
         if organs is not None and set(organs) != set(self.schema.names):
-            implausible = plausibility_flags(
-                self.schema, measure(case.id, labels, case.image, self.schema.names)
-            )
-            fusion.keep_only(fusion.FusedLabelMap(labels.grid, self.schema, labels.data), organs)
+            # Before organs are dropped that serve as references for the positions of others.
+            found = measure(case.id, labels, case.image, self.schema.names)
+            implausible = plausibility_flags(self.schema, found)
+            fusion.keep_only(run.fused, organs)
+            labels = _on_own_grid(run.fused, scan, case)
         clock.lap("fuse")
         return Prediction(
             case.id,
@@ -181,6 +181,12 @@ class Cascade:
         wanted = select("all" if organs is None else organs)
         notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
         return notes, tuple(name for name, own in found.items() if own.alone)
+
+
+def _on_own_grid(fused: fusion.FusedLabelMap, scan: PreparedScan, case: Case) -> LabelMap:
+    """The label map on the grid of the case's image."""
+    labels = LabelMap(to_numpy(fused.labels), scan.grid, fused.schema)
+    return _uncropped(labels.reoriented(scan.orientation.inverse), case.image.grid, scan.box)
 
 
 def _uncropped(labels: LabelMap, grid: Grid, box: Box) -> LabelMap:
