@@ -307,7 +307,7 @@ def test_only_the_part_that_is_read_is_filled(kernels: Kernels | None) -> None:
         expected = resample_data(whole, image.grid, target, change=numbers.apply, kernels=kernels)
         found = inputs.image_on((ImageInput(),), image, numbers, target, kernels)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-        assert np.abs(found).max() > 0.5
+        assert np.abs(found).max() > 0.4
     _, taken = peak(lambda: inputs.image_on((ImageInput(),), image, numbers, targets[0], kernels))
     assert taken < image.data.size
 
