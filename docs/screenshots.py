@@ -183,7 +183,7 @@ def take(ct: Path, demo: Path, folder: Path) -> None:
     """Write every picture as JPEG."""
     folder.mkdir(exist_ok=True)
     scan = read_scan(ScanInput(ct.name, (ct,))).image
-    result = zoomseg.load(ABDOMEN_CT).predict(ct)
+    result = zoomseg.load(ABDOMEN_CT).predict(ct, probabilities=True)
     _write(folder / "result.jpg", _png(result_picture(scan, result.labels)))
     _write(folder / "uncertainty.jpg", _png(uncertainty_picture(scan, result)))
     with tempfile.TemporaryDirectory() as temporary:

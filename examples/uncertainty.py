@@ -20,7 +20,7 @@ DEFAULTS = (
 
 
 def main(scan: str, model: str, out: str) -> None:
-    result = zoomseg.load(model).predict(scan)
+    result = zoomseg.load(model).predict(scan, probabilities=True)
     found = result.probabilities
     if found is None:
         sys.exit(f"{scan}: the model found nothing to look at")

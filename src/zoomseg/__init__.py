@@ -6,7 +6,7 @@ import zoomseg
 model = zoomseg.load("my-model")  # once
 result = model.predict("scan.nii.gz")  # any number of times; a path, or what nibabel, SimpleITK ... loaded
 result.save("labels.nii.gz")
-result.labels, result.schema, result.probabilities, result.summary
+result.labels, result.schema, result.summary
 ```
 """
 

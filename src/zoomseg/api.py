@@ -44,10 +44,10 @@ class Result:
     """A segmented scan; in a notebook, a picture with its organs.
 
     ``labels`` lies on the scan's own grid (class indices, see ``schema``). ``probabilities`` are those of the
-    last stage on its own grid, or None if its region was empty. ``summary`` has one row per organ,
-    ``seconds`` the time of each step. ``notes`` state how the scan was read, how far it differs from the
-    training scans, and what was removed from the label map; each is also issued as a warning. ``image`` is
-    the scan, ``source`` its file, if it came from one.
+    last stage on its own grid; None if they were not asked for, or its region was empty. ``summary`` has
+    one row per organ, ``seconds`` the time of each step. ``notes`` state how the scan was read, how far it
+    differs from the training scans, and what was removed from the label map; each is also issued as a
+    warning. ``image`` is the scan, ``source`` its file, if it came from one.
     """
 
     labels: LabelMap
@@ -140,7 +140,11 @@ class Model:
         return f"<Model: {model.recipe.name}, {organs}, on {self._predictor.device.name}>"
 
     def predict(
-        self, image: Any, organs: Sequence[str] | None = None, affine: npt.ArrayLike | None = None
+        self,
+        image: Any,
+        organs: Sequence[str] | None = None,
+        affine: npt.ArrayLike | None = None,
+        probabilities: bool = False,
     ) -> Result:
         """Segment a scan.
 
@@ -150,6 +154,8 @@ class Model:
                 array ``[I, J, K]`` or ``[C, I, J, K]`` with its ``affine``.
             organs: names or groups of the organs to segment; by default all.
             affine: of an array: 4x4, voxel index to RAS+ millimetres, as in nibabel.
+            probabilities: whether the result has those of the last stage; the predictions of all stages are
+                then held as a whole, which takes more memory.
 
         Raises:
             ScanError: the scan cannot be used.
@@ -160,9 +166,12 @@ class Model:
         source = Path(image) if isinstance(image, str | PathLike) else None
         if source is not None and affine is not None:
             raise ScanError("an affine is given with a numpy array only; files know their own")
-        case = Case("scan", memory_images.as_volume(image, affine)) if source is None else self._read(source)
+        if source is None:
+            case = Case("scan", memory_images.as_volume(image, affine))
+        else:
+            case = self._read(source, probabilities)
         chosen = None if organs is None else self.schema.select(organs)
-        found = self._predictor.predict(case, chosen)
+        found = self._predictor.predict(case, chosen, keep=probabilities)
         model = self._predictor.bundle
         organs = "all" if chosen is None else chosen
         rows = organ_rows_of(case.id, found, case.image, model.calibration, organs, model.domain)
@@ -171,7 +180,7 @@ class Model:
         return Result(
             found.labels,
             self.schema,
-            found.probabilities,
+            found.probabilities if probabilities else None,
             rows,
             found.seconds,
             case.image,
@@ -179,10 +188,10 @@ class Model:
             source,
         )
 
-    def _read(self, path: Path) -> Case:
+    def _read(self, path: Path, probabilities: bool) -> Case:
         notes: list[str] = []
         scan, several = the_scan(path, notes.append), self._predictor.channels > 1
-        self._predictor.admit(*reading_bytes(scan, channels_last=several))
+        self._predictor.admit(*reading_bytes(scan, channels_last=several), keep=probabilities)
         case = read_scan(scan, channels_last=several)
         return replace(case, notes=(*notes, *case.notes))
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ from zoomseg.core.errors import (
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
 from zoomseg.inference import memory_limits
+from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image
 from zoomseg.recipe.load import dump
@@ -47,7 +49,8 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     model = zoomseg.load(trained, device="cpu")
     image, truth = tiny_case(7)
     write_image(tmp_path / "scan.nii.gz", image)
-    one, two = model.predict(image), model.predict(tmp_path / "scan.nii.gz")
+    one = model.predict(image, probabilities=True)
+    two = model.predict(tmp_path / "scan.nii.gz", probabilities=True)
     assert np.array_equal(one.labels.data, two.labels.data)
     overlap = (one.labels.data > 0) & (truth.data > 0)
     assert 2 * int(overlap.sum()) / int((one.labels.data > 0).sum() + (truth.data > 0).sum()) > 0.7
@@ -58,6 +61,9 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
     assert one.probabilities.source == "fine"
     total = one.probabilities.probabilities.sum(axis=0)
     assert np.allclose(total, np.ones_like(total), atol=1e-3)
+    labels_alone = model.predict(image)
+    assert np.array_equal(labels_alone.labels.data, one.labels.data)
+    assert labels_alone.probabilities is None
 
 
 def test_a_model_trained_from_python_has_its_graphs(trained: Path) -> None:
@@ -89,6 +95,31 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
     monkeypatch.setattr(api, "read_scan", lambda *given, **named: pytest.fail("it was read"))
     with pytest.raises(MemoryLimitError, match=r"the scan and its label map would need .* are free; close"):
         model.predict(tmp_path / "scan.nii.gz")
+
+
+def test_predictions_are_held_as_a_whole_only_for_their_probabilities(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, held = zoomseg.load(trained, device="cpu"), []
+    write_image(tmp_path / "scan.nii.gz", tiny_case(7)[0])
+    admit, fit = model._predictor.admit, MemoryLimits.fit
+
+    def admitted(*given: Any, keep: bool) -> None:
+        held.append(keep)
+        admit(*given, keep=keep)
+
+    def fitted(self: MemoryLimits, view: Any, work: Any, whole: bool, *more: Any) -> Any:
+        held.append(whole)
+        return fit(self, view, work, whole, *more)
+
+    monkeypatch.setattr(model._predictor, "admit", admitted)
+    monkeypatch.setattr(MemoryLimits, "fit", fitted)
+    model.predict(tmp_path / "scan.nii.gz")
+    assert held[:2] == [False, True]  # the last stage reads the first
+    assert set(held[2:]) == {False}
+    held.clear()
+    model.predict(tmp_path / "scan.nii.gz", probabilities=True)
+    assert set(held) == {True}
 
 
 def test_organs_are_chosen_by_name(trained: Path) -> None:

@@ -215,7 +215,7 @@ def command(
         for note in notes:
             display.warn(note)
         # One scan after the other with a memory limit: two overlapping ones would both have to fit.
-        ahead = max_ram is None and max_vram is None
+        ahead = max_ram is None and predictor.limits.vram is None
         failed = segment_to_folder(
             found,
             out,

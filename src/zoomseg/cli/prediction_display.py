@@ -109,12 +109,13 @@ class PredictionDisplay(ScanDisplay):
             self._move(case, progress)
         elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
             self._last_line = time.monotonic()
-            self._line(Text(f"{case}  {progress.stage}  {progress.done} of {progress.tiles} {unit}"))
+            name = quoted(case)
+            self._line(Text(f"{name}  {progress.stage}  {progress.done} of {progress.tiles} {unit}"))
 
     def _move(self, case: str, progress: TileProgress) -> None:
         if self._stage != (case, progress.stage):
             self._stage = (case, progress.stage)
-            title = escape(f"{case}  {progress.stage}")
+            title = escape(f"{quoted(case)}  {progress.stage}")
             self._bars.reset(self._tiles, description=title, total=progress.tiles, visible=True)
         self._bars.update(self._tiles, completed=progress.done, visible=progress.done < progress.tiles)
 

@@ -94,7 +94,7 @@ def predict(
     job = replace(_job(out, request, names, wanted, asked, notes), max_ram=_room(address, request))
     where = {"device": request.device, "precision": "", "backend": request.backend}
     told = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
-    run = journal.describe(digests.of_models(models), wanted.recipe, told, asked)
+    run = journal.describe(digests.of_models(models), wanted.recipe, told, asked, request.any_scan)
     whole = journal.whole(out, scans, run, wanted.recipe, wanted.beside) if request.resume else {}
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]

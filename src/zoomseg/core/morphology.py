@@ -38,7 +38,12 @@ class Components:
 
     def those(self, chosen: npt.NDArray[np.bool_]) -> Mask:
         """The voxels of these components."""
-        mask: Mask = np.concatenate([[False], chosen])[self.numbered]
+        kept = np.concatenate([[False], chosen])
+        mask: Mask = np.empty_like(self.numbered, dtype=np.bool_)
+        order = np.argsort(mask.strides)[::-1]
+        planes = zip(mask.transpose(order), self.numbered.transpose(order), strict=True)
+        for plane, numbers in planes:  # as indices, those of all voxels would take 8 bytes each
+            plane[...] = kept[numbers]
         return mask
 
 

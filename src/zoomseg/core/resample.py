@@ -263,12 +263,8 @@ def resample_data(
     axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
         return _by_points(data, source, target, lambda near, points: sample_linear(change(near), points))
-    default: Kernel = "antialiased" if antialias else "linear"
-    own = kernels or (default, default, default)
-    along = [
-        axis_weights(own[a], source.shape[s], target.shape[a], axes.scale[a], axes.offset[a])
-        for a, s in enumerate(axes.order)
-    ]
+    own = kernels or _linear(antialias)
+    along = _along(axes, source, target, own)
     for a, found in enumerate(along):
         if found.size > MAX_WEIGHTS and len(found) > 1:
             halved = partial(resample_data, data, source, antialias=antialias, change=change, kernels=kernels)
@@ -290,6 +286,30 @@ def resample_data(
         ):
             out = limited(out, xp.permute_dims(bound, (0, *(1 + s for s in memory))))
     return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
+
+
+def read_box(source: Grid, target: Grid, antialias: bool = True, kernels: Kernels | None = None) -> Box:
+    """The voxels of ``source`` from which ``resample_data`` computes ``target``; all of them if the axes of
+    the grids are not parallel."""
+    axes = axiswise(target.to_index_of(source), target.shape)
+    if axes is None:
+        return source.box
+    along = _along(axes, source, target, kernels or _linear(antialias))
+    reach = {s: _reach(own.source, own.weights) for s, own in zip(axes.order, along, strict=True)}
+    return Box((reach[0][0], reach[1][0], reach[2][0]), (reach[0][1], reach[1][1], reach[2][1]))
+
+
+def _linear(antialias: bool) -> Kernels:
+    kernel: Kernel = "antialiased" if antialias else "linear"
+    return kernel, kernel, kernel
+
+
+def _along(axes: Axiswise, source: Grid, target: Grid, kernels: Kernels) -> list[AxisWeights]:
+    """The weights along each axis of the target."""
+    return [
+        axis_weights(kernels[a], source.shape[s], target.shape[a], axes.scale[a], axes.offset[a])
+        for a, s in enumerate(axes.order)
+    ]
 
 
 def _in_halves(target: Grid, axis: int, work: Callable[[Grid], Array]) -> Array:

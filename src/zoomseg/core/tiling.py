@@ -209,7 +209,9 @@ LOWEST_LOG = math.log(1e-37)
 def logarithms(probabilities: Array) -> Array:
     """Natural logarithms, none below ``LOWEST_LOG``."""
     xp = namespace(probabilities)
-    return xp.log(xp.clip(xp.astype(probabilities, xp.float32, copy=False), min=1e-37))
+    lowest = beside(np.array(1e-37, dtype=np.float32), probabilities)
+    out = xp.maximum(xp.astype(probabilities, xp.float32, copy=False), lowest)
+    return xp.log(out, out=out)  # in place: of a hundred classes, another copy may not fit
 
 
 def normalised(logs: Array) -> Array:

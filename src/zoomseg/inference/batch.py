@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zoomseg.core.case import Case
-from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.core.errors import MemoryLimitError, OutputError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
 from zoomseg.inference import probability_maps, stage_outputs
@@ -25,7 +25,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
 from zoomseg.io import digests
 from zoomseg.io.dicom.write.results import DicomResult, write_results
-from zoomseg.io.files import check_name, printable, reason_of
+from zoomseg.io.files import check_name, printable, reason_of, writing
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.seg_nrrd import write_segmentation
 from zoomseg.pipeline.cascade import Prediction
@@ -142,6 +142,8 @@ class _Read:
     case: Case | Failed
     sha256: str
     seconds: float
+    short: bool
+    """Whether it failed because too little memory was free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ class _Batch:
         """Process one scan, until the next one can start."""
         with ResourceMonitor(self.predictor.device) as meter:
             began = time.perf_counter()
-            read = reading.result()
+            read = self._enough_memory(reading.result())
             waited = time.perf_counter() - began
             if self.ahead:
                 self._begin_reading()
@@ -197,14 +199,31 @@ class _Batch:
             self.coming.append(_in_background(lambda: self._read(scan)))
         return scan is not None
 
+    def _enough_memory(self, read: _Read) -> _Read:
+        """A scan for which too little memory was free while the one before was computed and written is read
+        again: alone it may fit."""
+        if not (read.short and self.ahead and self.writing is not None):
+            return read
+        self._await_writing()
+        return self._read(read.scan)
+
     def _read(self, scan: ScanInput) -> _Read:
-        began = time.perf_counter()
-        case = tried(scan.id, scan.paths[0], lambda: self._admitted(scan))
+        began, short = time.perf_counter(), False
+
+        def admitted() -> tuple[Case, str]:
+            nonlocal short
+            try:
+                return self._admitted(scan)
+            except Exception as error:
+                short = isinstance(error, MemoryLimitError) or _out_of_memory(error)
+                raise
+
+        case = tried(scan.id, scan.paths[0], admitted)
         seconds = time.perf_counter() - began
         if isinstance(case, Failed):
-            return _Read(scan, case, "", seconds)
+            return _Read(scan, case, "", seconds, short)
         image, sha256 = case
-        return _Read(scan, image, sha256, seconds)
+        return _Read(scan, image, sha256, seconds, short)
 
     def _admitted(self, scan: ScanInput) -> tuple[Case, str]:
         """A scan and its files' digest. It is refused before it is read if it is too large for the memory
@@ -268,6 +287,8 @@ class _Batch:
         began = time.perf_counter()
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         stage_outputs.forget(self.out, scan.id)
+        with writing(path):  # an earlier run's: what is written now does not belong to it
+            path.unlink(missing_ok=True)
         write_results(
             self.out,
             scan,

@@ -47,7 +47,7 @@ def organ_rows_of(
     found = measure(case_id, result.labels, image, chosen)
     cut = [organ for organ, signs in result.uncertainty.items() if signs.cut]
     odd = {MISPLACED: result.misplaced, UNUSUAL_VOLUME: unusual_volumes(found, domain)}
-    flags = organ_flags(result.schema, found, chosen, cut, odd)
+    flags = organ_flags(result.schema, found, chosen, cut, odd, result.implausible)
     promised = {organ: dice for organ, dice in result.confidence.items() if organ in found}
     estimated = estimated_dice(promised, calibration)
     doubted = {organ for those in odd.values() for organ in those}

@@ -3,7 +3,7 @@ run continue to list their label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,24 @@ class EarlierResults:
     cases: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     rows: tuple[OrganRow, ...] = ()
 
-    def besides(self, own: Collection[str], out: Path) -> EarlierResults:
-        """The results whose label map is still in ``out``, without the cases of ``own``."""
+    def besides(self, own: Mapping[str, Mapping[str, Any]], out: Path) -> EarlierResults:
+        """The results whose label map is still in ``out``, without those that the cases of ``own`` replaced:
+        a failed one replaces nothing."""
         kept = {
             case: account
             for case, account in self.cases.items()
-            if case not in own and _label_map_is_there(out, case)
+            if (case not in own or _has_failed(own[case])) and _label_map_is_there(out, case)
         }
         return EarlierResults(kept, tuple(row for row in self.rows if row.case in kept))
+
+    def with_cases(self, own: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The entries of these results and of ``own``. A label map that is here although its case failed in
+        ``own`` keeps its entry, with a note: it has the labels and the model of its own run."""
+        standing = {
+            case: _noting(account, str(own[case]["error"])) if case in own else account
+            for case, account in self.cases.items()
+        }
+        return {**standing, **{case: account for case, account in own.items() if case not in standing}}
 
     def over(self, other: EarlierResults) -> EarlierResults:
         """The results of both; for a case in both, these."""
@@ -62,6 +72,16 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
     return EarlierResults(kept, tuple(rows))
 
 
+def _has_failed(account: Mapping[str, Any]) -> bool:
+    return account.get("status") == "failed"
+
+
+def _noting(account: dict[str, Any], error: str) -> dict[str, Any]:
+    told, note = account.get("notes"), f"this label map is an earlier run's, a later one failed: {error}"
+    notes = told if isinstance(told, list) else []
+    return {**account, "notes": notes if note in notes else [*notes, note]}
+
+
 def _is_done(account: object) -> bool:
     if not isinstance(account, dict) or account.get("status") != "done":
         return False
@@ -75,5 +95,5 @@ def _label_map_is_there(out: Path, case: str) -> bool:
 def of_its_run(account: dict[str, Any], before: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """A case's entry with everything that differed when it was computed."""
     known = {**{key: before[key] for key in OF_A_RUN if key in before}, **account.get("run", {})}
-    other = {key: value for key, value in known.items() if value != run[key]}
+    other = {key: known[key] for key in OF_A_RUN if key in known and known[key] != run[key]}
     return {**{key: value for key, value in account.items() if key != "run"}, "run": other}

@@ -57,7 +57,8 @@ def gather(out: Path, order: Sequence[str] = ()) -> Gathered:
         ]
         run = _together(kept, last)
         rows = tuple(row for one in kept for row in one.entry.rows)
-        earlier = earlier_results.read(out, run).besides(run["cases"], out)
+        before = earlier_results.of_journal((one.before for one in kept if one.before is not None), run)
+        earlier = before.over(earlier_results.read(out, run)).besides(run["cases"], out)
         write_account(out, run, earlier, rows)
         result_page.write(out)
     failed = tuple(

@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any, Literal, TypeVar
 
@@ -55,6 +55,8 @@ class Run(_Line):
     """The scans of the command, for all of its processes together (see ``request``)."""
     run: dict[str, Any]
     """The keys of ``run.json`` that do not concern single cases."""
+    any_scan: bool = False
+    """Whether scans that are plainly unlike those of the training were segmented, too."""
 
     @field_validator("run")
     @classmethod
@@ -67,9 +69,16 @@ class Run(_Line):
         return run
 
     def same_results(self, other: Run) -> bool:
-        """Whether both give the same result for a scan: models, recipe and labels are equal."""
-        mine, theirs = ((run.model_sha256, run.recipe_sha256, run.run["labels"]) for run in (self, other))
+        """Whether both give the same result for a scan: models, recipe, labels and ZoomSeg are equal."""
+        mine, theirs = (
+            (run.model_sha256, run.recipe_sha256, run.run["labels"], run.run["zoomseg"])
+            for run in (self, other)
+        )
         return mine == theirs
+
+    def accepts(self, other: Run) -> bool:
+        """Whether this run would give the results of another one, and would refuse none of its scans."""
+        return self.same_results(other) and (self.any_scan or not other.any_scan)
 
 
 class Entry(_Line):
@@ -125,6 +134,8 @@ class Recorded:
 
     entry: Entry
     run: Run
+    before: Recorded | None = None
+    """Of a failed scan, its last results, if an earlier run had some."""
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -150,11 +161,17 @@ def _request_path(out: Path, sha256: str) -> Path:
     return out / FOLDER / f"{sha256}.json"
 
 
-def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: str) -> Run:
+def describe(model_sha256: str, recipe: Recipe, header: Mapping[str, Any], scans: str, any_scan: bool) -> Run:
     """A run; ``header`` contains the keys of ``run.json`` that do not concern single cases, and ``scans`` is
     what ``request`` returned."""
     recipe_sha256 = digests.of_json(recipe.model_dump(mode="json"))
-    return Run(model_sha256=model_sha256, recipe_sha256=recipe_sha256, scans=scans, run=dict(header))
+    return Run(
+        model_sha256=model_sha256,
+        recipe_sha256=recipe_sha256,
+        scans=scans,
+        run=dict(header),
+        any_scan=any_scan,
+    )
 
 
 class Journal:
@@ -221,13 +238,17 @@ def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) 
 def read(out: Path) -> dict[str, Recorded]:
     """By case, the last entry of all journals in a folder of results. Files not written by ZoomSeg and
     incomplete lines are ignored."""
-    found: dict[str, Recorded] = {}
+    last: dict[str, Recorded] = {}
+    done: dict[str, Recorded] = {}
     for path in sorted((out / FOLDER).glob("*.jsonl")):
         for recorded in _recorded(path):
-            known = found.get(recorded.entry.case)
-            if known is None or known.entry.finished <= recorded.entry.finished:
-                found[recorded.entry.case] = recorded
-    return found
+            case = recorded.entry.case
+            for found in (last, done) if recorded.entry.done else (last,):
+                if case not in found or found[case].entry.finished <= recorded.entry.finished:
+                    found[case] = recorded
+    return {
+        case: one if one.entry.done else replace(one, before=done.get(case)) for case, one in last.items()
+    }
 
 
 def requested(out: Path, sha256: str) -> frozenset[str]:
@@ -274,15 +295,13 @@ def whole(
     beside: ExtraOutputs,
 ) -> dict[str, Recorded]:
     """By case, the entries of ``scans`` that need not be computed again: they were computed from the same
-    scan by the same models, and all files requested now are unchanged in ``out``. Scans and results are read
-    to check this."""
+    scan by the same models and version, and all files requested now are unchanged in ``out``. Scans and
+    results are read to check this."""
     known = read(out)
     candidates = [
         (scan, recorded)
         for scan in scans
-        if (recorded := known.get(scan.id)) is not None
-        and recorded.entry.done
-        and recorded.run.same_results(run)
+        if (recorded := known.get(scan.id)) is not None and recorded.entry.done and run.accepts(recorded.run)
     ]
     return {
         scan.id: recorded

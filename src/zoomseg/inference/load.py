@@ -45,7 +45,7 @@ def load_predictor(
         backend: the library that computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
         overlap: maximum share of overlap of neighbouring tiles, if the model's is larger.
         mirror: whether predictions are averaged over mirrored tiles, as far as the recipe allows.
-        on_warning: called for every atlas that is dropped, and for an unused GPU.
+        on_warning: called for every atlas that is dropped, for an unused GPU, and for a limit without one.
         on_registration: registration takes many seconds per atlas.
 
     Raises:
@@ -98,6 +98,8 @@ def ready_predictor(
         on_warning(chosen.note)
     if isinstance(device, str):
         device = devices.resolve(device if chosen.backend == "torch" else "cpu")
+    if max_vram is not None and not device.is_gpu:
+        on_warning("no GPU is used, so that its memory limit (--max-vram) has no effect")
     atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
     limits = MemoryLimits(device, max_ram, max_vram)
     return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend, mirror)

@@ -129,18 +129,19 @@ class MemoryLimits:
         """Whether there is a limit."""
         return self.ram is not None or self.vram is not None
 
-    def admit(self, grid: Grid, reading: int, first: int = 0) -> None:
+    def admit(self, grid: Grid, reading: int, first: int = 0, masking: int = 0) -> None:
         """Refuse a scan that is too large before it is read, which will need ``reading`` bytes.
 
         Args:
             first: minimum memory of its first stage, if it is known by then.
+            masking: memory of the mask of its normalisation.
 
         Raises:
             MemoryLimitError: it is too large.
         """
         labels = grid.box.voxels
         stage = 0 if self._on_gpu else first
-        needed = reading + max(labels + max(PIECES, stage), COPIES_OF_LABELS * labels)
+        needed = reading + max(labels + max(PIECES, stage, masking), COPIES_OF_LABELS * labels)
         if self._surely(needed):
             return
         self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
@@ -164,12 +165,21 @@ class MemoryLimits:
             MemoryLimitError: not even the smallest tiles fit.
         """
         if self._on_gpu:
+            if whole:
+                self._admit_held(view, work, still_to_fill)
             return self._fit_counted(view, work, whole)
         together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
         ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
         if self._surely(still_to_fill + ample) or self._room(still_to_fill) >= ample:
             return view, together
         return self._fit_measured(view, work, whole, still_to_fill, alone)
+
+    def _admit_held(self, view: StageView, work: StageWork, still_to_fill: int) -> None:
+        """Predictions that are kept as a whole are held in main memory."""
+        needed = still_to_fill + held_bytes(view, work)
+        if not self._surely(needed):
+            what = f"the prediction of stage '{view.stage.name}' as a whole"
+            self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", what)
 
     def _fit_counted(self, view: StageView, work: StageWork, whole: bool) -> tuple[StageView, int]:
         """On a GPU, where a failed allocation does no harm."""
@@ -325,14 +335,25 @@ def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     inner = [n - 2 * h for n, h in zip(spec.tile, halo, strict=True)]
     wide = [max(n, t) + 2 * h for n, t, h in zip(box.shape, inner, halo, strict=True)]
     image = 4 * 2 * work.image_channels * math.prod(wide)
-    around = (box.shape[0] + 2, box.shape[1] + 2, box.shape[2] + 2)
+    around = _around(view)
     plane = 4 * around[0] * around[1]
     held = plane * (work.output_channels + 1) * min(inner[2], around[2])
-    held += 2 * plane * (work.classes + 1) * around[2] if whole else 0
+    held += 2 * held_bytes(view, work) if whole else 0
     if work.output_channels < work.classes:  # logits, and what is made of them
         held += 2 * plane * work.classes * logit_planes(work.classes, around)
     mask = 4 * box.voxels if view.region.mask is not None else 0
     return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
+
+
+def held_bytes(view: StageView, work: StageWork) -> int:
+    """Memory of a prediction as a whole."""
+    return 4 * (work.classes + 1) * math.prod(_around(view))
+
+
+def _around(view: StageView) -> Index3:
+    """The shape of a view's region with a voxel on either side."""
+    i, j, k = view.region.box.shape
+    return (i + 2, j + 2, k + 2)
 
 
 def counted_bytes(view: StageView, work: StageWork) -> int:

@@ -8,6 +8,7 @@ list the label maps of earlier runs, and of simultaneous ones.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import time
@@ -36,9 +37,10 @@ from zoomseg.inference.efficiency import measures, summarise
 from zoomseg.inference.journal import STARTED_FORMAT, Entry, Journal, Recorded
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow, write_review, write_summary
+from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
-from zoomseg.io.files import printable, writable_directory, write_json_atomic
+from zoomseg.io.files import printable, writable_directory, write_json_atomic, writing
 from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
@@ -212,7 +214,8 @@ class Recorder:
         self._out, self._predictor, self._wanted = out, predictor, wanted
         self.header = _header(predictor, wanted.organs, notes) | dict(told)
         """``run.json`` without cases."""
-        self.run = journal.describe(predictor.sha256, predictor.bundle.recipe, self.header, scans)
+        model = predictor.sha256, predictor.bundle.recipe
+        self.run = journal.describe(*model, self.header, scans, predictor.any_scan)
         self._journal = Journal(out, self.run)
 
     def whole(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:
@@ -231,8 +234,11 @@ class Recorder:
             done = outcome
             summed = batch.tried(done.case, done.path, lambda: self._summed_up(done))
             if not isinstance(summed, Failed):
+                self._remove_outdated(summed[1])
                 self._journal.append(summed[1])
                 return summed
+            with writing(done.path):  # a failed case has no label map of this run
+                done.path.unlink(missing_ok=True)
             outcome = summed
         assert isinstance(outcome, Failed)
         entry = failure(outcome)
@@ -241,6 +247,21 @@ class Recorder:
 
     def close(self) -> None:
         self._journal.close()
+
+    @functools.cached_property
+    def _earlier_files(self) -> dict[str, Mapping[str, str | None]]:
+        """``Entry.files`` of the last results of every case, as they were before the first was recorded."""
+        last = (one if one.entry.done else one.before for one in journal.read(self._out).values())
+        return {one.entry.case: one.entry.files for one in last if one is not None}
+
+    def _remove_outdated(self, entry: Entry) -> None:
+        """Remove files that an earlier run wrote beside its label map and that were not asked for now, unless
+        they were changed since: they do not belong to the new label map."""
+        for name, sha256 in self._earlier_files.get(entry.case, {}).items():
+            path = self._out / name
+            if name not in entry.files and _has_digest(path, sha256):
+                with writing(path):
+                    path.unlink(missing_ok=True)
 
     def _summed_up(self, done: Segmented) -> tuple[Segmented, Entry]:
         """The case, with the seconds that the summary took, and its entry."""
@@ -265,6 +286,13 @@ class Recorder:
             scan_sha256=done.scan_sha256,
             files=files,
         )
+
+
+def _has_digest(path: Path, sha256: str | None) -> bool:
+    try:
+        return digests.of_files([path]) == sha256
+    except OSError:
+        return False
 
 
 def failure(failed: Failed) -> Entry:
@@ -341,7 +369,7 @@ def write_account(
     """
     write_summary(out / "summary.csv", [*earlier.rows, *rows])
     write_review(out / "review.csv", [*earlier.rows, *rows])
-    write_json_atomic(out / "run.json", {**run, "cases": {**earlier.cases, **run["cases"]}})
+    write_json_atomic(out / "run.json", {**run, "cases": earlier.with_cases(run["cases"])})
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

@@ -31,7 +31,7 @@ from zoomseg.pipeline.sliding_window import (
     before_head,
     ignore_progress,
 )
-from zoomseg.recipe import graph
+from zoomseg.recipe import graph, network_shapes
 from zoomseg.recipe.spec import Stage
 
 
@@ -80,7 +80,8 @@ class Predictor:
         self.device = device
         self._atlas_of = atlas_of or atlas_priors.of_model(self.bundle)
         self.limits = limits or MemoryLimits(device)
-        self._any_scan = any_scan
+        self.any_scan = any_scan
+        """Whether scans that are plainly unlike those of the training are segmented, too."""
         self.backend = backend
         self._models = len(models)
         self._networks = networks_of(models, backend, device)
@@ -157,7 +158,7 @@ class Predictor:
         known, intensity = self.bundle.domain, self.bundle.recipe.intensity
         if known is None:
             return Likeness()
-        return compare(known, case, intensity, self._any_scan)
+        return compare(known, case, intensity, self.any_scan)
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
         """Refuse a scan by its header alone; reading it will need ``reading`` bytes. ``keep`` as in
@@ -166,7 +167,13 @@ class Predictor:
         Raises:
             MemoryLimitError: it cannot fit into the memory limit.
         """
-        self.limits.admit(grid, reading, self._first_bytes(grid, keep))
+        recipe = self.bundle.recipe
+        if recipe.crop == "nonzero":  # what is left is only known from the voxels
+            self.limits.admit(grid, reading)
+            return
+        intensities = [graph.intensity_of(recipe, stage) for stage in recipe.stages]
+        masking = grid.box.voxels * inputs.masking_bytes(intensities, self.channels)
+        self.limits.admit(grid, reading, self._first_bytes(grid, keep), masking)
 
     def _first_bytes(self, grid: Grid, keep: bool) -> int:
         """The minimum memory of the first stage for a scan on this grid."""
@@ -200,7 +207,8 @@ class Predictor:
 
 
 def _check_alike(one: Bundle, other: Bundle) -> None:
-    """Raise an error unless two models can form an ensemble: only networks and training may differ.
+    """Raise an error unless two models can form an ensemble: only networks and training may differ, and
+    networks only if they predict the same voxels of a tile.
 
     Raises:
         ModelError: names the difference.
@@ -210,6 +218,8 @@ def _check_alike(one: Bundle, other: Bundle) -> None:
         recipe = bundle.recipe.model_dump(exclude={"name", "description", "source", "stages"})
         for stage in bundle.recipe.stages:
             recipe[f"stage '{stage.name}'"] = stage.model_dump(exclude={"network", "training"})
+            halo = network_shapes.halo(stage.network, stage.grid.padding)
+            recipe[f"margin of a tile that the network of stage '{stage.name}' does not predict"] = halo
         return {"labels": bundle.schema, "channels": bundle.channel_names, **recipe}
 
     ours, theirs = shown(one), shown(other)

@@ -62,14 +62,17 @@ def organ_flags(
     organs: Iterable[str],
     cut: Iterable[str] = (),
     odd: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    implausible: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """The flags of each of ``organs``.
 
     Args:
         cut: organs that reach the end of a stage's region.
         odd: further flags, and their organs.
+        implausible: flags of organs in implausible positions; None: judged by ``found``.
     """
-    implausible = plausibility_flags(schema, found)
+    if implausible is None:
+        implausible = plausibility_flags(schema, found)
     of_all = {TOUCHES_REGION_BORDER: set(cut), **{flag: set(those) for flag, those in odd.items()}}
     flags: dict[str, tuple[str, ...]] = {}
     for organ in organs:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from zoomseg.core.arrays import AnyNumpy
-from zoomseg.io.bundle import Bundle
+from zoomseg.io.bundle import ATLASES, Bundle
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.scans import ScanInput, source_files
 from zoomseg.io.training_domain import TrainingDomain
@@ -57,10 +57,11 @@ def of_models(models: Iterable[Bundle]) -> str:
 
 def of_model(model: Bundle) -> str:
     """Digest of the parts of a model that determine its predictions, except the recipe: weights, labels,
-    channels, and the calibration of the confidence."""
-    schema = model.schema
+    channels, the calibration of the confidence, and its folder's atlases."""
+    schema, atlases = model.schema, _of_atlases(model)
     return of_json(
         {
+            **({"atlases": atlases} if atlases else {}),
             "weights": {stage: _of_arrays(arrays) for stage, arrays in model.weights.items()},
             "labels": [schema.names, schema.values, {k: list(v) for k, v in schema.groups.items()}],
             "channels": model.channel_names,
@@ -68,6 +69,14 @@ def of_model(model: Bundle) -> str:
             "domain": _DOMAIN.dump_python(model.domain, mode="json"),
         }
     )
+
+
+def _of_atlases(model: Bundle) -> str:
+    """Digest of a model's list of atlases, which contains that of their voxels; empty if it has none."""
+    if model.recipe.atlas is None or model.folder is None:
+        return ""
+    lists = [path for path in sorted((model.folder / ATLASES).glob("*.json")) if path.is_file()]
+    return of_files(lists) if lists else ""
 
 
 def _of_arrays(arrays: Mapping[str, AnyNumpy]) -> str:

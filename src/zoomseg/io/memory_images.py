@@ -16,7 +16,7 @@ from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti_header
-from zoomseg.io.voxel_checks import check_same_grid, check_voxels
+from zoomseg.io.voxel_checks import check_same_grid, check_scan
 
 KINDS = (
     "a path, a Volume, a nibabel or SimpleITK image, a TorchIO image or subject, a MONAI MetaTensor, or a "
@@ -38,20 +38,19 @@ def as_volume(image: Any, affine: npt.ArrayLike | None = None) -> Volume:
 
     Raises:
         ScanError: another kind of object, an array without affine, another object with one; NaN or infinite
-            voxels, a constant image.
+            voxels, a constant image, a label map.
         GeometryError: an impossible shape or affine; channels on different grids.
     """
     if affine is not None and not isinstance(image, np.ndarray):
         raise ScanError("an affine is given with a numpy array only; other images know their own")
     found = _volume(image, affine)
-    for channel in found.data:
-        check_voxels(channel, _HERE)
+    check_scan([(channel, _HERE) for channel in found.data])
     return found
 
 
 def _volume(image: Any, affine: npt.ArrayLike | None) -> Volume:
     if isinstance(image, Volume):
-        return image
+        return Volume(_kept(_array(image.data)), image.grid)
     if hasattr(image, "dataobj") and hasattr(image, "affine"):  # nibabel
         data = np.asanyarray(image.dataobj)
         return _on_grid(np.moveaxis(data, -1, 0) if data.ndim == 4 else data, image.affine)
@@ -75,15 +74,20 @@ def _array(tensor: Any) -> npt.NDArray[Any]:
     return np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor)
 
 
-def _on_grid(data: npt.NDArray[Any], affine: Any) -> Volume:
+def _kept(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Voxels as float32, or integers of up to 16 bits as they are."""
     if data.dtype.kind not in "iufb":
         raise ScanError(f"a scan's voxels are numbers, got {data.dtype}")
+    return data if data.dtype in _KEPT_TYPES else data.astype(np.float32, copy=False)
+
+
+def _on_grid(data: npt.NDArray[Any], affine: Any) -> Volume:
+    data = _kept(data)
     four = data if data.ndim == 4 else data[None]
     if four.ndim != 4:
         raise GeometryError(f"a scan is [I, J, K] or [C, I, J, K], got the shape {data.shape}")
-    kept = four if four.dtype in _KEPT_TYPES else four.astype(np.float32)
     i, j, k = four.shape[1:]
-    return Volume(kept, Grid((i, j, k), np.asarray(affine, dtype=np.float64)))
+    return Volume(four, Grid((i, j, k), np.asarray(affine, dtype=np.float64)))
 
 
 def _together(volumes: list[Volume]) -> Volume:

@@ -41,7 +41,7 @@ from zoomseg.io.scan_files import (
     the_scan,
 )
 from zoomseg.io.scan_writing import write_array, write_image, write_labels, written_suffix
-from zoomseg.io.voxel_checks import check_same_grid, check_voxels, looks_like_labels
+from zoomseg.io.voxel_checks import check_same_grid, check_scan, looks_like_labels
 
 if TYPE_CHECKING:
     from zoomseg.io.dicom.read.series_discovery import Stack
@@ -52,7 +52,6 @@ __all__ = [
     "ScanInput",
     "as_channels",
     "check_same_grid",
-    "check_voxels",
     "files_by_case",
     "find_scans",
     "header_notes",
@@ -279,11 +278,8 @@ def header_notes_by_case(files: Mapping[str, Iterable[Path]]) -> list[str]:
 def _checked(files: Sequence[Path], volumes: Sequence[Volume]) -> Volume:
     """The channels of one scan, each valid for a network, as one array."""
     for file, volume in zip(files, volumes, strict=True):
-        for channel in volume.data:
-            check_voxels(channel, file)
         check_same_grid(volumes[0].grid, volume.grid, files[0], file)
-    if all(looks_like_labels(channel) for volume in volumes for channel in volume.data):
-        raise ScanError(f"{files[0]}: looks like a label map, not like a scan; give the image itself")
+    check_scan([(own, file) for file, volume in zip(files, volumes, strict=True) for own in volume.data])
     data = volumes[0].data if len(volumes) == 1 else np.concatenate([v.data for v in volumes])
     return Volume(data, volumes[0].grid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,18 @@ def check_voxels(values: Float32Array, path: Path) -> None:
         raise ScanError(f"{path}: {what} NaN or infinite; repair it, a data set with 'zoomseg check --fix'")
     if low == high:
         raise ScanError(f"{path}: constant image, every voxel is {float(low):g}")
+
+
+def check_scan(channels: Sequence[tuple[Float32Array, Path]]) -> None:
+    """Refuse channels ``[I, J, K]``, each with its file, that are not those of a scan.
+
+    Raises:
+        ScanError: as ``check_voxels``, or all are label maps.
+    """
+    for values, path in channels:
+        check_voxels(values, path)
+    if all(looks_like_labels(values) for values, _ in channels):
+        raise ScanError(f"{channels[0][1]}: looks like a label map, not like a scan; give the image itself")
 
 
 def check_same_grid(first: Grid, second: Grid, first_path: Path, second_path: Path) -> None:

@@ -11,6 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from zoomseg.anatomy.measurements import measure
+from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case, StagePrediction
@@ -76,6 +78,9 @@ class Prediction:
     """Similarity of the scan to the training scans, 0 to 1 (see ``inference.scan_likeness``)."""
     misplaced: tuple[str, ...] = ()
     """Organs that lie far from their positions in training, and nowhere else."""
+    implausible: Mapping[str, tuple[str, ...]] | None = None
+    """Flags of organs in implausible positions, if ``labels`` does not contain all organs by which these are
+    judged (see ``anatomy.plausibility``)."""
     atlas: StagePrediction | None = None
     """The scan's atlas prior, if the recipe has one and predictions of the stages were to be kept."""
     last: Stage | None = None
@@ -145,8 +150,14 @@ class Cascade:
                 clock.lap(stage.name)
         run.fuse()
         notes, misplaced = self._clean(run.fused, organs)
-        labels = LabelMap(to_numpy(run.fused.labels), scan.grid, self.schema)
-        labels = _uncropped(labels.reoriented(scan.orientation.inverse), case.image.grid, scan.box)
+        labels = _on_own_grid(run.fused, scan, case)
+        implausible: Mapping[str, tuple[str, ...]] | None = None
+        if organs is not None and set(organs) != set(self.schema.names):
+            # Before organs are dropped that serve as references for the positions of others.
+            found = measure(case.id, labels, case.image, self.schema.names)
+            implausible = plausibility_flags(self.schema, found)
+            fusion.keep_only(run.fused, organs)
+            labels = _on_own_grid(run.fused, scan, case)
         clock.lap("fuse")
         return Prediction(
             case.id,
@@ -156,6 +167,7 @@ class Cascade:
             tuple(run.records),
             clock.seconds,
             notes=notes,
+            implausible=implausible,
             misplaced=misplaced,
             atlas=priors.get(ATLAS) if keep else None,
             last=self.recipe.stages[-1],
@@ -164,21 +176,24 @@ class Cascade:
     def _clean(
         self, fused: fusion.FusedLabelMap, organs: tuple[str, ...] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Remove false parts of organs, and organs that were not requested; returns notes on what was
-        removed, and organs that are misplaced as a whole."""
+        """Remove false parts of organs; returns notes on what was removed from the requested ones, and organs
+        that are misplaced as a whole."""
         recipe, select = self.recipe, self.schema.select
         fusion.keep_parts(fused, select(recipe.largest_component), largest_component)
         if recipe.islands is not None:
             parts = partial(without_islands, below=recipe.islands.below)
             fusion.keep_parts(fused, select(recipe.islands.labels), parts)
-        # Before organs are dropped that serve as references for the positions of others.
         places = self.organ_places
         found = {} if places is None else fusion.take_out_misplaced(fused, places)
         wanted = select("all" if organs is None else organs)
-        if organs is not None:
-            fusion.keep_only(fused, wanted)
         notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
         return notes, tuple(name for name, own in found.items() if own.alone)
+
+
+def _on_own_grid(fused: fusion.FusedLabelMap, scan: PreparedScan, case: Case) -> LabelMap:
+    """The label map on the grid of the case's image."""
+    labels = LabelMap(to_numpy(fused.labels), scan.grid, fused.schema)
+    return _uncropped(labels.reoriented(scan.orientation.inverse), case.image.grid, scan.box)
 
 
 def _uncropped(labels: LabelMap, grid: Grid, box: Box) -> LabelMap:

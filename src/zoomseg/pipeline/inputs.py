@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from zoomseg.core.arrays import AnyNumpy, Array, beside, namespace
+from zoomseg.core.arrays import AnyNumpy, Array, beside, memory_order, namespace
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import require_ram_of
 from zoomseg.core.morphology import Mask, filled
 from zoomseg.core.region import bounding_box
-from zoomseg.core.resample import Kernels, resample_data
+from zoomseg.core.resample import Kernels, read_box, resample_data
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
@@ -38,6 +40,10 @@ from zoomseg.recipe.spec import (
 STATISTICS_VOXELS = 1_000_000
 """Approximate maximum number of voxels, evenly spread, from which a scan's percentiles and moments are
 computed."""
+
+MASKING_BYTES = 8
+"""Memory for each voxel while the holes of a mask are filled: the mask, what is around it, and the number of
+the connected component to which each voxel belongs."""
 
 LEAST_SPREAD = 1e-8
 """Divisor of intensities if all are equal, as in nnU-Net."""
@@ -61,18 +67,25 @@ class Normalisation:
     inside: Mask | None = field(default=None, compare=False)
     """Bool ``[I, J, K]`` of the whole scan."""
 
-    def filled(self, data: Array) -> Array:
-        """``[C, I, J, K]`` of the whole scan in its own unit, where voxels outside ``inside`` have the values
-        that ``apply`` maps to zero."""
-        if self.inside is None or not any(self.masked):
+    @property
+    def fills(self) -> bool:
+        """Whether ``filled`` changes anything."""
+        return self.inside is not None and any(self.masked)
+
+    def filled(self, data: Array, box: Box) -> Array:
+        """``[C, *box.shape]`` of a box of the scan in its own unit, where voxels outside ``inside`` have the
+        values that ``apply`` maps to zero."""
+        if self.inside is None or not self.fills:
             return data
         xp = namespace(data)
-        inside, data = beside(self.inside, data), xp.astype(data, xp.float32)
-        parts = [
-            xp.where(inside, own, xp.full_like(own, shift)) if masked else own
-            for own, shift, masked in zip(data, self.shift, self.masked, strict=True)
-        ]
-        return xp.stack(parts)
+        inside, out = beside(self.inside[box.slices], data), xp.astype(data, xp.float32)
+        order = tuple(memory_order(out[0, ...]))
+        masks = xp.permute_dims(inside, order)
+        for own, shift, masked in zip(out, self.shift, self.masked, strict=True):
+            if masked:
+                for plane, mask in zip(xp.permute_dims(own, order), masks, strict=True):
+                    plane[...] = xp.where(mask, plane, xp.full_like(plane, shift))
+        return out
 
     def apply(self, data: Array) -> Array:
         """``[C, I, J, K]`` in the scan's own unit to normalised float32."""
@@ -142,8 +155,7 @@ def _row(spec: ChannelIntensity, channel: AnyNumpy, inside: Mask | None) -> tupl
             zero, slope, _ = line(spec.lower, spec.upper, spec.output, None, spec.inner_share)
             return spec.lower, spec.upper, zero, slope
         case ZScore():
-            masked = spec.within == "nonzero" and inside is not None
-            return _moments(channel[inside] if masked else channel, spec)
+            return _moments(channel, inside if spec.within == "nonzero" else None, spec)
         case MinMax():
             low, high = float(channel.min()), float(channel.max())
             return low, high, low, 1 / max(high - low, LEAST_SPREAD)
@@ -205,16 +217,37 @@ def check_within(lower: float, upper: float, lowest: float, highest: float, name
     )
 
 
-def _moments(channel: AnyNumpy, spec: ZScore) -> tuple[float, float, float, float]:
+def _moments(channel: AnyNumpy, inside: Mask | None, spec: ZScore) -> tuple[float, float, float, float]:
+    """Of the voxels of ``[I, J, K]``; without percentiles, of those that are ``inside``."""
     if spec.clip_percentiles is None:
-        if not channel.size:  # no voxel of the scan is inside the mask
-            return 0.0, 0.0, 0.0, 1.0
-        spread = max(float(channel.std(dtype=np.float64)), LEAST_SPREAD)
-        return float(channel.min()), float(channel.max()), float(channel.mean(dtype=np.float64)), 1 / spread
+        return _moments_of_all(channel, inside)
     ordered = np.sort(_sample(channel), axis=None).astype(np.float32)
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in spec.clip_percentiles)
     clipped = np.clip(ordered, low, high).astype(np.float64)
     return low, high, float(clipped.mean()), 1.0 / max(float(clipped.std(ddof=1)), 1e-6)
+
+
+def _moments_of_all(channel: AnyNumpy, inside: Mask | None) -> tuple[float, float, float, float]:
+    count, total, low, high = 0, 0.0, math.inf, -math.inf
+    for plane in _planes(channel, inside):
+        if plane.size:
+            count, total = count + plane.size, total + float(plane.sum())
+            low, high = min(low, float(plane.min())), max(high, float(plane.max()))
+    if not count:  # no voxel of the scan is inside the mask
+        return 0.0, 0.0, 0.0, 1.0
+    mean = total / count
+    squares = sum(float(np.square(plane - mean).sum()) for plane in _planes(channel, inside))
+    return low, high, mean, 1 / max(math.sqrt(squares / count), LEAST_SPREAD)
+
+
+def _planes(channel: AnyNumpy, inside: Mask | None) -> Iterator[npt.NDArray[np.float64]]:
+    """The voxels of ``[I, J, K]``, or those ``inside``, plane by plane as they lie in memory: as a whole they
+    would take several times the scan's memory."""
+    axis = memory_order(channel)[0]
+    planes = np.moveaxis(channel, axis, 0)
+    masks: Iterable[Mask | None] = [None] * len(planes) if inside is None else np.moveaxis(inside, axis, 0)
+    for plane, mask in zip(planes, masks, strict=True):
+        yield (plane if mask is None else plane[mask]).astype(np.float64)
 
 
 def _sample(channel: AnyNumpy) -> AnyNumpy:
@@ -239,8 +272,26 @@ def nonzero_box(image: Volume) -> Box:
 
 def nonzero_mask(image: Volume) -> Mask:
     """Bool ``[I, J, K]``: the voxels that are not zero in every channel, and those that they enclose
-    (nnU-Net's ``create_nonzero_mask``)."""
-    return filled(np.any(image.data != 0, axis=0))
+    (nnU-Net's ``create_nonzero_mask``).
+
+    Raises:
+        MemoryLimitError: too little memory is free.
+    """
+    require_ram_of(image.grid.shape, MASKING_BYTES, "the mask of a scan")
+    found = image.data[0] != 0
+    for channel in image.data[1:]:
+        found |= channel != 0
+    return filled(found)
+
+
+def masking_bytes(specs: Iterable[IntensitySpec], channels: int) -> int:
+    """Memory, for each voxel of a scan, of the mask of its normalisation and of what is filled by it; 0 if
+    none of these has one."""
+    for spec in specs:
+        own = spec.channels if isinstance(spec, PerChannel) else (spec,)
+        if any(isinstance(one, ZScore) and one.within == "nonzero" for one in own):
+            return max(MASKING_BYTES, 1 + 4 * channels)
+    return 0
 
 
 def image_channels(specs: Sequence[InputSpec], channels: int) -> tuple[int, ...]:
@@ -277,11 +328,15 @@ def image_on(
     kernels: Kernels | None = None,
 ) -> Array:
     """The image channels ``[C, *grid.shape]`` of these inputs, normalised; ``kernels`` as in
-    ``resample_data``."""
+    ``resample_data``. Only the part of the scan that is read is filled."""
     channels = list(image_channels(specs, image.channels))
     own = normalisation.of(channels)
     seen = image.data if channels == list(range(image.channels)) else image.data[channels]
-    return resample_data(own.filled(seen), image.grid, grid, change=own.apply, kernels=kernels)
+    source = image.grid
+    if own.fills:
+        box = read_box(source, grid, kernels=kernels)
+        seen, source = own.filled(seen[(slice(None), *box.slices)], box), source.crop(box)
+    return resample_data(seen, source, grid, change=own.apply, kernels=kernels)
 
 
 def priors_on(

@@ -53,7 +53,7 @@ class PreparedScan:
     def image(self) -> Volume:
         """The whole scan, normalised and canonical."""
         own = self.normalisation
-        normal = Volume(own.apply(own.filled(self.raw.data)), self.raw.grid)
+        normal = Volume(own.apply(own.filled(self.raw.data, self.raw.grid.box)), self.raw.grid)
         return normal.reoriented(self.orientation)
 
     def normalisation_of(self, stage: Stage) -> Normalisation:

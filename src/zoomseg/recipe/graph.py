@@ -102,7 +102,8 @@ def validate(recipe: Recipe) -> None:
                     f"stage '{stage.name}', {reference.field}.of: '{reference.of}' becomes one stage per "
                     "label, so only a stage with per_label: true can read it"
                 )
-        _validate_fusion(stage)
+        _validate_overlap(stage)
+        _validate_interpolation(stage)
         if recipe.prior_from == "live" and stage.reference_margin_mm is not None:
             raise RecipeError(
                 f"stage '{stage.name}', roi.reference_margin_mm: with prior_from: live, regions lie "
@@ -125,23 +126,34 @@ def validate(recipe: Recipe) -> None:
         _validate_group(recipe, group)
 
 
-def _validate_fusion(stage: Stage) -> None:
-    """Check that a fusion that compares probabilities, which it interpolates linearly along all axes, is not
-    that of a stage whose predictions are interpolated otherwise; and that stages with overlapping labels have
-    geometric means, which preserve the odds that decide them."""
+_ANY_INTERPOLATION = ("none", "replace_in_roi", "paste")
+"""Fusions for which a stage's predictions may be interpolated otherwise than linearly."""
+
+
+def _validate_interpolation(stage: Stage) -> None:
+    """Check that the fusion interpolates predictions as the stage says."""
+    if stage.fusion in _ANY_INTERPOLATION or stage.argmax_on == "stage_grid":
+        return
     apart = isinstance(stage.grid, FixedSpacing) and stage.grid.slices_apart_above is not None
-    unlike = {
-        "labels that overlap": stage.labels_overlap,
-        "mean: geometric": stage.mean == "geometric",
-        "grid.slices_apart_above": apart,
-    }
-    for what, found in unlike.items():
-        if found and stage.fusion not in ("none", "replace_in_roi", "paste"):
-            raise RecipeError(
-                f"stage '{stage.name}', fusion: '{stage.fusion}' is not for {what}; allowed: none, "
-                "replace_in_roi, paste"
-            )
-    if stage.labels_overlap and stage.mean != "geometric":
+    if apart or stage.mean == "geometric":
+        field = "grid.slices_apart_above" if apart else "mean"
+        raise RecipeError(
+            f"stage '{stage.name}', {field}: fusion '{stage.fusion}' interpolates probabilities linearly; "
+            f"allowed with argmax_on: stage_grid, or fusion: {', '.join(_ANY_INTERPOLATION)}"
+        )
+
+
+def _validate_overlap(stage: Stage) -> None:
+    """Check that stages with overlapping labels have geometric means, which preserve the odds that decide
+    them."""
+    if not stage.labels_overlap:
+        return
+    if stage.fusion not in ("none", "replace_in_roi", "paste"):
+        raise RecipeError(
+            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: none, "
+            "replace_in_roi, paste"
+        )
+    if stage.mean != "geometric":
         raise RecipeError(f"stage '{stage.name}', mean: labels_overlap needs geometric, got '{stage.mean}'")
 
 

@@ -295,7 +295,7 @@ class FixedSpacing(_Tiled):
     """If the ratio of a voxel's longest side to its shortest, of the scan or else of this grid, exceeds this,
     slices across the longest side are interpolated separately, and the nearest one is used: for images and
     for predictions (3 in nnU-Net's ``default_resampling.py``). None: all axes are treated alike, as the
-    fusions that compare probabilities need."""
+    fusions that compare probabilities on the scan's grid need."""
 
     @model_validator(mode="after")
     def _sampled_anew(self) -> FixedSpacing:

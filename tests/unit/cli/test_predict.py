@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from helpers.label_files import save_description
 from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
 from zoomseg.core.volume import LabelMap
+from zoomseg.inference import outputs
 from zoomseg.inference.load import load_predictor
 from zoomseg.io import scans
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
@@ -97,6 +99,27 @@ def test_verbose_tells_tiles_and_costs(
             *(tiles, str(stage["tiles_skipped"])),
             f"{stage['flops'] / 1e9:,.1f}",
         ]
+
+
+def test_scans_are_read_ahead_unless_memory_is_limited(
+    scan: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There is no GPU memory to be limited on a CPU."""
+    seen: list[bool] = []
+
+    def segmented(*given: Any) -> tuple[()]:
+        seen.append(given[6])
+        return ()
+
+    monkeypatch.setattr(outputs, "segment_to_folder", segmented)
+    for limit in ((), ("--max-vram", "1G"), ("--max-ram", "8G")):
+        assert predict(scan, model, tmp_path / "out", *limit) == 0
+        assert ("no GPU is used" in capsys.readouterr().err) == ("--max-vram" in limit)
+    assert seen == [True, True, False]
 
 
 def test_only_the_organs_asked_for(scan: Path, model: Path, tmp_path: Path) -> None:

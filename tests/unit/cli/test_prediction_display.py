@@ -109,3 +109,15 @@ def test_names_from_files_print_no_control_characters() -> None:
     (line,) = said(False, done=Failed("a\x1b[31m", "no \x00\nscan"))
     assert line.isprintable()
     assert line == "failed: a [31m: no scan"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_from_files_print_none_beside_their_tiles_either(terminal: bool) -> None:
+    (shown, text), name = console(terminal), "a\x1b]0;title\x07b"
+    tiles = 2 if terminal else 1  # a bar is shown until the last
+    with PredictionDisplay(shown, 1, verbose=True) as display:
+        display.tell(name, TileProgress("coarse", 1, tiles))
+        display.register(name, 1, tiles)
+    assert "\x07" not in text.getvalue()
+    assert "\x1b]" not in text.getvalue()
+    assert "]0;title" in text.getvalue()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from zoomseg.core.morphology import (
+    Components,
     dilated,
     dilated_by_cube,
     eroded_by_cube,
@@ -46,6 +49,18 @@ def test_islands_are_parts_much_smaller_than_the_largest() -> None:
     assert kept.tolist() == [0, 1, 2, 3, 6, 7, 20]
     assert np.unique(np.nonzero(without_islands(mask, 0.26))[0]).tolist() == [0, 1, 2, 3]
     assert np.array_equal(without_islands(mask, 0.01), mask)
+
+
+def test_which_components_stay_takes_little_memory() -> None:
+    mask = np.ones((80, 80, 80), dtype=bool)
+    mask[::4] = False
+    found = Components.of(mask)
+    tracemalloc.start()
+    kept = found.those(np.arange(len(found.voxels)) % 2 == 0)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(kept, mask & (np.arange(80) // 4 % 2 == 0)[:, None, None])
+    assert taken < 2 * mask.size
 
 
 def test_nothing_and_everything() -> None:

@@ -26,6 +26,7 @@ from zoomseg.core.resample import (
     coordinates_box,
     cubic_weights,
     nearest_index,
+    read_box,
     resample,
     resample_data,
     resample_labels,
@@ -229,6 +230,19 @@ class TestResample:
             whole = np.moveaxis(np.tensordot(weights.astype(np.float64), whole, (1, 1 + a)), 0, 1 + a)
         for found in (one, two):
             assert np.abs(np.asarray(found) - whole).max() < 1e-3
+
+    def test_only_a_box_is_read(self) -> None:
+        source = Grid.from_spacing((20, 20, 20), (1.0, 1.0, 1.0))
+        part = source.crop(Box((3, 4, 5), (6, 8, 11)))
+        assert read_box(source, part) == Box((3, 4, 5), (6, 8, 11))
+        half = source.downsampled((2, 2, 2)).crop(Box((2, 2, 2), (4, 4, 4)))
+        assert read_box(source, half, antialias=False) == Box((4, 4, 4), (8, 8, 8))
+        assert read_box(source, half) == Box((3, 3, 3), (9, 9, 9))
+        assert read_box(source, half, kernels=("nearest",) * 3) == Box((5, 5, 5), (8, 8, 8))
+        beyond = source.crop(Box((-9, 0, 18), (-2, 20, 30)))
+        assert read_box(source, beyond) == Box((0, 0, 18), (1, 20, 20))
+        turned = oriented((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), angles_deg=(10, 20, 5))
+        assert read_box(source, turned) == source.box
 
 
 def steps(source: Grid, target: Grid, axis: int) -> tuple[float, float]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -350,6 +352,25 @@ def test_means_of_logarithms_are_means_of_logits() -> None:
     mean = np.exp(logits.mean(axis=0)) / np.exp(logits.mean(axis=0)).sum(axis=0)
     np.testing.assert_allclose(normalised(logarithms(softmax).mean(axis=0)), mean, atol=1e-6)
     assert logarithms(np.zeros(1, dtype=np.float32))[0] == pytest.approx(LOWEST_LOG)
+
+
+def test_logarithms_leave_what_they_are_made_of(make: Make) -> None:
+    given = np.array([0, 1e-40, 1e-37, 0.5, 1], dtype=np.float32)
+    found = np.asarray(logarithms(make(given.copy())))
+    assert found.tolist() == pytest.approx([LOWEST_LOG] * 3 + [math.log(0.5), 0])
+    kept = given.copy()
+    logarithms(kept)
+    assert np.array_equal(kept, given)
+
+
+def test_logarithms_take_no_second_copy() -> None:
+    shares = np.full((6, 40, 40, 40), 1 / 6, dtype=np.float32)
+    logarithms(shares[:1])  # imports what it needs
+    tracemalloc.start()
+    logarithms(shares)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 1.1 * shares.nbytes
 
 
 def test_of_overlapping_labels_the_last_that_a_voxel_has_stays() -> None:

@@ -19,7 +19,7 @@ import torch
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case
 from helpers.untrained_models import predictor, valid_bundle
 from zoomseg.core.case import Case
-from zoomseg.core.errors import OutputError, ScanError
+from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import batch
 from zoomseg.inference.batch import Failed, Segmented, result_path, segment
@@ -134,6 +134,7 @@ def test_a_label_map_is_there_only_where_all_else_is(
     monkeypatch.setattr(batch, "write_results", refuse)
     out = tmp_path / "out"
     out.mkdir()
+    (out / "case_1.nii.gz").write_bytes(b"of an earlier run")
     assert all(isinstance(outcome, Failed) for outcome in outcomes(scans, out, predictor()))
     assert list(out.iterdir()) == []
 
@@ -367,6 +368,38 @@ def test_a_measurement_does_not_tell_what_went_wrong_with_others(works: Works) -
     works.on_read, works.on_predict = read, lambda n: works.alone()
     told = works.run(3)
     assert [t.reason if isinstance(t, Failed) else t.case for t in told] == ["0", "read 1 failed", "2"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_scan_that_did_not_fit_beside_the_one_before_is_read_again_alone(works: Works, times: int) -> None:
+    """Once: if it does not fit alone either, it has failed. The next is read after that."""
+    refused: list[str] = []
+
+    def read(n: int) -> None:
+        if n == 1 and len(refused) < times:
+            refused.append("too large")
+            raise MemoryLimitError("too large", 1)
+
+    works.on_read = read
+    works.on_predict = lambda n: works.await_("read 1") if n == 0 else None
+    works.on_write = lambda n: time.sleep(0.1)
+    told = works.run(3)
+    found = [t.reason if isinstance(t, Failed) else t.case for t in told]
+    assert found == ["0", "1" if times == 1 else "too large", "2"]
+    again = len(works.log) - 1 - works.log[::-1].index("read 1")
+    assert works.log.count("read 1") == 2
+    assert works.log.index("settle 0") < again < works.log.index("read 2")
+
+
+def test_what_does_not_fit_alone_is_read_once(works: Works) -> None:
+    def read(n: int) -> None:
+        raise MemoryLimitError("too large", 1)
+
+    works.on_read = read
+    assert [type(t) for t in works.run(1)] == [Failed]
+    assert works.log.count("read 0") == 1
+    assert [type(t) for t in works.run(2, ahead=False)] == [Failed, Failed]
+    assert works.log.count("read 1") == 1
 
 
 def test_seconds_of_reading_and_those_waited_for_it(works: Works) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import predictor, untrained_bundle
+from zoomseg.core.errors import ScanError
+from zoomseg.datasets.layouts import read_labels_by_case
 from zoomseg.inference import earlier_results
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
@@ -76,6 +78,70 @@ def test_label_maps_with_other_labels_are_listed_with_theirs(
     cases = json.loads((out / "run.json").read_text())["cases"]
     assert "labels" not in cases["a"]["run"]
     assert cases["b"]["run"]["labels"] == {"background": 0, "right kidney": 7}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    model = predictor()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ScanError("too dark")
+
+    monkeypatch.setattr(model, "predict", refuse)
+    return model
+
+
+def test_a_scan_that_fails_leaves_the_earlier_label_map_its_labels(
+    three: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, both = tmp_path / "out", {"background": 0, "left kidney": 3, "right kidney": 7}
+    segment_to_folder(three[:1], out, predictor())
+    summary = (out / "summary.csv").read_bytes()
+    for _ in range(2):
+        failed = segment_to_folder(three[:1], out, failing(monkeypatch), ("right kidney",))
+        assert [one.case for one in failed] == ["a"]
+        run = json.loads((out / "run.json").read_text())
+        assert run["labels"] == {"background": 0, "right kidney": 7}
+        assert run["cases"]["a"]["status"] == "done"
+        assert run["cases"]["a"]["run"]["labels"] == both
+        assert run["cases"]["a"]["notes"] == [
+            "this label map is an earlier run's, a later one failed: too dark"
+        ]
+        assert (out / "summary.csv").read_bytes() == summary
+    assert read_labels_by_case(out / "run.json")["a"].names == ("left kidney", "right kidney")
+    (out / "a.nii.gz").unlink()
+    segment_to_folder(three[:1], out, failing(monkeypatch), ("right kidney",))
+    assert json.loads((out / "run.json").read_text())["cases"]["a"] == {
+        "status": "failed",
+        "error": "too dark",
+    }
+    assert listed(out) == (["a"], [], [])
+
+
+@pytest.mark.parametrize("notes", [7, [["x"]], "x", None])
+def test_notes_that_are_none_of_ours_stop_nothing(
+    three: tuple[ScanInput, ...], tmp_path: Path, notes: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(three[:1], out, predictor())
+    run = json.loads((out / "run.json").read_text())
+    run["cases"]["a"]["notes"] = notes
+    (out / "run.json").write_text(json.dumps(run))
+    segment_to_folder((three[0], three[1]), out, failing(monkeypatch))
+    told = json.loads((out / "run.json").read_text())["cases"]["a"]["notes"]
+    assert told[-1] == "this label map is an earlier run's, a later one failed: too dark"
+
+
+def test_keys_of_another_version_are_left_out(three: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(three[:1], out, predictor())
+    run = json.loads((out / "run.json").read_text())
+    run["cases"]["a"]["run"] = {"backend": "other", "weather": "fine"}
+    (out / "run.json").write_text(json.dumps(run))
+    assert not segment_to_folder(three[1:2], out, predictor())
+    told = json.loads((out / "run.json").read_text())["cases"]
+    assert list(told) == ["a", "b"]
+    assert told["a"]["run"]["backend"] == "other"
+    assert "weather" not in told["a"]["run"]
 
 
 @pytest.mark.parametrize("of_a_run", [7, [1], "x", None])

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import predictor
-from zoomseg.core.errors import OutputError
+from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.inference.gather import gather
 from zoomseg.inference.outputs import Part, segment_to_folder
 from zoomseg.io.scans import ScanInput, write_image
@@ -74,6 +74,30 @@ def test_label_maps_that_are_gone_are_left_out_and_others_say_what_they_mean(
     assert run["labels"] == {"background": 0, "right kidney": 7}
     assert run["cases"]["a"]["run"]["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
     assert "run" not in run["cases"]["b"]
+
+
+def test_a_part_that_fails_leaves_the_earlier_label_map_its_labels(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although nothing was gathered in between."""
+    out, later = tmp_path / "out", predictor()
+    segment_to_folder(scans[:2], out, predictor(), part=Part(1, 2))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ScanError("too dark")
+
+    monkeypatch.setattr(later, "predict", refuse)
+    segment_to_folder(scans[:2], out, later, ("right kidney",), part=Part(1, 2))
+    segment_to_folder(scans[:2], out, predictor(), ("right kidney",), part=Part(2, 2))
+    found = gather(out)
+    assert [(failed.case, failed.reason) for failed in found.failed] == [("a", "too dark")]
+    run = account(out)
+    assert run["labels"] == {"background": 0, "right kidney": 7}
+    assert run["cases"]["a"]["status"] == "done"
+    assert run["cases"]["a"]["run"]["labels"] == {"background": 0, "left kidney": 3, "right kidney": 7}
+    assert run["cases"]["a"]["notes"] == ["this label map is an earlier run's, a later one failed: too dark"]
+    rows = [line.split(",")[:2] for line in (out / "summary.csv").read_text().splitlines()[1:]]
+    assert rows == [["a", "left kidney"], ["a", "right kidney"], ["b", "right kidney"]]
 
 
 def test_missing_are_the_scans_of_any_command_without_an_entry(

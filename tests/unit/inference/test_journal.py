@@ -12,7 +12,7 @@ import pytest
 
 from helpers.tiny_dataset import CPU, tiny_case
 from helpers.untrained_models import predictor, untrained_bundle
-from zoomseg.inference import journal
+from zoomseg.inference import journal, outputs
 from zoomseg.inference.batch import ExtraOutputs, Failed
 from zoomseg.inference.outputs import ALL, Part, segment_to_folder
 from zoomseg.inference.predictor import Predictor
@@ -148,6 +148,28 @@ def test_what_was_not_mirrored_is_computed_again_with_mirroring(
         assert computed(one, out, Predictor(model, CPU, mirror=mirror)) == []
         told = json.loads((out / "run.json").read_text())["recipe_in_full"]["stages"]
         assert [stage["mirror_axes"] for stage in told] == [["k"] if mirror else []] * len(stages)
+
+
+def test_what_another_version_computed_is_computed_again(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, one = tmp_path / "out", scans[:1]
+    assert computed(one, out) == ["a"]
+    with monkeypatch.context() as later:
+        later.setattr(outputs.importlib.metadata, "version", lambda name: "99.0")
+        assert computed(one, out) == ["a"]
+        assert computed(one, out) == []
+    assert computed(one, out) == ["a"]
+
+
+def test_what_might_have_been_refused_is_computed_again(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    """A scan that was not refused is the same with any scan allowed."""
+    out, one = tmp_path / "out", scans[:1]
+    lenient = Predictor(untrained_bundle(), CPU, any_scan=True)
+    assert computed(one, out) == ["a"]
+    assert computed(one, out, lenient) == []
+    assert computed(scans[:2], out, lenient) == ["b"]
+    assert computed(scans[:2], out) == ["b"]
 
 
 def test_failed_scans_are_tried_again(tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def test_memory_limits_hold(folds: Path) -> None:
         predictor.predict(Case("a", tiny_case(0)[0]))
 
 
+def test_a_limit_of_memory_that_is_not_there_is_said_to_be_none(folds: Path) -> None:
+    told: list[str] = []
+    for max_vram in (None, 1_000_000):
+        load_predictor([folds / "fold-0"], CPU, max_vram=max_vram, on_warning=told.append)
+    assert told == ["no GPU is used, so that its memory limit (--max-vram) has no effect"]
+
+
 def test_tiles_overlap_as_little_as_asked(folds: Path) -> None:
     case = Case("a", tiny_case(0)[0])
     model = bundle.load(folds / "fold-0")

@@ -21,7 +21,7 @@ from helpers.limited_prediction import BUNDLED
 from helpers.limited_prediction import untrained as limited_bundle
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from helpers.untrained_models import untrained_bundle, valid_bundle
-from zoomseg.backends.device import fast_bfloat16
+from zoomseg.backends.device import Device, fast_bfloat16
 from zoomseg.backends.torch_costs import TorchCosts
 from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.case import Case
@@ -32,8 +32,9 @@ from zoomseg.inference import memory_limits
 from zoomseg.inference.memory_limits import MemoryLimits, StageWork
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
 from zoomseg.pipeline.stage_input import StageView
-from zoomseg.recipe.spec import UNet3D
+from zoomseg.recipe.spec import BodyMask, UNet3D, ZScore
 
 FINE = tiny_recipe(together=True).stages[1]
 MB = 1024**2
@@ -356,6 +357,61 @@ def test_no_limit_asks_nothing() -> None:
     assert not MemoryLimits(CPU).any
     assert not MemoryLimits(CPU, vram=1).any  # there is no GPU to limit
     assert MemoryLimits(CPU, ram=1).any
+
+
+def test_predictions_held_in_main_memory_are_limited_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: 5 * MB)
+    held = 4 * (work().classes + 1) * 66**3
+    enough = 5 * MB + 3 * MB + held
+    gpu = Device("cuda:0")
+    line = (
+        r"^the prediction of stage 'fine' as a whole would need about .* of main memory, .* are allowed; "
+        "allow more with --max-ram"
+    )
+    with pytest.raises(MemoryLimitError, match=line) as refusal:
+        MemoryLimits(gpu, enough - 1).fit(view(), work(), True, 3 * MB)
+    assert refusal.value.needed == enough
+    for ram, whole in ((enough, True), (1, False), (None, True)):
+        fitted, _ = MemoryLimits(gpu, ram).fit(view(), work(), whole, 3 * MB)
+        assert fitted.stage.grid.tile == (32, 32, 16)
+
+
+MASKED = ZScore(clip_percentiles=None, within="nonzero")
+
+
+def with_recipe(**changes: object) -> Bundle:
+    model = untrained_bundle()
+    return replace(model, recipe=model.recipe.model_copy(update=changes))
+
+
+def admitted(monkeypatch: pytest.MonkeyPatch, model: Bundle, ram: int) -> None:
+    """A scan of 300 x 300 x 300 voxels, of which a byte each is read."""
+    monkeypatch.setattr(memory_limits, "used_ram", lambda: 0)
+    grid = Grid.from_spacing((300, 300, 300), (3.0, 3.0, 3.0))
+    Predictor(model, CPU, limits=MemoryLimits(CPU, ram)).admit(grid, grid.box.voxels)
+
+
+def test_a_scan_that_is_cropped_is_not_judged_by_its_whole_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the scan and its label map have the size in the header."""
+    alone = 4 * 300**3
+    with pytest.raises(MemoryLimitError):
+        admitted(monkeypatch, with_recipe(), alone)
+    for intensity in (ZScore(), MASKED):
+        model = with_recipe(crop="nonzero", intensity=intensity)
+        admitted(monkeypatch, model, alone)
+        with pytest.raises(MemoryLimitError):
+            admitted(monkeypatch, model, alone - 1)
+
+
+def test_the_mask_of_a_normalisation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a small first stage: the scan, the label map, and eight bytes for each voxel."""
+    coarse, fine = untrained_bundle().recipe.stages
+    small = coarse.model_copy(update={"roi": BodyMask(threshold=0.0)})  # known from the voxels
+    model = with_recipe(stages=(small, fine), intensity=MASKED)
+    needed = (1 + 1 + 8) * 300**3
+    admitted(monkeypatch, model, needed)
+    with pytest.raises(MemoryLimitError):
+        admitted(monkeypatch, model, needed - 1)
 
 
 def test_a_limit_that_is_no_hindrance_changes_no_voxel() -> None:

@@ -151,6 +151,7 @@ def test_a_summary_that_cannot_be_made_fails_that_scan_alone(
     assert {case: told["status"] for case, told in run["cases"].items()} == {"a": "failed", "b": "done"}
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         assert {row["case"] for row in csv.DictReader(file)} == {"b"}
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.nii.gz"))] == ["b.nii.gz"]
 
 
 def thin_domain() -> TrainingDomain:
@@ -189,6 +190,22 @@ def test_the_same_scan_again_gives_the_same_bytes(scans: tuple[ScanInput, ...], 
     )
     assert len(one) >= 5
     assert one == two
+
+
+def test_files_beside_an_earlier_label_map_go_with_it(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
+    """Except those that somebody changed."""
+    out, organs = tmp_path / "out", ("left kidney", "right kidney")
+    kinds = ExtraOutputs(slicer=True, stages=True, probabilities=organs)
+    segment_to_folder(scans[:1], out, predictor(), beside=kinds)
+    edited, kept = out / "slicer" / "good.seg.nrrd", out / "probabilities" / "good-left_kidney.nii.gz"
+    edited.write_bytes(edited.read_bytes() + b" ")
+    (out / "stages" / "good-mine.nii.gz").write_bytes(b"not written by a run")
+    segment_to_folder(scans[:1], out, predictor(1), beside=ExtraOutputs(probabilities=organs[:1]))
+    found = {path.relative_to(out).as_posix() for path in out.rglob("good*") if "report" not in path.parts}
+    assert found == {
+        *("good.nii.gz", "stages/good-mine.nii.gz"),
+        *(path.relative_to(out).as_posix() for path in (edited, kept)),
+    }
 
 
 def test_only_chosen_organs_are_listed(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from helpers.known_networks import by_name, case, mean_of, with_stages
 from helpers.onnx_models import converted
 from helpers.tiny_dataset import CPU, SCHEMA, retrained, tiny_recipe
-from helpers.untrained_models import untrained_bundle
+from helpers.untrained_models import untrained_bundle, valid_bundle
 from zoomseg.anatomy.positions import OrganPlaces
 from zoomseg.backends.torch_networks import as_network, build_network, state_dict, trained_network
 from zoomseg.core.case import Case
@@ -30,6 +30,7 @@ from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.recipe.spec import (
     ImageInput,
     PriorInput,
+    UNet3D,
 )
 
 BESIDE = ((-200.0, 200.0), (-50.0, 50.0), (-10.0, 10.0))
@@ -155,6 +156,16 @@ class TestPredictor:
         longer = retrained(bundle.recipe, iterations=7)
         other = replace(bundle, recipe=longer.model_copy(update={"name": "b"}))
         Predictor(bundle, CPU, others=[other])
+
+    def test_networks_that_predict_other_voxels_of_a_tile_are_refused(self) -> None:
+        one = valid_bundle()
+        coarse, fine = one.recipe.stages
+        deeper = coarse.model_copy(update={"network": UNet3D(channels=(8, 16, 32))})
+        other = replace(one, recipe=one.recipe.model_copy(update={"stages": (deeper, fine)}))
+        with pytest.raises(
+            ModelError, match="; the margin of a tile that the network of stage 'coarse' does"
+        ):
+            Predictor(one, CPU, others=[other])
 
     def test_a_recipe_that_allows_no_mirroring_is_not_mirrored(self) -> None:
         bundle = untrained_bundle(3)

@@ -13,6 +13,7 @@ from helpers.untrained_models import untrained_bundle
 from zoomseg.io import digests
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.scans import ScanInput, find_scans
+from zoomseg.recipe.spec import AtlasSpec
 
 
 def test_files_by_content_and_order(tmp_path: Path) -> None:
@@ -55,6 +56,23 @@ def test_models() -> None:
         replace(one, calibration=Calibration(offset=0.0, slope=1.0, organs={}, cases=1)),
     ]
     assert len({digests.of_model(model) for model in (one, *others)}) == 4
+
+
+def test_a_models_atlases_count(tmp_path: Path) -> None:
+    plain = untrained_bundle()
+    recipe = plain.recipe.model_copy(update={"atlas": AtlasSpec()})
+    found = []
+    for name, content in (("one", b"{}"), ("two", b"[]"), ("same", b"{}"), ("none", None)):
+        folder = tmp_path / name
+        (folder / "atlases").mkdir(parents=True)
+        if content is not None:
+            (folder / "atlases" / "atlases.json").write_bytes(content)
+        found.append(digests.of_model(replace(plain, recipe=recipe, folder=folder)))
+        assert digests.of_model(replace(plain, folder=folder)) == digests.of_model(plain)
+    one, two, same, none = found
+    assert one == same
+    assert none == digests.of_model(plain)
+    assert len({one, two, none}) == 3
 
 
 def test_json_without_order_of_keys() -> None:

@@ -21,6 +21,8 @@ from zoomseg.io.scans import read_grid, read_image, write_array
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[0, -1.5, 0, 30], [2.0, 0, 0, -11], [0, 0, 3.0, 7], [0, 0, 0, 1.0]])
+LABELS = np.zeros(SHAPE, dtype=np.uint8)
+LABELS[2:6, 1:5, 1:4] = 3
 VOXELS = np.random.default_rng(0).normal(40, 20, SHAPE).astype(np.float32)
 
 
@@ -101,6 +103,16 @@ def test_small_integers_are_kept_and_others_become_float32() -> None:
     assert as_volume(whole.astype(np.int16), AFFINE).data.dtype == np.int16
     assert as_volume(whole.astype(np.int32), AFFINE).data.dtype == np.float32
     assert as_volume(nib.Nifti1Image(whole.astype(np.int16), AFFINE)).data.dtype == np.int16
+    for given, expected in ((np.float64, np.float32), (np.uint16, np.float32), (np.int16, np.int16)):
+        volume = Volume(np.abs(whole)[None].astype(given), Grid(SHAPE, AFFINE))
+        found = as_volume(volume)
+        assert (found.data.dtype, found.grid) == (expected, volume.grid)
+        assert np.array_equal(found.data, np.abs(whole)[None])
+
+
+def test_a_label_map_beside_a_scan_is_a_channel() -> None:
+    both = np.stack([VOXELS, LABELS])
+    assert np.array_equal(as_volume(both, AFFINE).data, both)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +125,9 @@ def test_small_integers_are_kept_and_others_become_float32() -> None:
         (VOXELS, np.zeros((4, 4)), GeometryError, "affine must end"),
         (np.full(SHAPE, np.nan), AFFINE, ScanError, "NaN"),
         (np.zeros(SHAPE), AFFINE, ScanError, "constant"),
+        (LABELS, AFFINE, ScanError, "^the scan: looks like a label map, not like a scan"),
+        (Volume(LABELS[None], Grid(SHAPE, AFFINE)), None, ScanError, "looks like a label map"),
+        (Volume(VOXELS[None].astype(complex), Grid(SHAPE, AFFINE)), None, ScanError, "numbers, got complex"),
         ([[1]], None, ScanError, "a scan is a path, .* got list"),
         (TorchIOSubject(), None, ScanError, "no image with intensities"),
         (sitk.Image(4, 4, sitk.sitkFloat32), None, GeometryError, "has 2"),

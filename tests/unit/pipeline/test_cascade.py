@@ -27,9 +27,11 @@ from helpers.tiny_dataset import CPU, SCHEMA
 from zoomseg.backends.torch_networks import as_network
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Orientation
+from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
 from zoomseg.inference import stage_outputs
+from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.inputs import input_channels
@@ -331,6 +333,23 @@ def test_a_last_stage_without_a_region_has_no_probabilities() -> None:
     result = drive(recipe, constant(1), constant(1))
     assert list(result.stages) == ["coarse"]
     assert result.probabilities is None
+
+
+def test_positions_are_judged_with_organs_that_were_not_asked_for() -> None:
+    networks = by_name({"coarse": threshold, "fine": threshold})
+    mirrored = LabelSchema(SCHEMA.names[::-1], SCHEMA.values)  # the left kidney on the right
+    one, all_, both = (
+        Cascade(RECIPE, mirrored, networks, CPU).run(case(), organs)
+        for organs in (("left kidney",), None, mirrored.names)
+    )
+    swapped = ("sides_swapped",)
+    assert one.implausible == {"left kidney": swapped, "right kidney": swapped}
+    assert one.labels.present == ("left kidney",)
+    assert all_.implausible is both.implausible is None
+    assert Cascade(RECIPE, SCHEMA, networks, CPU).run(case(), ("left kidney",)).implausible == {}
+    for result, organs in ((one, ("left kidney",)), (all_, "all")):
+        rows = organ_rows_of("a", result, case().image, None, organs)
+        assert [row.flags[-1:] for row in rows] == [swapped] * len(rows)
 
 
 def test_priors_are_kept_and_the_last_are_the_probabilities() -> None:

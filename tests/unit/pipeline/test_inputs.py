@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from zoomseg.core import memory
 from zoomseg.core.case import StagePrediction
-from zoomseg.core.errors import RecipeError, ScanError
-from zoomseg.core.geometry import Box, Grid
+from zoomseg.core.errors import MemoryLimitError, RecipeError, ScanError
+from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
-from zoomseg.core.resample import Kernels
+from zoomseg.core.resample import Kernels, resample_data
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation, check_within, line
@@ -259,6 +263,76 @@ def test_within_the_nonzero_mask_moments_are_those_of_it_and_zero_is_around_it()
 
 def test_nothing_inside_the_mask_is_zero() -> None:
     assert (shown(ZScore(clip_percentiles=None, within="nonzero"), np.zeros((1, 9, 9, 9))) == 0).all()
+
+
+def large(side: int) -> Volume:
+    """Noise within a margin of zeros, as in a file: plane by plane."""
+    data = np.zeros((side, side, side, 1), dtype=np.int16).T
+    inner = slice(side // 10, side - side // 10)
+    shape = (len(range(side)[inner]),) * 3
+    data[0, inner, inner, inner] = np.random.default_rng(0).integers(1, 1000, shape)
+    return Volume(data, Grid.from_spacing((side, side, side), (1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments_are_numpys_and_take_no_memory_of_a_scan(masked: bool) -> None:
+    whole = large(80).data[0]
+    for data in (whole, whole.transpose(1, 0, 2), whole[::-1, :, ::2]):
+        inside = data != 0 if masked else None
+        work = functools.partial(inputs._moments, data, inside, ZScore(clip_percentiles=None))
+        found, taken = peak(work)
+        own = (data if inside is None else data[inside]).astype(np.float64)
+        assert found == pytest.approx((own.min(), own.max(), own.mean(), 1 / own.std()), rel=1e-12)
+        assert taken < whole.size
+
+
+@pytest.mark.parametrize("kernels", [None, ("cubic", "cubic", "cubic"), ("cubic", "cubic", "nearest")])
+def test_only_the_part_that_is_read_is_filled(kernels: Kernels | None) -> None:
+    image = large(60)
+    numbers = inputs.normalisation(ZScore(clip_percentiles=None, within="nonzero"), image)
+    whole = numbers.filled(image.data, image.grid.box)
+    assert np.array_equal(numbers.inside, image.data[0] != 0)
+    assert (whole[:, image.data[0] == 0] == np.float32(numbers.shift[0])).all()
+    finer = image.grid.with_spacing((0.7, 0.8, 1.0))
+    coarser = image.grid.downsampled((2, 2, 2))
+    turned = Orientation((2, 0, 1), (True, False, True)).grid(image.grid)
+    targets = [
+        image.grid.crop(Box((0, 0, 0), (12, 12, 12))),
+        finer.crop(Box((8, 50, 20), (30, 70, 40))),
+        coarser.crop(Box((10, 10, 10), (20, 20, 20))),
+        coarser.crop(Box((-5, 20, 20), (8, 36, 30))),
+        turned.crop(Box((5, 20, 40), (17, 30, 50))),
+    ]
+    for target in targets:
+        expected = resample_data(whole, image.grid, target, change=numbers.apply, kernels=kernels)
+        found = inputs.image_on((ImageInput(),), image, numbers, target, kernels)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        assert np.abs(found).max() > 0.4
+    _, taken = peak(lambda: inputs.image_on((ImageInput(),), image, numbers, targets[0], kernels))
+    assert taken < image.data.size
+
+
+def peak(work: Callable[[], Any]) -> tuple[Any, int]:
+    """The result, and the bytes of arrays that were alive at once."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_mask_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_ram", lambda: 0)
+    monkeypatch.setattr(memory, "used_ram", lambda: 0)
+    with pytest.raises(MemoryLimitError, match=r"^the mask of a scan of 9 x 9 x 9 voxels takes about"):
+        shown(ZScore(clip_percentiles=None, within="nonzero"), hollow(0)[None])
+
+
+def test_masks_take_memory_if_there_are_any() -> None:
+    masked = ZScore(clip_percentiles=None, within="nonzero")
+    assert inputs.masking_bytes([ZScore(), MinMax()], 2) == 0
+    assert inputs.masking_bytes([ZScore(), masked], 1) == 8
+    assert inputs.masking_bytes([PerChannel(channels=(MinMax(), masked, MinMax()))], 3) == 13
 
 
 def test_every_channel_has_its_own_normalisation() -> None:

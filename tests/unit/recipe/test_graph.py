@@ -54,6 +54,12 @@ def test_a_chain_is_valid() -> None:
     graph.validate(recipe(stage("region"), stage("other-region")))
 
 
+def test_what_is_decided_on_the_stages_grid_is_not_interpolated() -> None:
+    own = {"argmax_on": "stage_grid", "fusion": "majority_vote"}
+    graph.validate(recipe(stage("one", mean="geometric", **own), stage("two", grid=APART, **own)))
+    graph.validate(recipe(stage("one", mean="geometric", grid=APART, fusion="paste")))
+
+
 @pytest.mark.parametrize(
     ("stages", "line"),
     [
@@ -69,19 +75,15 @@ def test_a_chain_is_valid() -> None:
             (stage("one", labels_overlap=True, mean="geometric", fusion="majority_vote"),),
             "stage 'one', fusion: 'majority_vote' is not for labels that overlap; allowed: none, replace",
         ),
-        (
-            (stage("one", mean="geometric", fusion="most_probable"),),
-            "stage 'one', fusion: 'most_probable' is not for mean: geometric; allowed: none, replace_in_roi",
-        ),
-        (
-            (stage("one", grid=APART, fusion="majority_vote"),),
-            r"stage 'one', fusion: 'majority_vote' is not for grid\.slices_apart_above; allowed: none",
-        ),
-        (
-            (stage("one", grid=APART, fusion="replace_times_atlas"),),
-            r"stage 'one', fusion: 'replace_times_atlas' is not for grid\.slices_apart_above",
-        ),
         ((stage("one", labels_overlap=True),), "labels_overlap needs geometric, got 'arithmetic'"),
+        (
+            (stage("one", mean="geometric", fusion="majority_vote"),),
+            "stage 'one', mean: fusion 'majority_vote' interpolates .* linearly; allowed with argmax_on",
+        ),
+        (
+            (stage("one", grid=APART, fusion="most_probable"),),
+            r"stage 'one', grid\.slices_apart_above: fusion 'most_probable' inter.* or fusion: none, re",
+        ),
         (
             (stage("zero"), stage("one"), stage("two", inputs=reads("one", "tree"))),
             r"stage 'two', inputs\[2\]\.of: 'tree' is not an earlier stage; allowed: zero, one$",
