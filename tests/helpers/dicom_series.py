@@ -86,6 +86,13 @@ def stack(values: Array, step: Sequence[float] = (0, 0, 2), **tags: Any) -> list
     return [image(v, place, **tags) for v, place in zip(values, places, strict=True)]
 
 
+def uneven(**tags: Any) -> list[Dataset]:
+    """A series of nine slices at uneven distances; resampled, only the first and the last of them lie in a
+    plane."""
+    places = (0, 2, 4.3, 6.2, 8.5, 10.4, 12.6, 14.4, 16.5)
+    return [image(v, (-10, -20, 30 + z), **tags) for v, z in zip(ramp(9), places, strict=True)]
+
+
 def write(folder: Path, datasets: Sequence[Dataset], change: Callable[[Dataset], None] | None = None) -> Path:
     """Write files in an order that differs from that of the slices."""
     folder.mkdir(parents=True, exist_ok=True)

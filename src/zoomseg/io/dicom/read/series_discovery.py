@@ -335,9 +335,11 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
     if voxels > MAX_VOXELS:
         raise ScanError(f"headers promise {voxels} voxels; at most {MAX_VOXELS} are read")
     patient = dict(first.patient)
+    in_plane = [p.first if p.weight == 0 else None for p in placement.planes]
+    between = sorted(set(range(len(ordered))).difference(in_plane))
     series = DicomSeries(
         placement.grid,
-        tuple(ordered[p.first] if p.weight == 0 else None for p in placement.planes),
+        tuple(None if k is None else ordered[k] for k in in_plane),
         first.sop_class_uid,
         first.identity.study_uid,
         first.identity.series_uid,
@@ -347,6 +349,7 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
         first.description,
         tuple((keyword, patient[keyword]) for keyword in PATIENT if keyword in patient),
         (*notes, *_value_notes(stored, first.modality), *placement.notes),
+        tuple(ordered[k] for k in between),
     )
     series = replace(series, notes=(*series.notes, *notes_on_identity(series)))
     return Stack(series, ordered, placement)
