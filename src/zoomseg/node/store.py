@@ -30,7 +30,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from zoomseg.core.errors import OutputError, ScanError
-from zoomseg.io.dicom.read.codestream import frame_size
+from zoomseg.io.dicom.read.codestream import contradiction
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import valid_uid
@@ -267,5 +267,5 @@ def _can_be_decoded(image: Dataset, content: bytes) -> bool:
     if not syntax.is_compressed:
         return True
     frames = generate_frames(image.PixelData, number_of_frames=_number(image, "NumberOfFrames") or 1)
-    sizes = {frame_size(frame, syntax) for frame in frames}
-    return sizes <= {None, (image.Rows, image.Columns)}
+    size = image.Rows, image.Columns
+    return not any(contradiction(frame, syntax, *size, image.BitsAllocated) for frame in frames)
