@@ -65,15 +65,23 @@ def check_grid(path: Path, grid: Grid) -> None:
     """Refuse an implausible grid.
 
     Raises:
-        ScanError: an edge of its voxels is not within ``MIN_VOXEL_MM`` and ``MAX_VOXEL_MM``, or a corner is
-            farther away than ``MAX_DISTANCE_MM``.
+        ScanError: as ``implausible`` says.
     """
+    wrong = implausible(grid)
+    if wrong:
+        raise ScanError(f"{path}: {wrong}")
+
+
+def implausible(grid: Grid) -> str:
+    """The reason why a grid is not read: an edge of its voxels is not within ``MIN_VOXEL_MM`` and
+    ``MAX_VOXEL_MM``, or a corner is farther away than ``MAX_DISTANCE_MM``; empty if there is none."""
     edges = grid.spacing_mm
     if not MIN_VOXEL_MM <= min(edges) <= max(edges) <= MAX_VOXEL_MM:
         got = " x ".join(f"{edge:.6g}" for edge in edges)
         allowed = f"{MIN_VOXEL_MM:g} to {MAX_VOXEL_MM:g} mm are read"
-        raise ScanError(f"{path}: voxels of {got} mm; {allowed}; are the unit and the spacing right?")
+        return f"voxels of {got} mm; {allowed}; are the unit and the spacing right?"
     corners = grid.world(np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1))
     if np.abs(corners).max() > MAX_DISTANCE_MM:
         far = f"{np.abs(corners).max():.6g} mm from the world's origin"
-        raise ScanError(f"{path}: lies {far}; up to {MAX_DISTANCE_MM:g} mm are read; is its position right?")
+        return f"lies {far}; up to {MAX_DISTANCE_MM:g} mm are read; is its position right?"
+    return ""

@@ -34,7 +34,7 @@ from zoomseg.io.dicom.read.series_splitting import at_one_place, by_geometry, by
 from zoomseg.io.dicom.read.slice_geometry import Placement, is_complete, place
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.uids import notes_on_identity
-from zoomseg.io.header_limits import MAX_VOXELS
+from zoomseg.io.header_limits import MAX_VOXELS, implausible
 
 LOOKED_AT = 1000
 """Maximum number of files examined for whether there is DICOM."""
@@ -330,6 +330,9 @@ def _of_several(count: int) -> str:
 
 def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) -> Stack:
     placement = place(stored)
+    wrong = implausible(placement.grid)
+    if wrong:
+        raise ScanError(wrong)
     ordered = tuple(stored[i] for i in placement.order)
     voxels = placement.grid.box.voxels
     if voxels > MAX_VOXELS:
