@@ -14,8 +14,11 @@ from zoomseg.core.geometry import Grid
 MAX_VOXELS = 4 * 1024**3
 """Maximum number of voxels (all channels together)."""
 
-MAX_COMPRESSION = 1100
+MAX_DEFLATION = 1100
 """Deflate compresses at most 1032 bytes into one; headers that claim more are wrong."""
+
+MAX_BZIP2 = 2_000_000
+"""Likewise of bzip2, which compresses a block of 46 million zeros to fewer than 50 bytes."""
 
 MIN_VOXEL_MM = 1e-5
 MAX_VOXEL_MM = 1e2
@@ -28,11 +31,12 @@ voxels."""
 
 
 def check_size(
-    path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int, offset: int = 0
+    path: Path, shape: tuple[int, ...], voxel_bytes: int, compression: int, stored: int, offset: int = 0
 ) -> None:
     """Refuse headers that claim more than the file can contain, before anything is allocated.
 
     Args:
+        compression: maximum number of bytes in one byte of the file; 1 if it is not compressed.
         stored: bytes of the file.
         offset: start of its voxels; in the inflated data, if it is compressed.
 
@@ -45,7 +49,7 @@ def check_size(
     if voxels > MAX_VOXELS:
         raise ScanError(f"{path}: header promises {voxels} voxels; at most {MAX_VOXELS} are read")
     needed = voxels * voxel_bytes
-    if offset + needed > stored * (MAX_COMPRESSION if compressed else 1):
+    if offset + needed > stored * compression:
         promised = f"{needed} bytes of voxels" + f" from byte {offset} on" * bool(offset)
         raise ScanError(f"{path}: truncated; header promises {promised}, the file has {stored}")
 
