@@ -167,7 +167,7 @@ def _scaling(path: Path, fields: Any) -> tuple[float, float]:
 
 def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, tuple[str, ...]]:
     """The first usable one of sform, qform and pixdim alone is the grid; the others are compared with it."""
-    unit, note = _unit(fields)
+    unit, note = unit_mm(fields)
     notes = [note] if note else []
     grids, broken = {}, {}
     for name, affine in _forms(fields, shape):
@@ -187,7 +187,7 @@ def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, t
     return grid, tuple(notes)
 
 
-def _unit(fields: Any) -> tuple[float, str]:
+def unit_mm(fields: Any) -> tuple[float, str]:
     """The header's unit of length in millimetres, and a note if it is not millimetres."""
     code = int(fields["xyzt_units"]) & 7
     if code in _UNITS:
