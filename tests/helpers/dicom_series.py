@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -77,6 +86,13 @@ def stack(values: Array, step: Sequence[float] = (0, 0, 2), **tags: Any) -> list
     return [image(v, place, **tags) for v, place in zip(values, places, strict=True)]
 
 
+def uneven(**tags: Any) -> list[Dataset]:
+    """A series of nine slices at uneven distances; resampled, only the first and the last of them lie in a
+    plane."""
+    places = (0, 2, 4.3, 6.2, 8.5, 10.4, 12.6, 14.4, 16.5)
+    return [image(v, (-10, -20, 30 + z), **tags) for v, z in zip(ramp(9), places, strict=True)]
+
+
 def write(folder: Path, datasets: Sequence[Dataset], change: Callable[[Dataset], None] | None = None) -> Path:
     """Write files in an order that differs from that of the slices."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,3 +129,34 @@ def numbered_series(folder: Path, number: int, study: str = "1.2.3", **tags: Any
     return write(
         folder, stack(ramp(), SeriesNumber=number, SeriesInstanceUID=uid, StudyInstanceUID=study, **tags)
     )
+
+
+PREAMBLE = bytes(128) + b"DICM"
+
+
+def _element(number: int, vr: bytes, value: bytes) -> bytes:
+    """An element of a file's own header, explicit little endian."""
+    form = "<HH2sxxI" if vr == b"UT" else "<HH2sH"
+    return struct.pack(form, 2, number, vr, len(value)) + value
+
+
+_DEFLATED = _element(0x10, b"UI", DeflatedExplicitVRLittleEndian.encode())
+
+DEFLATED_HEADERS = {
+    "once": _DEFLATED,
+    "as the second of two": _element(0x10, b"UI", b"1.2.840.10008.1.2.1\0") + _DEFLATED,
+    "after a length of four bytes": _element(0x101, b"UT", b"text") + _DEFLATED,
+    "after many elements": b"".join(_element(0x110 + n, b"SH", b"ab") for n in range(40)) + _DEFLATED,
+}
+"""Headers by which pydicom inflates a file."""
+
+
+def deflated(dataset: Dataset, header: bytes) -> bytes:
+    """An object as a file that is deflated as a whole, after ``header``."""
+    plain = BytesIO()
+    dataset.save_as(plain, enforce_file_format=True)
+    first = _element(0, b"UL", bytes(4))
+    start = len(PREAMBLE + first)
+    start += int.from_bytes(plain.getvalue()[start - 4 : start], "little")
+    packed = zlib.compress(plain.getvalue()[start:])[2:-4]  # without the frame of zlib
+    return PREAMBLE + header + packed

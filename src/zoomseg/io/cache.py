@@ -9,6 +9,7 @@ https://github.com/Blosc/c-blosc2/blob/main/README_CFRAME_FORMAT.rst
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.io.files import write_bytes_atomic
+from zoomseg.io.header_limits import MAX_VOXELS
 
 SUFFIX = ".b2nd"
 DTYPES = ("uint8", "int16", "float16", "float32")
@@ -90,13 +92,16 @@ class ChunkedArray:
             raise _damaged(path, str(error)) from error
         if type(array) is not blosc2.NDArray or array.dtype.name not in DTYPES or array.ndim not in (3, 4):
             raise _damaged(path, "not an array of a cached type")
+        if math.prod(array.shape[-3:]) > MAX_VOXELS:
+            raise _damaged(path, f"its header promises the shape {array.shape}")
         return cls(path, tuple(array.shape), np.dtype(array.dtype), array)
 
     def read(self, box: Box) -> npt.NDArray[np.generic]:
-        """The voxels of ``box``, all channels, decompressing only the blocks that it touches.
+        """The voxels of ``box``, all channels, decompressing only the blocks that it touches. There are no
+        checksums: damage of compressed voxels may only change their values.
 
         Raises:
-            DatasetError: the box is empty or extends outside the array, or the file is damaged.
+            DatasetError: the box is empty or extends outside the array, or it cannot be decompressed.
         """
         spatial = self.shape[-3:]
         inside = all(0 <= a < b <= n for a, b, n in zip(box.start, box.stop, spatial, strict=True))
@@ -108,7 +113,7 @@ class ChunkedArray:
         try:
             with self._lock:
                 voxels: npt.NDArray[np.generic] = self._array[key]
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise _damaged(self.path, str(error)) from error
         return voxels
 

@@ -14,8 +14,11 @@ from zoomseg.core.geometry import Grid
 MAX_VOXELS = 4 * 1024**3
 """Maximum number of voxels (all channels together)."""
 
-MAX_COMPRESSION = 1100
+MAX_DEFLATION = 1100
 """Deflate compresses at most 1032 bytes into one; headers that claim more are wrong."""
+
+MAX_BZIP2 = 2_000_000
+"""Likewise of bzip2, which compresses a block of 46 million zeros to fewer than 50 bytes."""
 
 MIN_VOXEL_MM = 1e-5
 MAX_VOXEL_MM = 1e2
@@ -28,11 +31,12 @@ voxels."""
 
 
 def check_size(
-    path: Path, shape: tuple[int, ...], voxel_bytes: int, compressed: bool, stored: int, offset: int = 0
+    path: Path, shape: tuple[int, ...], voxel_bytes: int, compression: int, stored: int, offset: int = 0
 ) -> None:
     """Refuse headers that claim more than the file can contain, before anything is allocated.
 
     Args:
+        compression: maximum number of bytes in one byte of the file; 1 if it is not compressed.
         stored: bytes of the file.
         offset: start of its voxels; in the inflated data, if it is compressed.
 
@@ -45,7 +49,7 @@ def check_size(
     if voxels > MAX_VOXELS:
         raise ScanError(f"{path}: header promises {voxels} voxels; at most {MAX_VOXELS} are read")
     needed = voxels * voxel_bytes
-    if offset + needed > stored * (MAX_COMPRESSION if compressed else 1):
+    if offset + needed > stored * compression:
         promised = f"{needed} bytes of voxels" + f" from byte {offset} on" * bool(offset)
         raise ScanError(f"{path}: truncated; header promises {promised}, the file has {stored}")
 
@@ -65,15 +69,23 @@ def check_grid(path: Path, grid: Grid) -> None:
     """Refuse an implausible grid.
 
     Raises:
-        ScanError: an edge of its voxels is not within ``MIN_VOXEL_MM`` and ``MAX_VOXEL_MM``, or a corner is
-            farther away than ``MAX_DISTANCE_MM``.
+        ScanError: as ``implausible`` says.
     """
+    wrong = implausible(grid)
+    if wrong:
+        raise ScanError(f"{path}: {wrong}")
+
+
+def implausible(grid: Grid) -> str:
+    """The reason why a grid is not read: an edge of its voxels is not within ``MIN_VOXEL_MM`` and
+    ``MAX_VOXEL_MM``, or a corner is farther away than ``MAX_DISTANCE_MM``; empty if there is none."""
     edges = grid.spacing_mm
     if not MIN_VOXEL_MM <= min(edges) <= max(edges) <= MAX_VOXEL_MM:
         got = " x ".join(f"{edge:.6g}" for edge in edges)
         allowed = f"{MIN_VOXEL_MM:g} to {MAX_VOXEL_MM:g} mm are read"
-        raise ScanError(f"{path}: voxels of {got} mm; {allowed}; are the unit and the spacing right?")
+        return f"voxels of {got} mm; {allowed}; are the unit and the spacing right?"
     corners = grid.world(np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1))
     if np.abs(corners).max() > MAX_DISTANCE_MM:
         far = f"{np.abs(corners).max():.6g} mm from the world's origin"
-        raise ScanError(f"{path}: lies {far}; up to {MAX_DISTANCE_MM:g} mm are read; is its position right?")
+        return f"lies {far}; up to {MAX_DISTANCE_MM:g} mm are read; is its position right?"
+    return ""

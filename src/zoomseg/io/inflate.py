@@ -67,7 +67,7 @@ class Inflated(io.RawIOBase):
         self._at += len(got)
         return len(got)
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:  # type: ignore[override]  # no default, as all may be too much
         """Up to ``size`` bytes."""
         found = bytearray()
         while len(found) < size and (got := self._inflate(size - len(found))):
@@ -87,8 +87,12 @@ class Inflated(io.RawIOBase):
         Raises:
             IsalError: the data read are damaged.
         """
-        if not self._member.eof:
-            self._member.decompress(self._compressed(), 1)
+        while not self._member.eof:  # the checksum may begin in one piece and end in the next
+            piece = self._compressed()
+            if self._member.needs_input and not piece:
+                return
+            if self._member.decompress(piece, 1):
+                return
 
     def _compressed(self) -> bytes:
         """The input that the member needs; empty if it needs none, or at the end."""

@@ -7,7 +7,7 @@ ends the process in other programs' parsers. Ambiguities are resolved as in ITK 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import numpy as np
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray, Grid
-from zoomseg.io.header_limits import check_grid, check_size
+from zoomseg.io.header_limits import MAX_BZIP2, MAX_DEFLATION, check_grid, check_size
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_VALUE_BYTES = 250
@@ -47,6 +47,8 @@ _MILLIMETRES = re.compile(r"(?:mm|millimet(?:re|er)s?|\?+|)", re.IGNORECASE)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Packing = Literal["raw", "gzip", "zlib", "bzip2", "text", "hex"]
+_COMPRESSION: Mapping[Packing, int] = {"raw": 1, "bzip2": MAX_BZIP2}
+"""Maximum compression, where it is not that of deflate; text may be shorter than its number, too."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def checked(
     Raises:
         ScanError: more voxels than the file can contain, or an implausible grid.
     """
-    packed = place.packing != "raw"  # text may be shorter than its number, too
-    check_size(path, shape, dtype.itemsize, packed, place.file.stat().st_size, place.begin)
+    compression = _COMPRESSION.get(place.packing, MAX_DEFLATION)
+    check_size(path, shape, dtype.itemsize, compression, place.file.stat().st_size, place.begin)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = edges, origin
     grid = Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine)

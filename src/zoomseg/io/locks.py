@@ -59,10 +59,11 @@ def locked(file: Path, used: str) -> IO[str]:
 def waiting_for(folder: Path) -> Iterator[None]:
     """Wait until no other process has locked this folder. The folder itself is locked, so that no lock file
     remains among results; if that is not possible, there is no lock."""
-    held = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    held = None
     try:
-        if held is not None:
-            with suppress(OSError):
+        with suppress(OSError):
+            if fcntl is not None:
+                held = os.open(folder, os.O_RDONLY)
                 fcntl.flock(held, fcntl.LOCK_EX)
         yield
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +17,7 @@ from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti_header
+from zoomseg.io.header_limits import check_grid
 from zoomseg.io.voxel_checks import check_same_grid, check_scan
 
 KINDS = (
@@ -37,13 +39,14 @@ def as_volume(image: Any, affine: npt.ArrayLike | None = None) -> Volume:
         affine: of an array, 4x4: voxel index to RAS+ millimetres. Other objects have their own.
 
     Raises:
-        ScanError: another kind of object, an array without affine, another object with one; NaN or infinite
-            voxels, a constant image, a label map.
+        ScanError: another kind of object, an array without affine, another object with one; an implausible
+            grid (see ``header_limits``); NaN or infinite voxels, a constant image, a label map.
         GeometryError: an impossible shape or affine; channels on different grids.
     """
     if affine is not None and not isinstance(image, np.ndarray):
         raise ScanError("an affine is given with a numpy array only; other images know their own")
     found = _volume(image, affine)
+    check_grid(_HERE, found.grid)
     check_scan([(channel, _HERE) for channel in found.data])
     return found
 
@@ -53,7 +56,7 @@ def _volume(image: Any, affine: npt.ArrayLike | None) -> Volume:
         return Volume(_kept(_array(image.data)), image.grid)
     if hasattr(image, "dataobj") and hasattr(image, "affine"):  # nibabel
         data = np.asanyarray(image.dataobj)
-        return _on_grid(np.moveaxis(data, -1, 0) if data.ndim == 4 else data, image.affine)
+        return _on_grid(np.moveaxis(data, -1, 0) if data.ndim == 4 else data, _affine_mm(image))
     if hasattr(image, "GetDirection") and hasattr(image, "GetSpacing"):  # SimpleITK
         return _of_sitk(image)
     if hasattr(image, "get_images") and hasattr(image, "spatial_shape"):  # a subject of TorchIO
@@ -67,6 +70,14 @@ def _volume(image: Any, affine: npt.ArrayLike | None) -> Volume:
             raise ScanError("an array says nothing of its voxels' size and place: give its affine, too")
         return _on_grid(image, affine)
     raise ScanError(f"a scan is {KINDS}; got {type(image).__name__}")
+
+
+def _affine_mm(image: Any) -> Any:
+    """The affine of a nibabel image, which is in the unit of its header."""
+    if not isinstance(image.header, nib.Nifti1Header):  # and no NIfTI-2: other formats are in millimetres
+        return image.affine
+    unit, _ = nifti_header.unit_mm(image.header)
+    return np.diag([unit, unit, unit, 1.0]) @ image.affine
 
 
 def _array(tensor: Any) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +21,7 @@ from nibabel.quaternions import quat2mat
 
 from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import FloatArray, Grid
-from zoomseg.io.header_limits import check_grid, check_size, check_spacing
+from zoomseg.io.header_limits import MAX_DEFLATION, check_grid, check_size, check_spacing
 
 AnyArray = npt.NDArray[Any]
 
@@ -103,7 +103,7 @@ def parse(path: Path, block: bytes, stored: int, compressed: bool, axes: int = 3
     if dtype.kind not in "iuf":
         raise ScanError(f"{path}: voxels of type {dtype}; grey values are needed, one real number per voxel")
     offset = _offset(path, fields)
-    check_size(path, shape, dtype.itemsize, compressed, stored, offset)
+    check_size(path, shape, dtype.itemsize, MAX_DEFLATION if compressed else 1, stored, offset)
     check_spacing(path, fields["pixdim"][1:4])
     grid, notes = _grid(path, fields, (shape[0], shape[1], shape[2]))
     slope, intercept = _scaling(path, fields)
@@ -167,7 +167,7 @@ def _scaling(path: Path, fields: Any) -> tuple[float, float]:
 
 def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, tuple[str, ...]]:
     """The first usable one of sform, qform and pixdim alone is the grid; the others are compared with it."""
-    unit, note = _unit(fields)
+    unit, note = unit_mm(fields)
     notes = [note] if note else []
     grids, broken = {}, {}
     for name, affine in _forms(fields, shape):
@@ -187,7 +187,7 @@ def _grid(path: Path, fields: Any, shape: tuple[int, int, int]) -> tuple[Grid, t
     return grid, tuple(notes)
 
 
-def _unit(fields: Any) -> tuple[float, str]:
+def unit_mm(fields: Any) -> tuple[float, str]:
     """The header's unit of length in millimetres, and a note if it is not millimetres."""
     code = int(fields["xyzt_units"]) & 7
     if code in _UNITS:
@@ -258,12 +258,6 @@ def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator
 
 
 # --- voxels and writing ---------------------------------------------------------------------------
-
-
-def read_voxels(path: Path, header: NiftiHeader, stream: BinaryIO) -> AnyArray:
-    """Voxels as stored (see ``filled``), from a stream that begins with their header."""
-    stream.seek(header.offset)
-    return filled(path, header.shape, header.dtype, stream)
 
 
 def filled(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any) -> AnyArray:

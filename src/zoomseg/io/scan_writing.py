@@ -75,8 +75,8 @@ def written_suffix(path: Path, one_channel: bool = True) -> str:
 
 def _geometry_of(scan: Path, grid: Grid) -> Any:
     """The header fields of a NIfTI scan, whose geometry is copied to its label map; None for other
-    formats."""
-    if scan_suffix(scan) not in (".nii", ".nii.gz"):
+    formats, as of a folder of DICOM files, whatever its name."""
+    if scan_suffix(scan) not in (".nii", ".nii.gz") or scan.is_dir():
         return None
     with reading(scan, "an image"):
         header = nifti.header(scan, axes=4)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import LabelError, ScanError, listed
@@ -82,6 +83,9 @@ WHOLE_NUMBER_TOLERANCE = 1e-3
 """Label values this close to a whole number are that number: 32-bit floats and slopes such as 1/255 are
 inexact."""
 
+_PIECE_VOXELS = 1 << 20
+"""Number of label values that are rounded at a time."""
+
 _NUMBER = re.compile(r"[\d.]+(e[+-]\d+)?")
 _KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
 
@@ -144,7 +148,8 @@ def reading_bytes(scan: ScanInput, channels_last: bool = False) -> tuple[Grid, i
 
 
 def _voxel_bytes(path: Path, header: _Header) -> int:
-    """Memory of a file's voxels while they are read and converted to intensities."""
+    """Memory of a file's voxels while they are read and converted to intensities; label values take no
+    more."""
     voxels, size = math.prod(header.shape), header.dtype.itemsize
     kept = header.dtype in _KEPT_TYPES and not header.scaled
     work = _work_type(header.dtype).itemsize if header.scaled else 0
@@ -299,18 +304,29 @@ def read_rounded_labels(path: Path) -> tuple[AnyArray, Grid, float]:
     """As ``read_label_values``, with the largest distance of the stored values from whole numbers."""
     path = Path(path)
     header = _header(path)
-    values = _stored(path, header)
-    if header.scaled:
-        values = values.astype(np.float64) * header.slope + header.intercept
-    if values.dtype.kind != "f":
-        return values, header.grid, 0.0
+    stored = _stored(path, header)
+    if stored.dtype.kind != "f" and not header.scaled:
+        return stored, header.grid, 0.0
+    flat, off = stored.reshape(-1, order="F"), 0.0
+    whole = np.empty(flat.size, np.int32)
+    for start in range(0, flat.size, _PIECE_VOXELS):  # all at once would take several times the memory
+        piece = slice(start, start + _PIECE_VOXELS)
+        with np.errstate(over="ignore"):  # infinite values are refused
+            values = flat[piece].astype(np.float64) * header.slope + header.intercept
+        whole[piece], apart = _rounded(path, values)
+        off = max(off, apart)
+    return whole.reshape(stored.shape, order="F"), header.grid, off
+
+
+def _rounded(path: Path, values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
+    """Whole numbers, and their largest distance from the values."""
     if not np.isfinite(values).all():
         raise ScanError(f"{path}: label values are NaN or infinite")
-    whole = np.rint(values)
+    whole: npt.NDArray[np.float64] = np.rint(values)
     off = float(np.abs(values - whole).max())
     if np.abs(whole).max() > np.iinfo(np.int32).max or off > WHOLE_NUMBER_TOLERANCE:
         raise ScanError(f"{path}: label values are not whole numbers; is this an image or probabilities?")
-    return whole.astype(np.int32), header.grid, off
+    return whole, off
 
 
 def read_labels(path: Path, schema: LabelSchema) -> LabelMap:

@@ -30,7 +30,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from zoomseg.core.errors import OutputError, ScanError
-from zoomseg.io.dicom.read.codestream import frame_size
+from zoomseg.io.dicom.read.codestream import contradiction
+from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import flush_folder, writing
@@ -95,12 +96,14 @@ def read_instance(content: bytes) -> Instance:
     """The header of an object, in the form of DICOM files.
 
     Raises:
-        ScanError: it is damaged, or lacks a UID; the message contains nothing from it.
+        ScanError: it is damaged, deflated as a whole, or lacks a UID; the message contains nothing from it.
         OutputError: it does not fit in memory.
     """
     with quiet():
         try:
-            header = pydicom.dcmread(io.BytesIO(content))
+            stream = io.BytesIO(content)
+            read_transfer_syntax("the object", stream)
+            header = pydicom.dcmread(stream)
             pixels = len(header.PixelData)
             found = Instance(
                 sop_uid=valid_uid(text(header, "SOPInstanceUID")),
@@ -114,6 +117,8 @@ def read_instance(content: bytes) -> Instance:
                 frames=_number(header, "NumberOfFrames") or 1,
             )
             expected = _native_bytes(header)
+        except ScanError:
+            raise
         except MemoryError as error:
             raise OutputError("too little memory for an object") from error
         except Exception as error:  # on hostile bytes, parsers may raise any exception
@@ -262,5 +267,5 @@ def _can_be_decoded(image: Dataset, content: bytes) -> bool:
     if not syntax.is_compressed:
         return True
     frames = generate_frames(image.PixelData, number_of_frames=_number(image, "NumberOfFrames") or 1)
-    sizes = {frame_size(frame, syntax) for frame in frames}
-    return sizes <= {None, (image.Rows, image.Columns)}
+    size = image.Rows, image.Columns
+    return not any(contradiction(frame, syntax, *size, image.BitsAllocated) for frame in frames)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.dicom_series import numbered_series
+from helpers.dicom_series import numbered_series, uneven, write
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.cluster.shipping import Files, ShippedScan, model_files
@@ -53,6 +53,11 @@ def test_one_of_several_dicom_series(tmp_path: Path, zipped: bool) -> None:
     for number, scan in enumerate((first, second)):
         same_there(scan, tmp_path / f"there-{number}")
     assert len(ShippedScan.of(first).files.contents) == (1 if zipped else len(first.dicom.paths))
+
+
+def test_a_dicom_series_of_which_few_slices_lie_in_a_plane(tmp_path: Path) -> None:
+    (scan,) = find_scans(write(tmp_path / "in", uneven()))
+    same_there(scan, tmp_path / "there")
 
 
 def test_a_scan_that_is_gone(tmp_path: Path) -> None:

@@ -145,6 +145,25 @@ def test_anything_but_a_plain_array_is_refused(tmp_path: Path, make: object) -> 
         ChunkedArray.open(path)
 
 
+def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
+    """Of the axes when it is opened; of the channels when they are read, as they do not fit in memory."""
+    path = tmp_path / "a.b2nd"
+    write_array(path, noise((3, 37, 70, 5)))
+    content = path.read_bytes()
+
+    def promise(now: int, then: int) -> None:
+        old, new = (b"\xd3" + size.to_bytes(8, "big") for size in (now, then))  # a number in msgpack
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+
+    promise(37, 37 + 2**41)
+    with pytest.raises(DatasetError, match=r"promises the shape \(3, 2199023255589, 70, 5\)\); delete it"):
+        ChunkedArray.open(path)
+    promise(3, 3 + 2**41)
+    with pytest.raises(DatasetError, match=r"Unable to allocate .* delete it and start again"):
+        ChunkedArray.open(path).read(Box((0, 0, 0), (2, 2, 2)))
+
+
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

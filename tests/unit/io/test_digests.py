@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 
-from helpers.dicom_series import ramp, stack, write
+from helpers.dicom_series import ramp, stack, uneven, write
 from helpers.untrained_models import untrained_bundle
 from zoomseg.io import digests
 from zoomseg.io.calibration import Calibration
@@ -37,14 +38,16 @@ def test_a_text_headers_voxels_count(tmp_path: Path) -> None:
     assert digests.of_scan(scan) != before
 
 
-def test_of_dicom_every_slice_counts(tmp_path: Path) -> None:
-    write(tmp_path, stack(ramp(), (0, 0, 2)))
+@pytest.mark.parametrize("datasets", [stack(ramp(), (0, 0, 2)), uneven()], ids=["even", "uneven"])
+def test_of_dicom_every_slice_counts(tmp_path: Path, datasets: list[Dataset]) -> None:
+    write(tmp_path, datasets)
     (scan,) = find_scans(tmp_path)
-    before = digests.of_scan(scan)
-    last = sorted(path for path in tmp_path.rglob("*") if path.is_file())[-1]
-    content = last.read_bytes()
-    last.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert digests.of_scan(scan) != before
+    found = {digests.of_scan(scan)}
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        found.add(digests.of_scan(scan))
+    assert len(found) == 1 + len(datasets)
 
 
 def test_models() -> None:

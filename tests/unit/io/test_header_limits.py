@@ -9,22 +9,22 @@ import pytest
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
-from zoomseg.io.header_limits import check_grid, check_size, check_spacing
+from zoomseg.io.header_limits import check_grid, check_size, check_spacing, implausible
 
 PATH = Path("a.nii")
 
 
 def test_sizes() -> None:
-    check_size(PATH, (10, 10, 10), 2, compressed=False, stored=2352, offset=352)
+    check_size(PATH, (10, 10, 10), 2, compression=1, stored=2352, offset=352)
     with pytest.raises(
         ScanError, match=r"a\.nii: truncated; header promises 2000 bytes of voxels from byte 352"
     ):
-        check_size(PATH, (10, 10, 10), 2, compressed=False, stored=2351, offset=352)
-    check_size(PATH, (10, 10, 10), 2, compressed=True, stored=2)
+        check_size(PATH, (10, 10, 10), 2, compression=1, stored=2351, offset=352)
+    check_size(PATH, (10, 10, 10), 2, compression=1100, stored=2)
     with pytest.raises(ScanError, match=r"promises 2000 bytes of voxels, the file has 1$"):
-        check_size(PATH, (10, 10, 10), 2, compressed=True, stored=1)
+        check_size(PATH, (10, 10, 10), 2, compression=1100, stored=1)
     with pytest.raises(ScanError, match="every size must be at least 1"):
-        check_size(PATH, (10, 0, 10), 2, compressed=True, stored=1)
+        check_size(PATH, (10, 0, 10), 2, compression=1100, stored=1)
 
 
 @pytest.mark.parametrize("spacing", [0.0, -1.0, np.nan, np.inf])
@@ -47,5 +47,6 @@ def test_voxels_that_none_makes(edge: float) -> None:
 
 def test_a_place_out_of_this_world() -> None:
     check_grid(PATH, Grid.from_spacing((5, 5, 5), (1, 1, 1), (0, 9e5, 0)))
+    assert implausible(Grid.from_spacing((5, 5, 5), (1, 1, 1), (0, 9e5, 0))) == ""
     with pytest.raises(ScanError, match=r"a\.nii: lies 1e\+12 mm from the world's origin"):
         check_grid(PATH, Grid.from_spacing((5, 5, 5), (1, 1, 1), (0, 1e12, 0)))

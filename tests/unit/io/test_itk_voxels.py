@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from zoomseg.core.errors import ScanError
+from zoomseg.io.header_limits import MAX_DEFLATION
 from zoomseg.io.scans import ScanInput, read_voxels, reading_bytes
 
 VALUES = np.arange(-60, 60, dtype=np.int16).reshape(4, 5, 6)
@@ -97,6 +98,9 @@ def test_voxels_that_are_not_there_are_one_clear_line(
 
 def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
     """The data behind the voxels inflate to gigabytes; implausible sizes are refused."""
+    path = nrrd(tmp_path / "a.nrrd", bz2.compress(bytes(1000)), "bzip2", sizes="1000 1000 1000")
+    with pytest.raises(ScanError, match="header promises 2000000000 bytes"):
+        read_voxels(path)
     for packed, write in ((gzip.compress, nrrd), (zlib.compress, meta)):
         kind = ("gzip",) if write is nrrd else ("CompressedData = True\n",)
         path = write(tmp_path / f"a{'.nrrd' if write is nrrd else '.mha'}", packed(bytes(50_000_000)), *kind)
@@ -104,6 +108,16 @@ def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
         path = write(path, packed(bytes(1000)), *kind, sizes="4000 4000 4000")
         with pytest.raises(ScanError, match="header promises"):
             read_voxels(path)
+
+
+def test_bzip2_compresses_more_than_deflate(tmp_path: Path) -> None:
+    """Zeros with a small organ in them, as label maps are."""
+    values = np.zeros((256, 256, 100), np.int16)
+    values[100:110, 100:110, 50:55] = 3
+    packed = bz2.compress(values.tobytes(order="F"))
+    assert values.nbytes > MAX_DEFLATION * (len(packed) + 200)
+    path = nrrd(tmp_path / "a.nrrd", packed, "bzip2", sizes="256 256 100")
+    assert np.array_equal(read_voxels(path).data[0], values)
 
 
 def test_text_is_counted_before_it_is_read(tmp_path: Path) -> None:

@@ -65,6 +65,19 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         locked(tmp_path / "none" / "lock", "is in use")
 
 
+def test_a_folder_that_cannot_be_listed_is_used_without_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with waiting_for(tmp_path):
+            held = True
+    assert held
+
+
 WAIT = """
 import sys
 import time

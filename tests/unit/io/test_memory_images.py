@@ -98,6 +98,29 @@ def test_channels_stay_channels() -> None:
         assert np.array_equal(as_volume(image).data, two)
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1e3), ("mm", 1), ("micron", 1e-3), ("unknown", 1)])
+def test_a_nibabel_image_is_in_the_unit_of_its_header(tmp_path: Any, kind: Any, unit: str, mm: float) -> None:
+    scale = np.diag([1 / mm, 1 / mm, 1 / mm, 1])
+    image = kind(VOXELS, scale @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    for found in (as_volume(image).grid, as_volume(nib.load(tmp_path / "a.nii")).grid):
+        assert np.allclose(found.affine, AFFINE, rtol=1e-5)
+        assert found.same_as(read_grid(tmp_path / "a.nii"))
+
+
+def test_a_nibabel_image_of_another_format_is_in_millimetres() -> None:
+    assert np.allclose(as_volume(nib.MGHImage(VOXELS, AFFINE)).grid.affine, AFFINE, atol=1e-5)
+
+
+def test_an_implausible_grid_is_refused_as_in_files() -> None:
+    small = np.diag([1e-6, 1, 1, 1])
+    for image in (Volume(VOXELS[None], Grid(SHAPE, small)), nib.Nifti1Image(VOXELS, small)):
+        with pytest.raises(ScanError, match="the scan: voxels of 1e-06 x 1 x 1 mm; 1e-05 to 100 mm"):
+            as_volume(image)
+
+
 def test_small_integers_are_kept_and_others_become_float32() -> None:
     whole = VOXELS.round()
     assert as_volume(whole.astype(np.int16), AFFINE).data.dtype == np.int16

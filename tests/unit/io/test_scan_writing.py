@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from helpers import dicom_series
 from helpers.scan_files import SCHEMA, SHAPE, label_values, noise, oblique
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.core.geometry import Grid
@@ -64,6 +65,16 @@ def test_like_copies_the_scan_geometry_verbatim(tmp_path: Path) -> None:
     elsewhere = LabelMap(labels.data, Grid(SHAPE, np.eye(4)), SCHEMA)
     with pytest.raises(ScanError, match="the result"):
         write_labels(tmp_path / "out.nii.gz", elsewhere, like=tmp_path / "scan.nii.gz")
+
+
+def test_like_a_folder_of_dicom_called_as_a_nifti_file(tmp_path: Path) -> None:
+    folder = dicom_series.write(tmp_path / "scan.nii", dicom_series.stack(dicom_series.ramp()))
+    grid = read_grid(folder)
+    labels = LabelMap(np.ones(grid.shape, dtype=np.uint8), grid, SCHEMA)
+    write_labels(tmp_path / "out.nii.gz", labels, like=folder)
+    again = read_labels(tmp_path / "out.nii.gz", SCHEMA)
+    assert again.grid.same_as(grid)
+    assert (again.data == 1).all()
 
 
 def test_image_round_trip(tmp_path: Path) -> None:

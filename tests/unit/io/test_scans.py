@@ -1,5 +1,6 @@
 """Reading scans: values and geometry are preserved, and every kind of invalid file is one clear error."""
 
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,9 @@ from helpers import dicom_series
 from helpers.scan_files import SCHEMA, SHAPE, label_values, noise, oblique, save, with_header_bytes
 from zoomseg.core.errors import LabelError, ScanError
 from zoomseg.core.geometry import Grid
+from zoomseg.io import scans
 from zoomseg.io.scans import (
+    ScanInput,
     find_scans,
     header_notes_by_case,
     notes_on,
@@ -255,6 +258,48 @@ def test_labels_that_a_slope_put_beside_whole_numbers(tmp_path: Path) -> None:
     values, _, off = read_rounded_labels(path)
     assert np.array_equal(values, label_values() > 0)
     assert 0 < off < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope"), [(np.float64, 1), (np.float32, 1), (np.float32, 0.5), (np.int16, 0.5), (">i2", 0.5)]
+)
+def test_labels_take_no_more_memory_than_is_checked_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, slope: float
+) -> None:
+    values = np.arange(64**3).reshape(64, 64, 64) % 50 * 2
+    file = nib.Nifti1Image(values.astype(dtype), np.eye(4))
+    nib.save(file, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[112:120] = np.array([slope, 0], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    monkeypatch.setattr(scans, "_PIECE_VOXELS", 1000)
+    _, checked = reading_bytes(ScanInput("a", (tmp_path / "a.nii",)))
+    tracemalloc.start()
+    try:
+        found, _ = read_label_values(tmp_path / "a.nii")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found, values * slope)
+    assert found.flags.f_contiguous
+    assert peak < checked + 200_000
+
+
+def test_one_value_beside_whole_numbers_is_found_in_any_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scans, "_PIECE_VOXELS", 50)
+    values = label_values().astype(np.float64)
+    values[4, 5, 6] += 1e-4
+    assert read_rounded_labels(save(tmp_path / "a.nii.gz", values))[2] == pytest.approx(1e-4, rel=1e-6)
+    for wrong, says in (
+        (0.5, "not whole numbers"),
+        (np.nan, "NaN or infinite"),
+        (2.0**31, "not whole numbers"),
+    ):
+        values[4, 5, 6] = wrong
+        with pytest.raises(ScanError, match=says):
+            read_label_values(save(tmp_path / "a.nii.gz", values))
 
 
 @pytest.mark.parametrize(("off", "refused"), [(0.9e-3, False), (1.1e-3, True)])

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
+from helpers.dicom_series import DEFLATED_HEADERS, deflated
 from helpers.nodes import series
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.node.store import Arrival, ConflictError, Store, read_instance
@@ -243,3 +245,13 @@ def test_bytes_that_are_no_dicom_are_refused() -> None:
     for content in (b"", b"x" * 1000, whole[:200], whole[: len(whole) // 2]):
         with pytest.raises(ScanError):
             read_instance(content)
+
+
+@pytest.mark.parametrize("header", DEFLATED_HEADERS.values(), ids=DEFLATED_HEADERS)
+def test_an_object_deflated_as_a_whole_is_refused_before_it_is_inflated(
+    header: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = deflated(series()[0], header)
+    monkeypatch.setattr(zlib, "decompress", lambda *_: pytest.fail("inflated"))
+    with pytest.raises(ScanError, match="the object: is deflated as a whole; convert it"):
+        read_instance(content)

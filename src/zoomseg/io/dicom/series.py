@@ -85,6 +85,9 @@ class DicomSeries:
     this series."""
     notes: tuple[str, ...] = ()
     """What the user should know about how this became a volume; one line each."""
+    between: tuple[Slice, ...] = ()
+    """Stored slices in no plane of ``grid``, as they are unevenly spaced; planes were interpolated from
+    them."""
 
     @property
     def identity(self) -> Identity:
@@ -100,11 +103,21 @@ class DicomSeries:
         )
 
     @property
+    def stored(self) -> tuple[Slice, ...]:
+        """All slices from which this was read: those in planes of ``grid``, then the others."""
+        return (*(s for s in self.slices if s is not None), *self.between)
+
+    @property
     def slice_uids(self) -> tuple[str | None, ...]:
         """SOP instance UID of each plane, in order of k."""
         return tuple(None if s is None else s.sop_uid for s in self.slices)
 
     @property
+    def image_uids(self) -> frozenset[str]:
+        """SOP instance UIDs of the objects from which this was read."""
+        return frozenset(s.sop_uid for s in self.stored) - {""}
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """The files from which this was read, each once."""
-        return tuple(dict.fromkeys(s.source.path for s in self.slices if s is not None))
+        return tuple(dict.fromkeys(s.source.path for s in self.stored))

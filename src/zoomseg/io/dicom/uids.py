@@ -54,6 +54,6 @@ def notes_on_identity(series: DicomSeries) -> tuple[str, ...]:
             f"it lacks a valid {what}; a SEG or RTSTRUCT of it has a generated one, and archives and viewers "
             "do not associate it with the images"
         )
-    if any(s is not None and not valid_uid(s.sop_uid) for s in series.slices):
+    if not all(valid_uid(s.sop_uid) for s in series.stored):
         notes.append("it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these")
     return tuple(notes)

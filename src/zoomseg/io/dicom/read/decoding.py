@@ -1,6 +1,6 @@
 """Decode stored values of DICOM objects, frame by frame.
 
-Decoders trust the sizes stored in a compressed frame, which are therefore checked before.
+Decoders trust what a compressed frame states of itself, which is therefore checked before.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, R
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Opener, Source
-from zoomseg.io.dicom.read.codestream import frame_size
+from zoomseg.io.dicom.read.codestream import contradiction
 from zoomseg.io.dicom.read.object_header import StoredSlice
-from zoomseg.io.dicom.read.pixel_storage import Pixels
+from zoomseg.io.dicom.read.pixel_storage import Coding, Pixels
 from zoomseg.io.files import reason_of
 
 AnyArray = npt.NDArray[Any]
@@ -79,16 +79,24 @@ def _compressed(
     for frame, data in enumerate(generate_frames(content, number_of_frames=pixels.frames)):
         if frame in missing:
             missing.remove(frame)
-            yield wanted[frame], _decoded(source, data, pixels)
+            yield wanted[frame], decoded(source, data, pixels)
     if missing:
         raise ScanError(f"{source}: truncated; frame {min(missing) + 1} is missing")
 
 
-def _decoded(source: Source, data: bytes, pixels: Pixels) -> AnyArray:
-    size = frame_size(data, pixels.syntax)
-    if size is not None and size != (pixels.rows, pixels.columns):
-        header = f"{pixels.rows}x{pixels.columns}"
-        raise ScanError(f"{source}: compressed frame of {size[0]}x{size[1]}, but its header says {header}")
+def decoded(name: object, data: bytes, pixels: Coding) -> AnyArray:
+    """The values ``[rows, columns]`` of a compressed frame.
+
+    Args:
+        name: of the file, for the message.
+
+    Raises:
+        ScanError: it states something else than the header.
+        Exception: any other, as decoders may raise on hostile bytes.
+    """
+    wrong = contradiction(data, pixels.syntax, pixels.rows, pixels.columns, pixels.allocated)
+    if wrong:
+        raise ScanError(f"{name}: {wrong}")
     uid = UID(pixels.syntax)
     options: dict[str, Any] = {
         "rows": pixels.rows,

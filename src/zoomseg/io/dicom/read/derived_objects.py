@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID
 
 from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import BoundedReader
+from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import reading
@@ -33,10 +33,8 @@ def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
     with reading(path, "DICOM"):
         if path.stat().st_size > MAX_OBJECT_BYTES:
             raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            raise ScanError(f"{path}: is deflated as a whole; write it uncompressed (dcmconv +te)")
         with BoundedReader(io.FileIO(path), path.stat().st_size) as stream:
+            read_transfer_syntax(path, stream)
             found = pydicom.dcmread(stream)
         kind = str(found.get("SOPClassUID", ""))
         if kind not in kinds:

@@ -7,7 +7,6 @@ checked.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -16,13 +15,14 @@ from typing import BinaryIO
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID
 
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
 from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.read.archive import Opener, Source
 from zoomseg.io.dicom.read.pixel_storage import Pixels, read_pixels, unread_syntax
+from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.series import Identity, Slice
 from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
 from zoomseg.io.files import reason_of
@@ -160,13 +160,8 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
             begin = _begin(start)
             if begin is _Begin.NO_DICOM:
                 return None
-            if begin is _Begin.META:
-                stream.seek(0)
-            if begin is not _Begin.BARE:
-                syntax = UID(_transfer_syntax(stream))
-            if syntax == DeflatedExplicitVRLittleEndian:
-                raise ScanError(f"{source}: is deflated as a whole; convert it to an uncompressed DICOM file")
             stream.seek(0)
+            syntax = read_transfer_syntax(source, stream)
             header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_WANTED)
             if begin is _Begin.BARE and not _sop_class(header):
                 return None
@@ -228,28 +223,6 @@ def _begin(start: bytes) -> _Begin:
     little = start[:2] == b"\x08\x00" and start[3:4] == b"\x00"
     big = start[:3] == b"\x00\x08\x00" and start[4:6].isalpha() and start[4:6].isupper()
     return _Begin.BARE if little or big else _Begin.NO_DICOM
-
-
-def _transfer_syntax(stream: BinaryIO) -> str:
-    """The transfer syntax, determined before anything else: a deflated file could inflate to more than the
-    memory.
-
-    Explicit little endian, as PS3.10 requires for the file's own header; '' if it is missing.
-    """
-    for _ in range(_META_ELEMENTS):
-        element = stream.read(8)
-        if len(element) < 8 or element[:2] != _META_START:
-            return ""
-        length = int.from_bytes(element[6:8], "little")
-        if element[4:6] in (b"OB", b"UN"):
-            length = int.from_bytes(stream.read(4), "little")
-        if element[2:4] == b"\x10\x00":
-            return stream.read(min(length, 64)).rstrip(b"\0 ").decode("ascii", errors="replace")
-        stream.seek(length, io.SEEK_CUR)
-    return ""
-
-
-_META_ELEMENTS = 32
 
 
 def _reason(source: Source, error: Exception, syntax: UID) -> str:

@@ -27,20 +27,28 @@ compresses less."""
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Storage of the voxels of one object."""
+class Coding:
+    """Storage of the values of a frame, by the header of its object."""
 
     rows: int
     columns: int
-    frames: int
     allocated: int
-    """Bits of a stored value: 8, 16 or 32. Of these, ``stored`` are used, the highest being ``high_bit``."""
+    """Bits of a stored value: 8, 16 or 32, in segmentations also 1. Of these, ``stored`` are used."""
     stored: int
-    high_bit: int
     signed: bool
     syntax: str
-    """Transfer syntax if it is a compressed one; '' if values are uncompressed in this byte ``order``."""
+    """Transfer syntax if it is a compressed one; '' if values are not compressed."""
+
+
+@dataclass(frozen=True)
+class Pixels(Coding):
+    """Storage of the voxels of one object."""
+
+    frames: int
+    high_bit: int
+    """The highest of the ``stored`` bits."""
     order: Literal["<", ">"]
+    """Of the bytes of uncompressed values."""
     offset: int
     """Byte of the file at which the pixel data begin."""
     inverted: bool
@@ -90,13 +98,13 @@ def read_pixels(
     return Pixels(
         rows,
         columns,
-        frames,
         allocated,
         stored,
-        high_bit,
         signed,
         "" if native else str(uid),
-        order,
+        frames=frames,
+        high_bit=high_bit,
+        order=order,
         offset=_offset(source, stream, size, order, bool(implicit), needed if native else 0),
         inverted=photometric == "MONOCHROME1" and not ct,
         padding=_padding(header, allocated, signed),

@@ -46,7 +46,7 @@ def series_of(source: Source, stacks: Sequence[Stack]) -> int:
     if source.member is not None:
         raise ScanError(f"{source}: labels in zips are not read; unpack it")
     named = _references(source.path)
-    with_images = {i for i, s in enumerate(stacks) if named.instances.intersection(s.series.slice_uids)}
+    with_images = {i for i, s in enumerate(stacks) if named.instances & s.series.image_uids}
     if named.series:
         found = [
             i for i, s in enumerate(stacks) if named.series & {s.series.series_uid, series_uid(s.series)}
@@ -112,7 +112,7 @@ def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple
     _require_patient(path, dataset, dict(series.patient))
     notes, named = [], _named_in(dataset)
     mine = {series.series_uid, series_uid(series)}
-    strange = bool(named.series) and not (named.series & mine or named.instances & set(series.slice_uids))
+    strange = bool(named.series) and not (named.series & mine or named.instances & series.image_uids)
     if strange and series.frame_of_reference_uid not in named.frames - {""}:
         raise ScanError(
             f"{path}: refers to other images than those of series '{series.description}', and no frame of "

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -30,7 +31,8 @@ from zoomseg.core.extras import how_to_install
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.io.dicom import coordinates
 from zoomseg.io.dicom.read import derived_objects
-from zoomseg.io.dicom.read.pixel_storage import lacks_gdcm
+from zoomseg.io.dicom.read.decoding import decoded
+from zoomseg.io.dicom.read.pixel_storage import Coding, lacks_gdcm
 from zoomseg.io.dicom.read.references import require_drawn_on
 from zoomseg.io.dicom.read.structures import Indices, Structures, unused_name
 from zoomseg.io.dicom.series import DicomSeries
@@ -63,7 +65,8 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
         notes = require_drawn_on(path, dataset, series)
         names = _names(path, dataset)
         found: dict[int, list[Indices]] = {number: [] for number in names}
-        for frame, place in zip(_frames(path, dataset), _places(path, dataset, series.grid), strict=True):
+        # A frame is decoded only when its place is known to be inside the series.
+        for place, frame in zip(_places(path, dataset, series.grid), _frames(path, dataset), strict=True):
             for number, mask in _segments_of(frame, place.segment):
                 if number not in found:
                     raise ScanError(f"{path}: a frame is of segment {number}, which is not described")
@@ -176,17 +179,25 @@ def _frames(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
             f"{path}: segmentation of type {kind} with {bits} bits; BINARY, FRACTIONAL and LABELMAP are read"
         )
     frames = _packed(path, dataset, count, rows * columns * bits)
-    half = int(dataset.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else None
+    half = _most(path, dataset) / 2 if kind == "FRACTIONAL" else None
     for frame in frames:
         values = frame.reshape(rows, columns)
         yield values if half is None else values >= half
+
+
+def _most(path: Path, dataset: Dataset) -> int:
+    """The value of voxels that are entirely in a fractional segment."""
+    most = int(dataset.MaximumFractionalValue)
+    if not 1 <= most <= 255:
+        raise ScanError(f"{path}: MaximumFractionalValue is {most}; a number from 1 to 255 is needed")
+    return most
 
 
 def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[AnyArray]:
     """The values of each frame; native data are split here, as frames of single bits do not end with a
     byte."""
     if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
-        yield from _decoded(path, dataset)
+        yield from _decoded(path, dataset, count)
         return
     data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
     if data.size * 8 < count * bits:
@@ -203,11 +214,11 @@ def _packed(path: Path, dataset: Dataset, count: int, bits: int) -> Iterator[Any
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 
 
-def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
+def _decoded(path: Path, dataset: Dataset, count: int) -> Iterator[AnyArray]:
     """Frames in other encodings, by pydicom's decoders.
 
     Raises:
-        ScanError: there is no decoder, or it fails; the encoding is named.
+        ScanError: there is no decoder, it fails, or a frame contradicts the header; the encoding is named.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     way = short_text(syntax) if syntax.name == syntax else f"{syntax.name} ({syntax})"
@@ -220,9 +231,27 @@ def _decoded(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
         install = f"{how_to_install('gdcm')}, or " if lacks_gdcm(syntax) else ""
         raise ScanError(f"{path}: its frames are stored as {way}, which is not read; {install}{todo}")
     try:
-        yield from iter_pixels(dataset, raw=True)
+        coding = Coding(
+            rows=int(dataset.Rows),
+            columns=int(dataset.Columns),
+            allocated=int(dataset.BitsAllocated),
+            stored=int(dataset.BitsStored),
+            signed=int(dataset.PixelRepresentation) == 1,
+            syntax=str(syntax),
+        )
+        for data in islice(_compressed(dataset, count), count):
+            yield decoded(path, data, coding)
+    except ScanError:
+        raise
     except Exception as error:  # on hostile bytes, decoders may raise any exception
         raise ScanError(
             f"{path}: its frames, stored as {way}, cannot be decoded ({reason_of(error)}); {todo}, unless it "
             "is damaged"
         ) from error
+
+
+def _compressed(dataset: Dataset, count: int) -> Iterator[bytes]:
+    offsets = None
+    if "ExtendedOffsetTable" in dataset:
+        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    return generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets)

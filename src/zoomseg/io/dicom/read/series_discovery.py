@@ -34,7 +34,7 @@ from zoomseg.io.dicom.read.series_splitting import at_one_place, by_geometry, by
 from zoomseg.io.dicom.read.slice_geometry import Placement, is_complete, place
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.uids import notes_on_identity
-from zoomseg.io.header_limits import MAX_VOXELS
+from zoomseg.io.header_limits import MAX_VOXELS, implausible
 
 LOOKED_AT = 1000
 """Maximum number of files examined for whether there is DICOM."""
@@ -330,14 +330,19 @@ def _of_several(count: int) -> str:
 
 def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) -> Stack:
     placement = place(stored)
+    wrong = implausible(placement.grid)
+    if wrong:
+        raise ScanError(wrong)
     ordered = tuple(stored[i] for i in placement.order)
     voxels = placement.grid.box.voxels
     if voxels > MAX_VOXELS:
         raise ScanError(f"headers promise {voxels} voxels; at most {MAX_VOXELS} are read")
     patient = dict(first.patient)
+    in_plane = [p.first if p.weight == 0 else None for p in placement.planes]
+    between = sorted(set(range(len(ordered))).difference(in_plane))
     series = DicomSeries(
         placement.grid,
-        tuple(ordered[p.first] if p.weight == 0 else None for p in placement.planes),
+        tuple(None if k is None else ordered[k] for k in in_plane),
         first.sop_class_uid,
         first.identity.study_uid,
         first.identity.series_uid,
@@ -347,6 +352,7 @@ def _stack(first: Image, stored: Sequence[StoredSlice], notes: tuple[str, ...]) 
         first.description,
         tuple((keyword, patient[keyword]) for keyword in PATIENT if keyword in patient),
         (*notes, *_value_notes(stored, first.modality), *placement.notes),
+        tuple(ordered[k] for k in between),
     )
     series = replace(series, notes=(*series.notes, *notes_on_identity(series)))
     return Stack(series, ordered, placement)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray
 from zoomseg.io.dicom.read.object_header import PHASES, Image, StoredSlice
-from zoomseg.io.dicom.read.slice_geometry import MAX_GAP_MM, SAME_PLACE_MM, is_complete, places_mm
+from zoomseg.io.dicom.read.slice_geometry import MAX_GAP_MM, is_complete, places_mm, same_place_mm
 from zoomseg.io.dicom.series import plain
 
 Mask = npt.NDArray[np.bool_]
@@ -111,11 +111,11 @@ _Part = tuple[list[StoredSlice], tuple[str, ...], tuple[str, ...]]
 def _split(
     slices: list[StoredSlice], why: tuple[str, ...], modality: str, left_out: list[StoredSlice]
 ) -> Iterator[_Part]:
-    along = places_mm(slices)
-    most = int(_one(along).most[0])
+    along, same_mm = places_mm(slices), same_place_mm(slices)
+    most = int(_one(along, same_mm).most[0])
     for keyword in PHASES if most > 1 else _ACQUISITIONS:
         groups, number = _by_value(slices, keyword)
-        crowding = _crowding(along, number)
+        crowding = _crowding(along, number, same_mm)
         flat = (crowding.places == 1)[number]
         if flat.any():
             tracking = _tracking(slices, along, flat, most)
@@ -149,13 +149,14 @@ def _tracking(slices: Sequence[StoredSlice], along: FloatArray, flat: Mask, most
     """Of the images that are ``flat``, each with all of its acquisition at one position, those that are not
     slices of the volume formed by the others: several at one position, between its slices, or far away."""
     none = np.zeros_like(flat)
-    if flat.all() or _one(along[flat]).places[0] > MAX_TRACKING_PLACES:
+    same_mm = same_place_mm(slices)
+    if flat.all() or _one(along[flat], same_mm).places[0] > MAX_TRACKING_PLACES:
         return none
     rest = along[~flat]
     stray = flat & _is_stray(along, float(rest.min()), float(rest.max()))
     if most > 1:
-        crowded = flat & (_at_their_places(along) > 1) | stray
-        return crowded if _one(rest).most[0] < most else none
+        crowded = flat & (_at_their_places(along, same_mm) > 1) | stray
+        return crowded if _one(rest, same_mm).most[0] < most else none
     if is_complete(slices) or not is_complete(list(compress(slices, ~flat))):
         return none
     return stray
@@ -174,10 +175,11 @@ class _Crowding:
     """Maximum number of slices at one position."""
 
 
-def _crowding(along: FloatArray, group: Counts) -> _Crowding:
-    """For slices at ``along`` mm that belong to groups 0, 1, ..."""
+def _crowding(along: FloatArray, group: Counts, same_mm: float) -> _Crowding:
+    """For slices at ``along`` mm that belong to groups 0, 1, ...; those closer than ``same_mm`` are at one
+    position."""
     order = np.lexsort((along, group))
-    begins = (np.diff(along[order]) >= SAME_PLACE_MM) | (np.diff(group[order]) > 0)
+    begins = (np.diff(along[order]) >= same_mm) | (np.diff(group[order]) > 0)
     starts = np.flatnonzero(np.concatenate([[True], begins]))
     of = group[order[starts]]
     most = np.zeros(of[-1] + 1, dtype=int)
@@ -185,20 +187,20 @@ def _crowding(along: FloatArray, group: Counts) -> _Crowding:
     return _Crowding(np.bincount(of), most)
 
 
-def _one(along: FloatArray) -> _Crowding:
+def _one(along: FloatArray, same_mm: float) -> _Crowding:
     """For a single group."""
-    return _crowding(along, np.zeros(len(along), dtype=int))
+    return _crowding(along, np.zeros(len(along), dtype=int), same_mm)
 
 
 def at_one_place(slices: Sequence[StoredSlice]) -> bool:
-    return bool(_one(places_mm(slices)).places[0] == 1)
+    return bool(_one(places_mm(slices), same_place_mm(slices)).places[0] == 1)
 
 
-def _at_their_places(along: FloatArray) -> Counts:
+def _at_their_places(along: FloatArray, same_mm: float) -> Counts:
     """The number of slices at the position of each, including itself."""
     ordered = np.sort(along)
-    after = np.searchsorted(ordered, along + SAME_PLACE_MM, side="left")
-    before = np.searchsorted(ordered, along - SAME_PLACE_MM, side="right")
+    after = np.searchsorted(ordered, along + same_mm, side="left")
+    before = np.searchsorted(ordered, along - same_mm, side="right")
     return after - before
 
 

@@ -17,7 +17,8 @@ from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.io.dicom.read.object_header import StoredSlice
 
 SAME_PLACE_MM = 1e-2
-"""Slices closer than this along their normal are at the same position."""
+SAME_PLACE_VOX = 0.1
+"""Slices closer than both along their normal, in millimetres and in pixels, are at the same position."""
 
 EVEN_TOLERANCE = 0.05
 """Slices this close to an even lattice, in spacings, are used unchanged."""
@@ -87,6 +88,11 @@ def places_mm(slices: Sequence[StoredSlice]) -> FloatArray:
     return out
 
 
+def same_place_mm(slices: Sequence[StoredSlice]) -> float:
+    """The distance along their normal from which on slices are at different positions."""
+    return min(SAME_PLACE_MM, SAME_PLACE_VOX * min(slices[0].spacing_mm))
+
+
 def place(slices: Sequence[StoredSlice]) -> Placement:
     """The grid of slices of one size and orientation, no two at the same position.
 
@@ -98,7 +104,7 @@ def place(slices: Sequence[StoredSlice]) -> Placement:
     order = np.argsort(places_mm(slices), kind="stable")
     ordered = [slices[i] for i in order]
     along = places_mm(ordered)
-    planes, spacing, notes = _planes(along - along[0])
+    planes, spacing, notes = _planes(along - along[0], same_place_mm(slices))
     grid, shifts, more = _grid(ordered, along - along[0], len(planes), spacing)
     return Placement(grid, tuple(order.tolist()), planes, shifts, (*notes, *more))
 
@@ -107,7 +113,7 @@ def is_complete(slices: Sequence[StoredSlice]) -> bool:
     """Whether slices are evenly spaced, with none missing and no two at one position."""
     along = np.sort(places_mm(slices))
     try:
-        planes, _, _ = _planes(along - along[0])
+        planes, _, _ = _planes(along - along[0], same_place_mm(slices))
     except ScanError:
         return False
     return _is_each(planes, len(slices))
@@ -116,21 +122,21 @@ def is_complete(slices: Sequence[StoredSlice]) -> bool:
 # --- along the normal -----------------------------------------------------------------------------
 
 
-def _planes(along: FloatArray) -> tuple[tuple[Plane, ...], float, tuple[str, ...]]:
+def _planes(along: FloatArray, same_mm: float) -> tuple[tuple[Plane, ...], float, tuple[str, ...]]:
     """Planes of an even lattice over slices at ``along`` mm (from 0 up), its spacing, and notes."""
     steps = np.diff(along)
-    if steps.min() < SAME_PLACE_MM:
+    if steps.min() < same_mm:
         raise ScanError("several slices lie at one place")
     counts = np.maximum(1, np.rint(steps / np.median(steps))).astype(int)
     spacing = float(along[-1] / counts.sum())
     at = np.concatenate([[0], np.cumsum(counts)])
     off = np.abs(along - at * spacing).max()
     if off > EVEN_TOLERANCE * spacing:
-        return _resampled(along, steps)
+        return _resampled(along, steps, same_mm)
     if counts.max() > 1:
         return _filled(counts, at, steps, spacing)
     notes = (f"slices lie up to {off:.2g} mm from an even spacing of {spacing:.4g} mm; taken as even",)
-    return tuple(map(Plane, range(len(along)))), spacing, notes if off > SAME_PLACE_MM else ()
+    return tuple(map(Plane, range(len(along)))), spacing, notes if off > same_mm else ()
 
 
 def _filled(
@@ -156,7 +162,9 @@ def _filled(
     return (*planes, Plane(len(counts))), spacing, (note,)
 
 
-def _resampled(along: FloatArray, steps: FloatArray) -> tuple[tuple[Plane, ...], float, tuple[str, ...]]:
+def _resampled(
+    along: FloatArray, steps: FloatArray, same_mm: float
+) -> tuple[tuple[Plane, ...], float, tuple[str, ...]]:
     """Unevenly spaced slices, resampled linearly to an even lattice of about their median distance."""
     low, high = float(steps.min()), float(steps.max())
     if high > MAX_UNEVENNESS * low or high > max(MAX_GAP_MM, 2 * float(np.median(steps))):
@@ -168,17 +176,17 @@ def _resampled(along: FloatArray, steps: FloatArray) -> tuple[tuple[Plane, ...],
     wanted = np.linspace(0, along[-1], count + 1)
     first = np.clip(np.searchsorted(along, wanted, side="right") - 1, 0, len(steps) - 1)
     weights = (wanted - along[first]) / steps[first]
-    planes = [_plane(int(f), float(w), float(steps[f])) for f, w in zip(first, weights, strict=True)]
+    planes = [_plane(int(f), float(w), float(steps[f]), same_mm) for f, w in zip(first, weights, strict=True)]
     spacing = float(along[-1]) / count
     note = f"slices are {low:.4g} to {high:.4g} mm apart; resampled to {spacing:.4g} mm"
     return tuple(planes), spacing, (note,)
 
 
-def _plane(first: int, weight: float, step_mm: float) -> Plane:
+def _plane(first: int, weight: float, step_mm: float, same_mm: float) -> Plane:
     """A plane that almost coincides with a slice is that slice."""
-    if weight * step_mm < SAME_PLACE_MM:
+    if weight * step_mm < same_mm:
         return Plane(first)
-    if (1 - weight) * step_mm < SAME_PLACE_MM:
+    if (1 - weight) * step_mm < same_mm:
         return Plane(first + 1)
     return Plane(first, weight)
 

@@ -82,7 +82,7 @@ def require_one_identity(series: DicomSeries) -> None:
     Raises:
         ScanError: they have.
     """
-    stored = [s.identity for s in series.slices if s is not None and s.identity is not None]
+    stored = [s.identity for s in series.stored if s.identity is not None]
     differing = {keyword for one in stored for keyword in one.differing(series.identity)}
     if differing:
         what = ", ".join(keyword for keyword in Identity.KEYWORDS if keyword in differing)
@@ -126,7 +126,7 @@ def reference_item(series: DicomSeries, k: int) -> Dataset | None:
 def instance_items(series: DicomSeries) -> list[Dataset]:
     """References to all objects of the series, each once."""
     items = []
-    for uid in dict.fromkeys(uid for uid in series.slice_uids if uid and valid_uid(uid)):
+    for uid in dict.fromkeys(s.sop_uid for s in series.stored if valid_uid(s.sop_uid)):
         item = Dataset()
         item.ReferencedSOPClassUID = UID(series.sop_class_uid)
         item.ReferencedSOPInstanceUID = UID(uid)

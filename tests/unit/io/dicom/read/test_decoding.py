@@ -9,7 +9,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders import JPEGLosslessSV1Decoder, JPEGLSLosslessDecoder
-from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
@@ -50,6 +50,19 @@ def test_damaged_jpeg_ls_is_read_by_none(tmp_path: Path, keep: int) -> None:
 
     with pytest.raises(ScanError, match="voxels cannot be decoded"):
         read_volume(the_series(write(tmp_path, stack(SLICES), damage)))
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_values_that_do_not_fit_into_those_of_the_header_are_not_cut_off(tmp_path: Path, syntax: str) -> None:
+    """A frame of 12 bits, of which a decoder would put the lower ones into the 8 that the header states."""
+
+    def narrow(dataset: Dataset) -> None:
+        dataset.compress(syntax)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+
+    folder = write(tmp_path, stack(SLICES * 20, BitsStored=12, HighBit=11), narrow)
+    with pytest.raises(ScanError, match=r"\.dcm: compressed frame of 12 bits, but its header says 8"):
+        read_volume(the_series(folder))
 
 
 def in_syntax(folder: Path, syntax: str) -> Path:

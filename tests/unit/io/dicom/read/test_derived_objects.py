@@ -71,7 +71,7 @@ def test_what_hides_its_size_or_is_too_large_is_refused_unread(
     image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     deflated = saved(tmp_path / "deflated.dcm", image)
     monkeypatch.setattr(pydicom, "dcmread", lambda path: pytest.fail("read"))
-    assert refused(deflated, CT).startswith("is deflated as a whole; write it uncompressed")
+    assert refused(deflated, CT).startswith("is deflated as a whole; convert it")
     monkeypatch.setattr(derived_objects, "MAX_OBJECT_BYTES", deflated.stat().st_size - 1)
     assert refused(deflated, CT).startswith(f"larger than {derived_objects.MAX_OBJECT_BYTES} bytes")
 

@@ -12,14 +12,24 @@ import numpy.typing as npt
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders import JPEGLosslessSV1Decoder
 from pydicom.sr.codedict import codes
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from helpers.dicom_annotations import ORGANS, ORIENTATIONS, drawn_on, grid_of, series_on, spoiled
+from helpers.dicom_series import image
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
+from zoomseg.io.dicom.read import decoding, seg
 from zoomseg.io.dicom.read.seg import read_seg
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.seg import write_seg
@@ -114,6 +124,18 @@ def test_half_a_voxel_and_more_of_a_fractional_segment_is_the_organ(
     assert (mask == (np.around(share[..., 0] * 100) >= 50).transpose(2, 1, 0)).all()
 
 
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless])
+def test_compressed_frames_are_read(tmp_path: Path, syntax: str) -> None:
+    series = series_on(grid_of("axial", shape=(40, 36, 9)))
+    labels = drawn_on(series.grid).data
+    labels = np.where(labels <= 2, labels, 0).astype(np.uint8)
+    made = by_highdicom(series.grid, "FRACTIONAL", np.ascontiguousarray(labels.transpose(2, 1, 0)))
+    made.compress(syntax, generate_instance_uid=False)
+    made.save_as(tmp_path / "other.dcm")
+    found, _ = read_seg(tmp_path / "other.dcm", series).label_map(ORGANS)
+    assert (found.data == labels).all()
+
+
 def test_smaller_structures_lie_on_top_of_larger_ones(tmp_path: Path, series: DicomSeries) -> None:
     both = np.zeros((*series.grid.shape[::-1], 2), dtype=np.uint8)
     both[2:7, 2:9, 2:9, 0] = 1
@@ -169,7 +191,7 @@ def _set(**values: object) -> Callable[[Dataset], None]:
         (_set(FrameOfReferenceUID="1.2.99"), "drawn in frame of reference 1.2.99"),
         (_set(PixelData=b"\0" * 20), "truncated; promises"),
         (_set(NumberOfFrames=2_000_000_000), "promises 2000000000 frames and describes"),
-        (_set(Rows=65535, Columns=65535), "truncated; promises"),
+        (_set(Rows=65535, Columns=65535), "reaches beyond the series"),
         (_set(SegmentationType="PAINTED"), "type PAINTED with 1 bits"),
         (_set(BitsAllocated=8), "type BINARY with 8 bits"),
         (_set(SegmentSequence=[]), "describes 0 segments"),
@@ -216,6 +238,53 @@ def test_frames_stored_in_a_way_that_is_not_read_are_refused_by_its_name(
     assert text.startswith(f"{written_seg}: its frames")
     assert all(part in text for part in (f"stored as {way}", why, "convert it to an uncompressed file"))
     assert "damaged, truncated" not in text
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_frames_of_another_size_than_the_header_states_are_not_decoded(
+    syntax: str, tmp_path: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes can hold a frame of gigabytes, and one of another size would be read as another mask."""
+    labels = np.ones(series.grid.shape[::-1], dtype=np.uint8)
+    made = by_highdicom(series.grid, "FRACTIONAL", labels)
+    large = image(np.zeros((64, 64), np.uint8), (0, 0, 0))
+    large.compress(syntax)
+    (frame,) = generate_frames(large.PixelData, number_of_frames=1)
+    made.PixelData = encapsulate([frame] * made.NumberOfFrames)
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    made.file_meta.TransferSyntaxUID = UID(syntax)
+    made.save_as(tmp_path / "other.dcm")
+    monkeypatch.setattr(decoding, "get_decoder", lambda uid: pytest.fail("decoded"))
+    size = f"{made.Rows}x{made.Columns}"
+    with pytest.raises(ScanError, match=f"compressed frame of 64x64, but its header says {size}"):
+        read_seg(tmp_path / "other.dcm", series)
+
+
+def test_nothing_beyond_the_series_is_decoded(
+    tmp_path: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.ones(series.grid.shape[::-1], dtype=np.uint8)
+    made = by_highdicom(series.grid, "FRACTIONAL", labels, transfer_syntax_uid=RLELossless)
+    made.Rows = made.Columns = 60_000
+    made.save_as(tmp_path / "other.dcm")
+    monkeypatch.setattr(seg, "decoded", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ScanError, match="reaches beyond the series"):
+        read_seg(tmp_path / "other.dcm", series)
+
+
+@pytest.mark.parametrize("most", [0, -1, 256])
+def test_an_impossible_value_of_whole_voxels_is_refused(
+    most: int, tmp_path: Path, series: DicomSeries
+) -> None:
+    """With half of 0 as the threshold, all voxels would be the organ."""
+    share = np.zeros((*series.grid.shape[::-1], 2))
+    share[3:6, 3:6, 3:6, 0] = 1
+    made = by_highdicom(series.grid, "FRACTIONAL", share)
+    made["MaximumFractionalValue"]._value = most
+    made["MaximumFractionalValue"].VR = "SS"
+    made.save_as(tmp_path / "other.dcm")
+    with pytest.raises(ScanError, match=f"MaximumFractionalValue is {most}; a number from 1 to 255"):
+        read_seg(tmp_path / "other.dcm", series)
 
 
 def test_without_gdcm_its_extra_is_named(

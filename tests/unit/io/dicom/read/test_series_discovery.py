@@ -69,6 +69,13 @@ def test_nothing_and_no_volume(tmp_path: Path) -> None:
         find_series(tmp_path, described=False)
 
 
+@pytest.mark.parametrize("edge", [300.0, 1e-7])
+def test_an_implausible_grid_is_refused_as_in_other_formats(tmp_path: Path, edge: float) -> None:
+    (refused,) = find_series(write(tmp_path, stack(ramp(), PixelSpacing=[edge, edge]))).refused
+    said = f"series 4 'body': voxels of {edge:g} x {edge:g} x 2 mm; 1e-05 to 100 mm are read; are the unit"
+    assert refused.reason.startswith(f"{tmp_path}: {said}")
+
+
 def test_one_volume_is_asked_for(tmp_path: Path) -> None:
     numbered_series(tmp_path, 3)
     numbered_series(tmp_path / "more", 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.series_discovery import find_series, the_series
-from zoomseg.io.dicom.read.slice_geometry import Plane, place
+from zoomseg.io.dicom.read.slice_geometry import Plane, place, same_place_mm
 
 
 def test_gaps_too_wide_and_slices_too_uneven_are_refused(tmp_path: Path) -> None:
@@ -48,6 +49,22 @@ def test_single_and_coinciding_slices_have_no_grid(tmp_path: Path) -> None:
         place(stored[:1])
     with pytest.raises(ScanError, match="several slices lie at one place"):
         place([*stored, stored[0]])
+
+
+@pytest.mark.parametrize("edge", [25e-6, 4e-3, 0.02])
+def test_slices_of_a_micro_ct_are_at_different_places(tmp_path: Path, edge: float) -> None:
+    series = the_series(write(tmp_path, stack(ramp(), (0, 0, edge), PixelSpacing=[edge, edge]))).series
+    assert series.grid.shape == (7, 6, 5)
+    assert series.grid.spacing_mm == pytest.approx([edge] * 3, rel=1e-6)
+    assert series.notes == ()
+
+
+def test_slices_a_hundredth_of_a_millimetre_apart_are_at_one_place(tmp_path: Path) -> None:
+    stored = the_series(write(tmp_path, stack(ramp()))).stored
+    assert same_place_mm(stored) == 0.01
+    x, y, z = stored[0].position_lps_mm
+    with pytest.raises(ScanError, match="several slices lie at one place"):
+        place([*stored, replace(stored[0], position_lps_mm=(x, y, z + 0.009))])
 
 
 def test_slices_that_slide_apart_are_no_volume(tmp_path: Path) -> None:

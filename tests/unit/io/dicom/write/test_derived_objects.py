@@ -111,6 +111,20 @@ def test_slices_keep_what_their_own_headers_say(tmp_path: Path) -> None:
         write_seg(tmp_path / "a.dcm", drawn_on(mixed.grid), mixed, "m")
 
 
+def test_slices_in_no_plane_count_too(tmp_path: Path) -> None:
+    datasets = dicom_series.uneven()
+    series = the_series(dicom_series.write(tmp_path, datasets)).series
+    named = [item.ReferencedSOPInstanceUID for item in derived_objects.instance_items(series)]
+    assert sorted(named) == sorted(d.SOPInstanceUID for d in datasets)
+    derived_objects.require_one_identity(series)
+    identity = series.between[3].identity
+    assert identity is not None
+    other = dataclasses.replace(series.between[3], identity=dataclasses.replace(identity, patient_id="p2"))
+    mixed = dataclasses.replace(series, between=(*series.between[:3], other))
+    with pytest.raises(ScanError, match="differ in PatientID"):
+        derived_objects.require_one_identity(mixed)
+
+
 def test_two_runs_are_told_apart() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5)
     one = derived_objects.series_of_result(SERIES, "abdomen-ct", 1000, moment)
