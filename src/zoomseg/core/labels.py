@@ -113,11 +113,12 @@ class LabelSchema:
 
     def find(self, name: str) -> str | None:
         """The label with the meaning of ``name``, regardless of case, separators, the order of words and the
-        spelling of the side (``right_kidney``, ``Kidney_R``); None if there is none."""
+        spelling of the side (``right_kidney``, ``Kidney_R``), but not of the symbols ``~ ! + -`` (see
+        ``name_meaning``); None if there is none."""
         if name in self.names:
             return name
         wanted = name_meaning(name)
-        if not wanted:  # names without letters or digits are matched only exactly
+        if not wanted:  # names of other characters are matched only exactly
             return None
         return next((n for n in self.names if name_meaning(n) == wanted), None)
 

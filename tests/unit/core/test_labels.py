@@ -119,6 +119,13 @@ def test_find_prefers_the_very_name() -> None:
     assert schema.find("Left_Kidney") == "kidney_left"
 
 
+def test_find_minds_the_symbols_of_radiotherapy() -> None:
+    schema = LabelSchema.consecutive(["Brain", "GTV_Lung", "PTV+5", "Brain stem~"])
+    assert [schema.find(name) for name in ("brain~", "Lung-GTV", "PTV-5", "PTV5")] == [None] * 4
+    spelled = ("brain", "Lung GTV", "ptv + 5", "stem brain ~")
+    assert tuple(schema.find(name) for name in spelled) == schema.names
+
+
 def test_find_reads_letters_of_all_languages() -> None:
     schema = LabelSchema.consecutive(["脾", "Leber Größe", "++"])
     assert [schema.find(name) for name in ("脾", "肝", "Leber Grüße", "--")] == ["脾", None, None, None]

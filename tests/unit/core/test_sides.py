@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.core.sides import Side, doubtful_pairs, has_side, mirror_name, side_of
+from zoomseg.core.sides import Side, doubtful_pairs, has_side, mirror_name, name_meaning, side_of
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,38 @@ def test_the_counterpart_that_is_spelled_alike_comes_first() -> None:
     names = ("right kidney", "kidney_left", "kidney_right", "left kidney")
     assert mirror_name("kidney_left", names) == "kidney_right"
     assert mirror_name("left kidney", names) == "right kidney"
+
+
+def test_a_counterpart_has_the_same_symbols() -> None:
+    names = ("Lung_L", "Lung_R", "Lung~_L", "Lung~_R", "GTV_Lung_L", "GTV_Lung_R", "Lung-GTV_L", "Lung-GTV_R")
+    assert [mirror_name(name, names) for name in names[::2]] == list(names[1::2])
+    assert [mirror_name(name, names) for name in names[1::2]] == list(names[::2])
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("", ()),
+        ("--", ()),
+        ("LeftKidney", ("kidney", "left")),
+        ("kidney-LEFT", ("kidney", "left")),
+        ("ctx-lh-insula", ("ctx", "insula", "left")),
+        ("-liver-", ("liver",)),
+        ("Brain~", ("brain", "~")),
+        ("Lung~_L", ("left", "lung", "~")),
+        ("PTV!_5040", ("!", "5040", "ptv")),
+        ("PTV+5", ("+", "5", "ptv")),
+        ("PTV-5", ("ptv", "-", "5")),
+        ("Lung-GTV", ("lung", "-", "gtv")),
+        ("GTV-Lung", ("gtv", "-", "lung")),
+        ("Parotid_L-PTV", ("left", "parotid", "-", "ptv")),
+        ("L Parotid - PTV", ("left", "parotid", "-", "ptv")),
+        ("Left-Lung-GTV", ("left", "lung", "-", "gtv")),
+    ],
+)
+def test_the_meaning_of_a_name(name: str, meaning: tuple[str, ...]) -> None:
+    """Symbols are those of AAPM TG-263: part of, without, with a margin, minus."""
+    assert name_meaning(name) == meaning
 
 
 @pytest.mark.parametrize(
