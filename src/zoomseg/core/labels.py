@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import LabelError
-from zoomseg.core.sides import doubtful_pairs, has_side, mirror_name, name_meaning, name_tokens, side_of
+from zoomseg.core.sides import (
+    doubtful_pairs,
+    has_side,
+    is_asymmetric,
+    mirror_name,
+    name_meaning,
+    name_tokens,
+    side_of,
+)
 
 BACKGROUND = "background"
 IGNORE = 255
@@ -90,9 +98,9 @@ class LabelSchema:
 
     @property
     def unpaired(self) -> tuple[str, ...]:
-        """Labels that name a side without a counterpart in the schema, or may name one (``doubtful``): they
-        would be wrong in a mirrored image."""
-        paired = {name for pair in self.pairs for name in pair}
+        """Labels that name a side without a symmetric counterpart in the schema, or may name one
+        (``doubtful``): they would be wrong in a mirrored image."""
+        paired = {name for pair in self.pairs for name in pair if not is_asymmetric(name)}
         doubtful = {name for pair in self.doubtful for name in pair}
         return tuple(n for n in self.names if n in doubtful or (n not in paired and has_side(n)))
 

@@ -50,6 +50,11 @@ _REST_BEFORE, _REST_BEHIND = 3, 1
 _SYMBOLS = re.compile(r"([~!+])")
 """Part of, without and with a margin, in names of radiotherapy (AAPM TG-263)."""
 
+_UNLIKE_SIDES = {"heart", "cardiac", "coronary", "liver", "hepatic"}
+_CHAMBERS = {"atrium", "atrial", "auricle", "ventricle", "ventricular"}
+_OF_THE_BRAIN = {"brain", "cerebral", "lateral", "lat"}
+"""The ventricles of the brain are symmetric, those of the heart are not."""
+
 _SIDE_OF: dict[str, Side] = {}
 for _left, _right in WORDS:
     _SIDE_OF[_left], _SIDE_OF[_right] = "left", "right"
@@ -116,9 +121,17 @@ def side_of(name: str) -> Side | None:
     return sides[0] if len(sides) == 1 else None
 
 
+def is_asymmetric(name: str) -> bool:
+    """Whether a name means a part of an organ whose left is not the mirror image of its right, such as a
+    chamber of the heart."""
+    words = set(name_tokens(name))
+    return bool(words & _UNLIKE_SIDES) or bool(words & _CHAMBERS and not words & _OF_THE_BRAIN)
+
+
 def mirror_name(name: str, names: Iterable[str]) -> str | None:
     """The name among ``names`` that is ``name`` with its side swapped, or None. The side may be spelled
-    differently or be elsewhere (``left kidney``, ``Kidney_R``); the same spelling has priority."""
+    differently or be elsewhere (``left kidney``, ``Kidney_R``); the same spelling has priority. The organ on
+    the other side need not be its mirror image (see ``is_asymmetric``)."""
     side = side_of(name)
     if side is None:
         return None

@@ -535,8 +535,8 @@ def _parse_annotated(
 
 
 def _check_entries(where: Path, entries: Mapping[str, Mapping[str, Any]], ids: Container[str]) -> None:
-    """Refuse entries of ``cases`` without effect, which may be misspelled: labels that are not annotated would
-    be learned as background."""
+    """Refuse entries of ``cases`` without effect, which may be misspelled: labels that are not annotated
+    would be learned as background."""
     for case, facts in entries.items():
         if case not in ids:
             raise DatasetError(

@@ -48,6 +48,12 @@ def test_labels_that_may_have_a_side_are_unpaired() -> None:
     assert schema.unpaired == ("RK", "LK")
 
 
+def test_chambers_of_the_heart_are_pairs_but_not_mirror_images() -> None:
+    schema = LabelSchema.consecutive(["atrium_left", "left lung", "atrium_right", "right lung"])
+    assert schema.left_right == (("atrium_left", "atrium_right"), ("left lung", "right lung"))
+    assert schema.unpaired == ("atrium_left", "atrium_right")
+
+
 def test_names_that_are_numbers_name_nothing() -> None:
     schema = LabelSchema.consecutive(["label_1", "Label 12", "3", "organ", "rib_3", "L1", "++"])
     assert schema.unnamed == ("label_1", "Label 12", "3", "organ", "++")

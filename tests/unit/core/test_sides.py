@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.core.sides import Side, doubtful_pairs, has_side, mirror_name, name_meaning, side_of
+from zoomseg.core.sides import (
+    Side,
+    doubtful_pairs,
+    has_side,
+    is_asymmetric,
+    mirror_name,
+    name_meaning,
+    side_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +126,27 @@ def test_has_side(name: str, sided: bool) -> None:
 )
 def test_side_of(name: str, side: Side | None) -> None:
     assert side_of(name) == side
+
+
+@pytest.mark.parametrize(
+    ("name", "asymmetric"),
+    [
+        ("heart_atrium_left", True),
+        ("LeftVentricle", True),
+        ("right ventricular cavity", True),
+        ("Atrium_R", True),
+        ("left coronary artery", True),
+        ("liver_left_lobe", True),
+        ("Left-Lateral-Ventricle", False),
+        ("Ventricle_Lateral_R", False),
+        ("brain ventricle left", False),
+        ("left kidney", False),
+        ("lung_upper_lobe_left", False),
+        ("Left-VentralDC", False),
+    ],
+)
+def test_parts_that_are_no_mirror_images(name: str, asymmetric: bool) -> None:
+    assert is_asymmetric(name) is asymmetric
 
 
 def test_the_counterpart_that_is_spelled_alike_comes_first() -> None:
