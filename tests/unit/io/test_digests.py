@@ -57,6 +57,18 @@ def test_models() -> None:
     assert len({digests.of_model(model) for model in (one, *others)}) == 4
 
 
+def test_the_atlases_in_a_models_folder_count(tmp_path: Path) -> None:
+    """Their manifest contains the digest of their voxels."""
+    model = replace(untrained_bundle(), folder=tmp_path)
+    found = [digests.of_model(model)]
+    (tmp_path / "atlases").mkdir()
+    for sha256 in ("0" * 64, "1" * 64):
+        (tmp_path / "atlases" / "atlases.json").write_text(sha256)
+        found.append(digests.of_model(model))
+    assert found[0] == digests.of_model(untrained_bundle())
+    assert len(set(found)) == 3
+
+
 def test_json_without_order_of_keys() -> None:
     assert digests.of_json({"a": 1, "b": [2]}) == digests.of_json({"b": [2], "a": 1})
     assert digests.of_json({"a": 1}) != digests.of_json({"a": 1.5})
