@@ -318,7 +318,7 @@ def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"]
         return ("R",), Reason("mirroring", "left to right", "no label's name says left or right")
     unlike = [name for name in sided if is_asymmetric(name)]
     if unlike:
-        why = f"'{unlike[0]}' is part of an organ that is not symmetric: its mirror image is no other part of it"
+        why = f"'{unlike[0]}' is part of an organ that is not symmetric: mirrored, it is not the other part"
         return (), Reason("mirroring", "none", why)
     if not alone:
         why = "every label has its counterpart, and names are swapped with the image"
