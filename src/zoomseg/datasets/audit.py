@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import DatasetError, MemoryLimitError, OutputError, ScanError, ZoomSegError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
 from zoomseg.core.volume import Volume
@@ -479,7 +480,7 @@ def _write_channel(path: Path, target: Path, first: Grid, not_finite: bool) -> N
         _write_finite(target, channel, grid)
 
 
-def _write_finite(target: Path, channel: npt.NDArray[np.generic], grid: Grid) -> None:
+def _write_finite(target: Path, channel: AnyNumpy, grid: Grid) -> None:
     finite = np.isfinite(channel)
     mended = np.where(finite, channel, channel[finite].min())
     write_image(target, Volume(mended[None], grid))
