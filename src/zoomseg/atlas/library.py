@@ -32,12 +32,12 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io.bundle import MAX_WEIGHTS_BYTES, first_problem, read_tensors
+from zoomseg.io.bundle import ATLASES_MANIFEST, MAX_WEIGHTS_BYTES, first_problem, read_tensors
 from zoomseg.io.files import parse_json, read_file, write_bytes_atomic
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
 
 FORMAT = 1
-MANIFEST = "atlases.json"
+MANIFEST = ATLASES_MANIFEST
 
 
 @dataclass(frozen=True, eq=False)

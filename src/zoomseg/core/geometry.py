@@ -126,7 +126,7 @@ class Grid:
         return self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
 
     def __hash__(self) -> int:
-        return hash((self.shape, self.affine.tobytes()))
+        return hash((self.shape, (self.affine + 0.0).tobytes()))  # -0.0 equals 0.0
 
     @property
     def spacing_mm(self) -> Vector3:

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import LabelError
-from zoomseg.core.sides import doubtful_pairs, has_side, mirror_name, name_meaning, name_tokens, side_of
+from zoomseg.core.sides import (
+    doubtful_pairs,
+    has_side,
+    is_asymmetric,
+    mirror_name,
+    name_meaning,
+    name_tokens,
+    side_of,
+)
 
 BACKGROUND = "background"
 IGNORE = 255
@@ -90,9 +98,9 @@ class LabelSchema:
 
     @property
     def unpaired(self) -> tuple[str, ...]:
-        """Labels that name a side without a counterpart in the schema, or may name one (``doubtful``): they
-        would be wrong in a mirrored image."""
-        paired = {name for pair in self.pairs for name in pair}
+        """Labels that name a side without a symmetric counterpart in the schema, or may name one
+        (``doubtful``): they would be wrong in a mirrored image."""
+        paired = {name for pair in self.pairs for name in pair if not is_asymmetric(name)}
         doubtful = {name for pair in self.doubtful for name in pair}
         return tuple(n for n in self.names if n in doubtful or (n not in paired and has_side(n)))
 
@@ -113,11 +121,12 @@ class LabelSchema:
 
     def find(self, name: str) -> str | None:
         """The label with the meaning of ``name``, regardless of case, separators, the order of words and the
-        spelling of the side (``right_kidney``, ``Kidney_R``); None if there is none."""
+        spelling of the side (``right_kidney``, ``Kidney_R``), but not of the symbols ``~ ! + -`` (see
+        ``name_meaning``); None if there is none."""
         if name in self.names:
             return name
         wanted = name_meaning(name)
-        if not wanted:  # names without letters or digits are matched only exactly
+        if not wanted:  # names of other characters are matched only exactly
             return None
         return next((n for n in self.names if name_meaning(n) == wanted), None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 Side = Literal["left", "right"]
@@ -46,6 +47,13 @@ _GLUED = ("left", "right", "links", "rechts", "sinister", "dexter", "sinistra", 
 _REST_BEFORE, _REST_BEHIND = 3, 1
 """Minimum number of letters next to a joined side: ``kidneyleft``, but ``cleft`` and ``bright``;
 ``left1``."""
+_SYMBOLS = re.compile(r"([~!+])")
+"""Part of, without and with a margin, in names of radiotherapy (AAPM TG-263)."""
+
+_UNLIKE_SIDES = {"heart", "cardiac", "coronary", "liver", "hepatic"}
+_CHAMBERS = {"atrium", "atrial", "auricle", "ventricle", "ventricular"}
+_OF_THE_BRAIN = {"brain", "cerebral", "lateral", "lat"}
+"""The ventricles of the brain are symmetric, those of the heart are not."""
 
 _SIDE_OF: dict[str, Side] = {}
 for _left, _right in WORDS:
@@ -76,8 +84,30 @@ def side_word(token: str) -> Side | None:
 
 
 def name_meaning(name: str) -> tuple[str, ...]:
-    """A name's words independent of spelling: in alphabetical order, with sides as ``left``, ``right``."""
-    return tuple(sorted(_SIDE_OF.get(token, token) for token in name_tokens(name)))
+    """A name's words independent of spelling: in alphabetical order, with sides as ``left``, ``right``. The
+    symbols that distinguish structures in radiotherapy (``Brain~``, ``PTV!``, ``PTV+5``, ``Lung-GTV``) are
+    words, and nothing changes places across a minus sign."""
+    first, *others = (sorted(_SIDE_OF.get(word, word) for word in part) for part in _around_minus(name))
+    return (*first, *(word for part in others for word in ("-", *part)))
+
+
+@lru_cache(4096)
+def _around_minus(name: str) -> tuple[tuple[str, ...], ...]:
+    """A name's words and symbols, divided at its minus signs. A hyphen next to nothing but a side
+    (``kidney-LEFT``, ``ctx-lh-insula``) is none."""
+    pieces = [_words_and_symbols(piece) for piece in name.split("-")]
+    parts = [pieces[0]]
+    for before, piece in pairwise(pieces):
+        if set(before) <= _SIDE_OF.keys() or set(piece) <= _SIDE_OF.keys():
+            parts[-1] += piece
+        else:
+            parts.append(piece)
+    return tuple(parts)
+
+
+def _words_and_symbols(text: str) -> tuple[str, ...]:
+    between = enumerate(_SYMBOLS.split(text))  # every second one is a symbol
+    return tuple(word for n, part in between for word in ((part,) if n % 2 else name_tokens(part)))
 
 
 def has_side(name: str) -> bool:
@@ -91,9 +121,17 @@ def side_of(name: str) -> Side | None:
     return sides[0] if len(sides) == 1 else None
 
 
+def is_asymmetric(name: str) -> bool:
+    """Whether a name means a part of an organ whose left is not the mirror image of its right, such as a
+    chamber of the heart."""
+    words = set(name_tokens(name))
+    return bool(words & _UNLIKE_SIDES) or bool(words & _CHAMBERS and not words & _OF_THE_BRAIN)
+
+
 def mirror_name(name: str, names: Iterable[str]) -> str | None:
     """The name among ``names`` that is ``name`` with its side swapped, or None. The side may be spelled
-    differently or be elsewhere (``left kidney``, ``Kidney_R``); the same spelling has priority."""
+    differently or be elsewhere (``left kidney``, ``Kidney_R``); the same spelling has priority. The organ on
+    the other side need not be its mirror image (see ``is_asymmetric``)."""
     side = side_of(name)
     if side is None:
         return None
@@ -102,8 +140,8 @@ def mirror_name(name: str, names: Iterable[str]) -> str | None:
     return min(others, key=lambda n: [token in _SIDE_OF for token in name_tokens(n)] != order, default=None)
 
 
-def _sideless(name: str) -> list[str]:
-    return sorted(token for token in name_tokens(name) if token not in _SIDE_OF)
+def _sideless(name: str) -> list[list[str]]:
+    return [sorted(word for word in part if word not in _SIDE_OF) for part in _around_minus(name)]
 
 
 def doubtful_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from zoomseg.core.arrays import AnyNumpy
 from zoomseg.core.errors import DatasetError, MemoryLimitError, OutputError, ScanError, ZoomSegError
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
 from zoomseg.core.volume import Volume
@@ -434,36 +435,55 @@ def _write_case(dataset: Dataset, case: CaseFiles, out: Path, kinds: set[Kind]) 
     targets = [out / "imagesTr" / f"{case.id}_{c:04d}.nii.gz" for c in range(len(dataset.channel_names))]
     labels = out / "labelsTr" / f"{case.id}.nii.gz"
     assert case.labels is not None  # cases without labels are omitted
-    rewritten = "not_finite" in kinds or ("geometry" in kinds and len(case.images) > 1)
-    if rewritten or dataset.channels_last(case) or any(scan_suffix(p) != ".nii.gz" for p in case.images):
-        grid = _write_mended_image(dataset, case, targets)
-    else:
-        grid = read_grid(case.images[0])
-        for source, target in zip(case.images, targets, strict=True):
-            _copy(source, target)
-    if not kinds & {"geometry", "not_integers"} and scan_suffix(case.labels) == ".nii.gz":
+    grid = _write_image(dataset, case, targets, "not_finite" in kinds)
+    own = read_grid(case.labels)
+    snaps = _can_snap(grid, own)
+    moves = snaps and not grid.same_as(own)
+    if not moves and "not_integers" not in kinds and scan_suffix(case.labels) == ".nii.gz":
         _copy(case.labels, labels)
         return
-    values, own = read_label_values(case.labels)
-    snaps = _can_snap(grid, own)
+    values, _ = read_label_values(case.labels)
     # Labels get the header's geometry, too: otherwise other programs may misalign them with the image.
     write_array(labels, values, grid if snaps else own, like=targets[0] if snaps else case.labels)
 
 
-def _write_mended_image(dataset: Dataset, case: CaseFiles, targets: list[Path]) -> Grid:
-    """Write finite voxels of every channel on the first channel's grid; returns that grid as written."""
-    first: Grid | None = None
-    remaining = iter(targets)
-    for path in case.images:
-        volume = read_voxels(path, dataset.channels_last(case))
-        first = first or volume.grid
-        grid = first if _can_snap(first, volume.grid) else volume.grid
-        for channel in volume.data:
-            finite = np.isfinite(channel)
-            mended = np.where(finite, channel, channel[finite].min())
-            write_image(next(remaining), Volume(mended[None], grid))
-    assert first is not None  # a case has at least one image file
+def _write_image(dataset: Dataset, case: CaseFiles, targets: list[Path], not_finite: bool) -> Grid:
+    """Write a file for each channel; returns the first one's grid.
+
+    Args:
+        not_finite: some channel has voxels that are not numbers.
+    """
+    if dataset.channels_last(case):
+        volume = read_voxels(case.images[0], channels_last=True)
+        for channel, target in zip(volume.data, targets, strict=True):
+            _write_finite(target, channel, volume.grid)
+        return volume.grid
+    first = read_grid(case.images[0])
+    for path, target in zip(case.images, targets, strict=True):
+        _write_channel(path, target, first, not_finite)
     return first
+
+
+def _write_channel(path: Path, target: Path, first: Grid, not_finite: bool) -> None:
+    """Write finite voxels, on the first channel's grid where they can be snapped to it. A file that needs no
+    change is copied: float32 does not hold all integers."""
+    own = read_grid(path)
+    grid = first if _can_snap(first, own) else own
+    remains = scan_suffix(path) == ".nii.gz" and grid.same_as(own)
+    if remains and not not_finite:
+        _copy(path, target)
+        return
+    channel = read_voxels(path).data[0]
+    if remains and np.isfinite(channel).all():
+        _copy(path, target)
+    else:
+        _write_finite(target, channel, grid)
+
+
+def _write_finite(target: Path, channel: AnyNumpy, grid: Grid) -> None:
+    finite = np.isfinite(channel)
+    mended = np.where(finite, channel, channel[finite].min())
+    write_image(target, Volume(mended[None], grid))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -38,7 +38,7 @@ _RESERVED = "ignore"
 """A label name with another meaning in data sets."""
 
 Meaning = tuple[str, ...]
-"""Words of a structure's name, in any order: common to its spellings."""
+"""Words of a structure's name, as ``name_meaning``: common to its spellings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +192,9 @@ def _drawn(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str
             problems.append(str(error))
             continue
         notes += [f"{path}: {note}" for note in structures.notes]
-        for meaning, drawing in _drawings(path, structures).items():
+        drawings, merged = _drawings(path, structures)
+        notes += merged
+        for meaning, drawing in drawings.items():
             first = agreed.setdefault(meaning, drawing)
             if not np.array_equal(first.voxels, drawing.voxels):
                 what = f"'{drawing.name}' is annotated differently in {first.path}"
@@ -208,18 +210,22 @@ class _Drawing:
     voxels: Indices
 
 
-def _drawings(path: Path, structures: Structures) -> dict[Meaning, _Drawing]:
-    """Structures by the meaning of their names; several spellings in one object are merged."""
+def _drawings(path: Path, structures: Structures) -> tuple[dict[Meaning, _Drawing], list[str]]:
+    """Structures by the meaning of their names; several spellings in one object are merged, with a note."""
     found: dict[Meaning, _Drawing] = {}
+    notes: list[str] = []
     for long, voxels in structures.voxels.items():
         name = short_text(long)
         if name == _RESERVED:
             name = f"{name} structure"
         drawing = found.get(_meaning(name))
         if drawing is not None:
+            notes.append(
+                f"{path}: '{drawing.name}' and '{name}' are one name: their voxels are one structure"
+            )
             name, voxels = drawing.name, np.union1d(drawing.voxels, voxels)
         found[_meaning(name)] = _Drawing(name, path, voxels)
-    return found
+    return found, notes
 
 
 # --- conversion -----------------------------------------------------------------------------------

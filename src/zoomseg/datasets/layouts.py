@@ -80,8 +80,9 @@ class Dataset:
 
     @property
     def is_ct(self) -> bool:
-        """Whether every channel is CT, that is, in Hounsfield units."""
-        return all("CT" in named(name) for name in self.channel_names)
+        """Whether every channel is CT, that is, in Hounsfield units. A name that also states another modality
+        (``PET/CT``, ``T1_to_CT``) is not clear about it."""
+        return all(named(name) == {"CT"} for name in self.channel_names)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -256,15 +257,20 @@ def _open_described(root: Path, description: dict[str, Any]) -> Dataset:
     schema = _parse_schema(where, description)
     pairs = description.get("training")
     if isinstance(pairs, list) and pairs and not _names_cases(root, pairs):
-        cases = _pair_cases(root, pairs)
+        cases = _pair_cases(root, pairs, len(channels))
     else:
         cases = _nnunet_cases(root, len(channels))
-    return _assemble(root, description, channels, schema, cases)
+    return _assemble(root, where, description, channels, schema, cases)
 
 
 def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
     labels = files_by_case(root / "labels") if _has_folder(root, "labels") else {}
     scans = find_scans(root / "images", apart=_labelled_apart(root / "images", labels))
+    if any(scan.dicom is not None for scan in scans):
+        raise DatasetError(
+            f"{root / 'images'}: DICOM series; a data set needs images in NIfTI, NRRD or MetaImage files: "
+            "convert the series, for example with dcm2niix"
+        )
     cases = [CaseFiles(s.id, s.paths, labels.pop(s.id, None)) for s in scans]
     if labels:
         stray, file = next(iter(labels.items()))
@@ -279,7 +285,8 @@ def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
     else:
         channels = tuple(f"channel_{c}" for c in range(max(len(case.images) for case in cases)))
     schema = _parse_schema(where, known) if "labels" in known else _schema_from_files(root, cases)
-    return _assemble(root, known, channels, schema, cases)
+    listed_in = root / "dataset.json" if "cases" in (description or {}) else where
+    return _assemble(root, listed_in, known, channels, schema, cases)
 
 
 def _labelled_apart(images: Path, labels: Container[str]) -> frozenset[str]:
@@ -305,6 +312,7 @@ def _why_stray(label: str, images: Path, scans: Iterable[ScanInput]) -> str:
 
 def _assemble(
     root: Path,
+    where: Path,
     description: dict[str, Any],
     channels: tuple[str, ...],
     schema: LabelSchema,
@@ -312,7 +320,8 @@ def _assemble(
 ) -> Dataset:
     if not cases:
         raise DatasetError(f"{root}: no cases; {LAYOUTS}")
-    annotated = _parse_annotated(root / "dataset.json", description, schema)
+    annotated = _parse_annotated(where, description, schema)
+    _check_entries(where, description.get("cases", {}), {case.id for case in cases})
     complete = [replace(case, annotated=annotated.get(case.id)) for case in sorted(cases, key=lambda c: c.id)]
     name = description.get("name")
     name = quoted(name) if isinstance(name, str) else root.name
@@ -382,7 +391,7 @@ def _repr(value: object) -> str:
     return quoted(_SHORT.repr(value), 80)
 
 
-def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
+def _pair_cases(root: Path, pairs: Sequence[object], channels: int) -> list[CaseFiles]:
     """Cases of ``training: [{"image": ..., "label": ...}]``."""
     cases: dict[str, CaseFiles] = {}
     for pair in pairs:
@@ -391,12 +400,21 @@ def _pair_cases(root: Path, pairs: Sequence[object]) -> list[CaseFiles]:
                 f"{root / 'dataset.json'}: 'training' needs {{image, label}} pairs, got {_repr(pair)}"
             )
         image = _inside(root, pair["image"])
-        case = split_channel(scan_name(image))[0] if image.name.endswith("_0000.nii.gz") else scan_name(image)
+        case, channel = split_channel(scan_name(image))
+        case = case if channel == 0 else scan_name(image)
         if case in cases:
             raise DatasetError(f"{root / 'dataset.json'}: case {case} is listed twice in 'training'")
         labels = _inside(root, pair["label"]) if pair.get("label") is not None else None
-        cases[case] = CaseFiles(case, (image,), labels)
+        others = _other_channels(image, channels) if channel == 0 else ()
+        cases[case] = CaseFiles(case, (image, *others), labels)
     return list(cases.values())
+
+
+def _other_channels(first: Path, channels: int) -> tuple[Path, ...]:
+    """The files of the other channels beside that of the first one; none if it contains all channels."""
+    case, _ = split_channel(scan_name(first))
+    files = [first.with_name(f"{case}_{c:04d}{scan_suffix(first) or ''}") for c in range(1, channels)]
+    return tuple(files) if any(map(os.path.lexists, files)) else ()
 
 
 # --- content of dataset.json -----------------------------------------------------------------------
@@ -433,7 +451,13 @@ def _parse_schema(where: Path, description: Mapping[str, Any]) -> LabelSchema:
         raise DatasetError(
             f'{where}: \'labels\' is missing; give for example {{"background": 0, "liver": 1}}'
         )
-    by_value = sorted((value, name) for name, value in _name_values(where, labels) if value != 0)
+    pairs = _name_values(where, labels)
+    zero = list(dict.fromkeys(quoted(name, 60) for name, value in pairs if value == 0))
+    if len(zero) > 1:
+        raise DatasetError(
+            f"{where}: '{zero[0]}' and '{zero[1]}' have the value 0, that of the background only"
+        )
+    by_value = sorted((value, name) for name, value in pairs if value != 0)
     if len(by_value) > MAX_CLASSES:
         raise DatasetError(f"{where}: {len(by_value)} labels; at most {MAX_CLASSES} are supported")
     names, values = tuple(n for _, n in by_value), tuple(v for v, _ in by_value)
@@ -508,6 +532,22 @@ def _parse_annotated(
         except LabelError as error:
             raise DatasetError(f"{where}: case {quoted(case)}: {error}") from error
     return out
+
+
+def _check_entries(where: Path, entries: Mapping[str, Mapping[str, Any]], ids: Container[str]) -> None:
+    """Refuse entries of ``cases`` without effect, which may be misspelled: labels that are not annotated
+    would be learned as background."""
+    for case, facts in entries.items():
+        if case not in ids:
+            raise DatasetError(
+                f"{where}: case {quoted(case)} under 'cases' is not in the data set; correct its name, or "
+                "delete the entry"
+            )
+        if facts and "annotated" not in facts:
+            raise DatasetError(
+                f"{where}: case {quoted(case)} lists {_repr(next(iter(facts)))}, but not 'annotated', the "
+                "labels that are annotated"
+            )
 
 
 def _schema_from_files(root: Path, cases: Sequence[CaseFiles]) -> LabelSchema:

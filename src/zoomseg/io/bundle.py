@@ -47,6 +47,8 @@ FORMAT = 1
 
 ATLASES = "atlases"
 """Folder of a model's atlases, beside the files that are read and written here."""
+ATLASES_MANIFEST = "atlases.json"
+"""The list of the atlases in that folder, with the digest of their voxels."""
 
 FOLDS = "folds.json"
 """File that marks the folder of a cross-validation: a model per fold."""

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from zoomseg.core.arrays import AnyNumpy
-from zoomseg.io.bundle import ATLASES, Bundle
+from zoomseg.io.bundle import ATLASES, ATLASES_MANIFEST, Bundle
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.scans import ScanInput, source_files
 from zoomseg.io.training_domain import TrainingDomain
@@ -57,11 +57,15 @@ def of_models(models: Iterable[Bundle]) -> str:
 
 def of_model(model: Bundle) -> str:
     """Digest of the parts of a model that determine its predictions, except the recipe: weights, labels,
-    channels, the calibration of the confidence, and its folder's atlases."""
-    schema, atlases = model.schema, _of_atlases(model)
+    channels, the calibration of the confidence, and the atlases in its folder, if there are any.
+
+    Raises:
+        OSError: the list of the atlases cannot be read.
+    """
+    schema = model.schema
     return of_json(
         {
-            **({"atlases": atlases} if atlases else {}),
+            **_atlases_of(model),
             "weights": {stage: _of_arrays(arrays) for stage, arrays in model.weights.items()},
             "labels": [schema.names, schema.values, {k: list(v) for k, v in schema.groups.items()}],
             "channels": model.channel_names,
@@ -71,12 +75,11 @@ def of_model(model: Bundle) -> str:
     )
 
 
-def _of_atlases(model: Bundle) -> str:
-    """Digest of a model's list of atlases, which contains that of their voxels; empty if it has none."""
-    if model.recipe.atlas is None or model.folder is None:
-        return ""
-    lists = [path for path in sorted((model.folder / ATLASES).glob("*.json")) if path.is_file()]
-    return of_files(lists) if lists else ""
+def _atlases_of(model: Bundle) -> dict[str, str]:
+    """The digest of the atlases in a model's folder, if there are any; their manifest contains that of their
+    voxels."""
+    manifest = None if model.folder is None else model.folder / ATLASES / ATLASES_MANIFEST
+    return {} if manifest is None or not manifest.is_file() else {"atlases": of_files([manifest])}
 
 
 def _of_arrays(arrays: Mapping[str, AnyNumpy]) -> str:

@@ -26,8 +26,8 @@ MAX_VOXEL_MM = 1e2
 values outside are in a wrong unit, or not intended."""
 
 MAX_DISTANCE_MM = 1e6
-"""Maximum distance of a voxel from the world's origin; farther away, single precision does not distinguish
-voxels."""
+"""Maximum distance of a voxel from the world's origin: no scanner's coordinates reach as far; values beyond
+are in a wrong unit, or not intended."""
 
 
 def check_size(

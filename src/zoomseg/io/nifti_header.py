@@ -286,7 +286,7 @@ def checksum_error(path: Path) -> ScanError:
 
 def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
     """``[I, J, K]`` or ``[I, J, K, C]`` on ``grid``, ready to be saved. NIfTI-1, which every program reads,
-    unless an axis is too long for it.
+    unless an axis is too long for it, or the grid so far from the origin that single precision would move it.
 
     Args:
         like: the fields of a header on this grid. Its geometry is copied unchanged, including units and
@@ -294,7 +294,7 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
             exceptions, which nibabel would refuse, are corrected: a quaternion that is slightly too long, and
             a damaged qform beside an sform with a code that the standard does not define.
     """
-    kind = nib.Nifti2Image if max(array.shape) > SIZES_1 else nib.Nifti1Image
+    kind = nib.Nifti1Image if max(array.shape) <= SIZES_1 and _fits_single(grid) else nib.Nifti2Image
     if like is None:
         made = kind(array, grid.affine, dtype=array.dtype)
         made.set_sform(grid.affine, code="scanner")
@@ -313,3 +313,8 @@ def image(array: AnyArray, grid: Grid, like: Any = None) -> nib.Nifti1Image:
         for name in ("qform_code", "quatern_b", "quatern_c", "quatern_d"):
             made.header[name] = 0
     return made
+
+
+def _fits_single(grid: Grid) -> bool:
+    """Whether it remains the same grid if its affine is rounded to single precision."""
+    return grid.same_as(Grid(grid.shape, grid.affine.astype(np.float32)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.sides import has_side
+from zoomseg.core.sides import has_side, is_asymmetric
 from zoomseg.planning.fingerprint import Fingerprint, as_index, as_vector
 from zoomseg.planning.network_sizes import size_network
 from zoomseg.planning.organ_groups import Group
@@ -302,7 +302,8 @@ def contrast(data: Fingerprint) -> Contrast:
 def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"], ...], Reason]:
     """Axes along which patches may be mirrored. If some labels have a side and others do not (liver,
     kidneys), or if names have no side but one organ always lies to the right of another, a mirrored patient
-    would have organs in impossible places; if names are ambiguous, it might."""
+    would have organs in impossible places; if names are ambiguous, it might. The mirror image of a chamber of
+    the heart is not the chamber on the other side."""
     doubt = _may_have_sides(schema)
     if doubt is not None:
         return (), Reason("mirroring", "none", doubt)
@@ -315,6 +316,10 @@ def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"]
             why = f"'{two.right}' lies to the right of '{two.left}' in {two.cases} of {two.together} cases"
             return (), Reason("mirroring", "none", why)
         return ("R",), Reason("mirroring", "left to right", "no label's name says left or right")
+    unlike = [name for name in sided if is_asymmetric(name)]
+    if unlike:
+        why = f"'{unlike[0]}' is part of an organ that is not symmetric: mirrored, it is not the other part"
+        return (), Reason("mirroring", "none", why)
     if not alone:
         why = "every label has its counterpart, and names are swapped with the image"
         return ("R",), Reason("mirroring", "left to right", why)

@@ -94,6 +94,9 @@ class TestGrid:
         one, same = Grid((2, 3, 4), np.eye(4)), Grid((2, 3, 4), np.eye(4))
         assert one == same
         assert hash(one) == hash(same)
+        negative = np.eye(4)
+        negative[0, 1:] = -0.0
+        assert (Grid((2, 3, 4), negative), hash(Grid((2, 3, 4), negative))) == (one, hash(one))
         assert one != Grid((2, 3, 5), np.eye(4))
         assert one != Grid.from_spacing((2, 3, 4), (1, 1, 1.001))
         assert one != "grid"

@@ -48,6 +48,12 @@ def test_labels_that_may_have_a_side_are_unpaired() -> None:
     assert schema.unpaired == ("RK", "LK")
 
 
+def test_chambers_of_the_heart_are_pairs_but_not_mirror_images() -> None:
+    schema = LabelSchema.consecutive(["atrium_left", "left lung", "atrium_right", "right lung"])
+    assert schema.left_right == (("atrium_left", "atrium_right"), ("left lung", "right lung"))
+    assert schema.unpaired == ("atrium_left", "atrium_right")
+
+
 def test_names_that_are_numbers_name_nothing() -> None:
     schema = LabelSchema.consecutive(["label_1", "Label 12", "3", "organ", "rib_3", "L1", "++"])
     assert schema.unnamed == ("label_1", "Label 12", "3", "organ", "++")
@@ -117,6 +123,13 @@ def test_find_prefers_the_very_name() -> None:
     schema = LabelSchema.consecutive(["kidney_left", "left kidney"])
     assert schema.find("left kidney") == "left kidney"
     assert schema.find("Left_Kidney") == "kidney_left"
+
+
+def test_find_minds_the_symbols_of_radiotherapy() -> None:
+    schema = LabelSchema.consecutive(["Brain", "GTV_Lung", "PTV+5", "Brain stem~"])
+    assert [schema.find(name) for name in ("brain~", "Lung-GTV", "PTV-5", "PTV5")] == [None] * 4
+    spelled = ("brain", "Lung GTV", "ptv + 5", "stem brain ~")
+    assert tuple(schema.find(name) for name in spelled) == schema.names
 
 
 def test_find_reads_letters_of_all_languages() -> None:

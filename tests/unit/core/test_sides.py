@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.core.sides import Side, doubtful_pairs, has_side, mirror_name, side_of
+from zoomseg.core.sides import (
+    Side,
+    doubtful_pairs,
+    has_side,
+    is_asymmetric,
+    mirror_name,
+    name_meaning,
+    side_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +128,63 @@ def test_side_of(name: str, side: Side | None) -> None:
     assert side_of(name) == side
 
 
+@pytest.mark.parametrize(
+    ("name", "asymmetric"),
+    [
+        ("heart_atrium_left", True),
+        ("LeftVentricle", True),
+        ("right ventricular cavity", True),
+        ("Atrium_R", True),
+        ("left coronary artery", True),
+        ("liver_left_lobe", True),
+        ("Left-Lateral-Ventricle", False),
+        ("Ventricle_Lateral_R", False),
+        ("brain ventricle left", False),
+        ("left kidney", False),
+        ("lung_upper_lobe_left", False),
+        ("Left-VentralDC", False),
+    ],
+)
+def test_parts_that_are_no_mirror_images(name: str, asymmetric: bool) -> None:
+    assert is_asymmetric(name) is asymmetric
+
+
 def test_the_counterpart_that_is_spelled_alike_comes_first() -> None:
     names = ("right kidney", "kidney_left", "kidney_right", "left kidney")
     assert mirror_name("kidney_left", names) == "kidney_right"
     assert mirror_name("left kidney", names) == "right kidney"
+
+
+def test_a_counterpart_has_the_same_symbols() -> None:
+    names = ("Lung_L", "Lung_R", "Lung~_L", "Lung~_R", "GTV_Lung_L", "GTV_Lung_R", "Lung-GTV_L", "Lung-GTV_R")
+    assert [mirror_name(name, names) for name in names[::2]] == list(names[1::2])
+    assert [mirror_name(name, names) for name in names[1::2]] == list(names[::2])
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("", ()),
+        ("--", ()),
+        ("LeftKidney", ("kidney", "left")),
+        ("kidney-LEFT", ("kidney", "left")),
+        ("ctx-lh-insula", ("ctx", "insula", "left")),
+        ("-liver-", ("liver",)),
+        ("Brain~", ("brain", "~")),
+        ("Lung~_L", ("left", "lung", "~")),
+        ("PTV!_5040", ("!", "5040", "ptv")),
+        ("PTV+5", ("+", "5", "ptv")),
+        ("PTV-5", ("ptv", "-", "5")),
+        ("Lung-GTV", ("lung", "-", "gtv")),
+        ("GTV-Lung", ("gtv", "-", "lung")),
+        ("Parotid_L-PTV", ("left", "parotid", "-", "ptv")),
+        ("L Parotid - PTV", ("left", "parotid", "-", "ptv")),
+        ("Left-Lung-GTV", ("left", "lung", "-", "gtv")),
+    ],
+)
+def test_the_meaning_of_a_name(name: str, meaning: tuple[str, ...]) -> None:
+    """Symbols are those of AAPM TG-263: part of, without, with a margin, minus."""
+    assert name_meaning(name) == meaning
 
 
 @pytest.mark.parametrize(

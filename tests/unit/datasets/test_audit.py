@@ -343,6 +343,42 @@ def test_labels_are_snapped_to_the_image_and_other_files_copied_byte_for_byte(
         assert (tmp_path / "out" / name).read_bytes() == (root / name).read_bytes()
 
 
+LARGE = 2**24 + 1
+"""Not a number of single precision."""
+
+
+@pytest.mark.parametrize("plant", [plant_small_shift, plant_labels_beside_integers, plant_nan])
+def test_channels_that_need_no_change_are_copied_byte_for_byte(
+    root: Path, tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    describe(root, channel_names={"0": "T1", "1": "T2"})
+    for case in CASES:
+        counts = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE)
+        save(root / "imagesTr" / f"{case}_0001.nii.gz", counts + LARGE)
+    plant(root)
+    dataset = open_dataset(root)
+    report = audit(dataset)
+    assert repair(dataset, report, tmp_path / "out").mended == ("b",)
+    files = sorted(path.relative_to(root) for path in root.rglob("*.nii.gz"))
+    changed = [str(f) for f in files if (tmp_path / "out" / f).read_bytes() != (root / f).read_bytes()]
+    assert changed == ["imagesTr/b_0000.nii.gz" if plant is plant_nan else "labelsTr/b.nii.gz"]
+
+
+def test_only_a_channel_that_lies_elsewhere_is_snapped(root: Path, tmp_path: Path) -> None:
+    describe(root, channel_names={"0": "T1", "1": "T2"})
+    matrix = affine()
+    matrix[2, 3] += 0.5
+    for case in CASES:
+        save(root / "imagesTr" / f"{case}_0001.nii.gz", image(7), matrix if case == "b" else None)
+    dataset = open_dataset(root)
+    repair(dataset, audit(dataset), tmp_path / "out")
+    snapped = nib.load(tmp_path / "out" / "imagesTr" / "b_0001.nii.gz")
+    assert np.array_equal(snapped.affine, affine())
+    assert np.array_equal(np.asarray(snapped.dataobj), image(7))
+    for name in ("imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"):
+        assert (tmp_path / "out" / name).read_bytes() == (root / name).read_bytes()
+
+
 def test_description_is_carried_over(root: Path, tmp_path: Path) -> None:
     describe(
         root,

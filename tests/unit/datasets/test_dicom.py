@@ -112,6 +112,36 @@ def test_several_objects_of_one_series_are_put_together(tmp_path: Path) -> None:
     assert np.array_equal(case.labels.data, drawn({"liver": LIVER, "kidney": KIDNEY}))
 
 
+@pytest.mark.parametrize("contours", [False, True])
+@pytest.mark.parametrize("names", [("Brain", "Brain~"), ("Lung-GTV", "GTV_Lung"), ("PTV+5", "PTV-5")])
+def test_names_that_differ_in_a_symbol_are_two_structures(
+    tmp_path: Path, names: tuple[str, str], contours: bool
+) -> None:
+    labelled(tmp_path / "in" / "a", 1, *names, contours=contours)
+    found = survey(tmp_path / "in")
+    assert (of(found), found.notes) == ({"a": names}, ())
+    convert(found, tmp_path / "out")
+    data = open_dataset(tmp_path / "out")
+    case = data.load(data.cases[0])
+    assert case.labels is not None
+    values = [data.schema.class_of(name) for name in names]
+    expected = drawn(dict(zip(names, (LIVER, KIDNEY), strict=True)))
+    assert np.array_equal(case.labels.data, np.array([0, *values])[expected])
+
+
+def test_two_spellings_in_one_object_are_joined_with_a_note(tmp_path: Path) -> None:
+    labelled(tmp_path / "in" / "a", 1, "liver", "LIVER")
+    found = survey(tmp_path / "in")
+    assert (of(found), found.problems) == ({"a": ("liver",)}, ())
+    what = "'liver' and 'LIVER' are one name: their voxels are one structure"
+    assert found.notes == (f"{tmp_path}/in/a/drawn/labels.dcm: {what}",)
+    convert(found, tmp_path / "out")
+    data = open_dataset(tmp_path / "out")
+    case = data.load(data.cases[0])
+    assert case.labels is not None
+    assert np.array_equal(case.labels.data, drawn({"liver": LIVER, "kidney": KIDNEY}) > 0)
+
+
 def test_of_two_different_drawings_neither_is_believed(tmp_path: Path) -> None:
     labelled(tmp_path / "a", 1, "liver", "kidney")
     draw(tmp_path / "a" / "drawn" / "other.dcm", tmp_path / "a" / "ct", {"Liver": KIDNEY})

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import DatasetError, LabelError, ScanError
 from zoomseg.datasets.layouts import Dataset, folds, open_dataset, split
 
@@ -60,7 +61,7 @@ def test_several_channels_and_partial_annotation(tmp_path: Path) -> None:
     description = NNUNET | {
         "channel_names": {"0": "T1", "1": "T2"},
         "groups": {"upper": ["liver"]},
-        "cases": {"b": {"annotated": ["upper"]}, "elsewhere": {"annotated": []}},
+        "cases": {"a": {}, "b": {"annotated": ["upper"], "scanner": "any"}},
     }
     dataset = open_dataset(nnunet(tmp_path, description))
     case = dataset.load(dataset.cases[1])
@@ -76,6 +77,11 @@ def test_several_channels_and_partial_annotation(tmp_path: Path) -> None:
         (["low-dose ct_portal"], True),
         (["MR"], False),
         (["CT", "PET"], False),
+        (["CT", "ct_late"], True),
+        (["PET/CT"], False),
+        (["T1_to_CT"], False),
+        (["PET registered to CT"], False),
+        (["CBCT"], False),
         (["ACTH"], False),
     ],
 )
@@ -148,6 +154,32 @@ def test_decathlon_pairs(tmp_path: Path, channels: int) -> None:
     assert case.id == "x_1"
     stored = image(0, SHAPE if channels == 1 else (*SHAPE, channels)).reshape(*SHAPE, channels)
     assert np.array_equal(case.image.data, np.moveaxis(stored, -1, 0))
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_listed_first_channels_stand_for_all(tmp_path: Path, suffix: str) -> None:
+    for case in "ab":
+        for channel in range(2):
+            save(tmp_path / "imagesTr" / f"{case}_{channel:04d}{suffix}", image(channel))
+        save(tmp_path / "labelsTr" / f"of_{case}{suffix}", labels())
+    (tmp_path / "imagesTr" / f"b_0000{suffix}").unlink()
+    pairs = [{"image": f"imagesTr/{c}_0000{suffix}", "label": f"labelsTr/of_{c}{suffix}"} for c in "ab"]
+    description = NNUNET | {"channel_names": {"0": "T1", "1": "T2"}, "training": pairs}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("a", "b")
+    assert [p.name for p in dataset.cases[1].images] == [f"b_0000{suffix}", f"b_0001{suffix}"]
+    case = dataset.load(dataset.cases[0])
+    assert np.array_equal(case.image.data, np.stack([image(0), image(1)]))
+    assert case.labels is not None
+
+
+def test_a_listed_file_of_all_channels_may_be_numbered(tmp_path: Path) -> None:
+    decathlon(tmp_path, 3, training=[{"image": "imagesTr/x_0000.nii.gz", "label": "labelsTr/x_1.nii.gz"}])
+    (tmp_path / "imagesTr" / "x_1.nii.gz").rename(tmp_path / "imagesTr" / "x_0000.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert (dataset.ids, len(dataset.cases[0].images)) == (("x",), 1)
+    assert dataset.load(dataset.cases[0]).image.channels == 3
 
 
 def test_wrong_number_of_channels(tmp_path: Path) -> None:
@@ -298,6 +330,36 @@ def test_a_folder_that_links_to_nowhere_is_named(tmp_path: Path, folder: str) ->
     (root / folder).symlink_to("/nowhere/else")
     with pytest.raises(DatasetError, match=rf"{folder}: no such file \(a link to /nowhere/else\)"):
         open_dataset(root)
+
+
+@pytest.mark.parametrize("patients", [1, 2])
+def test_plain_images_may_not_be_dicom(tmp_path: Path, patients: int) -> None:
+    for number in range(patients):
+        tags = {"StudyInstanceUID": f"1.2.{number}", "SeriesInstanceUID": f"1.2.{number}.4"}
+        write(tmp_path / "images" / f"p{number}", stack(ramp() + np.uint16(1000 * number), **tags))
+        save(tmp_path / "labels" / f"p{number}.nii.gz", labels())
+    with pytest.raises(
+        DatasetError, match=r"images: DICOM series; a data set needs images in NIfTI, .*dcm2niix$"
+    ):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["labels.json", "dataset.json"])
+def test_plain_folders_name_the_file_of_a_wrong_entry(tmp_path: Path, file: str) -> None:
+    content = {"labels": {"liver": 2, "spleen": 4}, "cases": {"p": {"annotated": ["splen"]}}}
+    (plain(tmp_path) / file).write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=rf"/{file}: case p: unknown label 'splen'"):
+        open_dataset(tmp_path)
+
+
+def test_entries_of_cases_are_read_from_either_file(tmp_path: Path) -> None:
+    (plain(tmp_path) / "labels.json").write_text(json.dumps({"liver": 2, "spleen": 4}))
+    entries = {"cases": {"p": {"annotated": ["liver"]}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(entries))
+    assert [case.annotated for case in open_dataset(tmp_path).cases] == [{"liver"}, None]
+    (tmp_path / "dataset.json").write_text(json.dumps({"cases": {"P": {"annotated": ["liver"]}}}))
+    with pytest.raises(DatasetError, match=r"dataset\.json: case P under 'cases' is not in the data set"):
+        open_dataset(tmp_path)
 
 
 def test_plain_label_without_image(tmp_path: Path) -> None:
@@ -462,6 +524,16 @@ def test_broken_json(tmp_path: Path, text: str) -> None:
         ({"cases": {"a": {"annotated": "liver"}}}, "list of label names"),
         ({"cases": {"a": ["liver"]}}, "must be an object"),
         ({"cases": []}, "'cases' must map"),
+        ({"cases": {"a_0000": {"annotated": ["liver"]}}}, "case a_0000 under 'cases' is not in the data set"),
+        ({"cases": {"a": {"anotated": ["liver"]}}}, "case a lists 'anotated', but not 'annotated'"),
+        (
+            {"labels": {"background": 0, "spleen": 0, "liver": 1}},
+            "'background' and 'spleen' have the value 0",
+        ),
+        (
+            {"labels": {"0": "background", "spleen": 0, "1": "liver"}},
+            "'background' and 'spleen' have the val",
+        ),
         ({"labels": {f"o{n}": n for n in range(1, 9999)}}, "9998 labels; at most 254"),
         ({"labels": {"liver": [[[[[[[[[1]]]]]]]]]}}, "region-based labels"),
     ],

@@ -14,7 +14,6 @@ from helpers.untrained_models import untrained_bundle
 from zoomseg.io import digests
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.scans import ScanInput, find_scans
-from zoomseg.recipe.spec import AtlasSpec
 
 
 def test_files_by_content_and_order(tmp_path: Path) -> None:
@@ -61,21 +60,16 @@ def test_models() -> None:
     assert len({digests.of_model(model) for model in (one, *others)}) == 4
 
 
-def test_a_models_atlases_count(tmp_path: Path) -> None:
-    plain = untrained_bundle()
-    recipe = plain.recipe.model_copy(update={"atlas": AtlasSpec()})
-    found = []
-    for name, content in (("one", b"{}"), ("two", b"[]"), ("same", b"{}"), ("none", None)):
-        folder = tmp_path / name
-        (folder / "atlases").mkdir(parents=True)
-        if content is not None:
-            (folder / "atlases" / "atlases.json").write_bytes(content)
-        found.append(digests.of_model(replace(plain, recipe=recipe, folder=folder)))
-        assert digests.of_model(replace(plain, folder=folder)) == digests.of_model(plain)
-    one, two, same, none = found
-    assert one == same
-    assert none == digests.of_model(plain)
-    assert len({one, two, none}) == 3
+def test_the_atlases_in_a_models_folder_count(tmp_path: Path) -> None:
+    """Their manifest contains the digest of their voxels."""
+    model = replace(untrained_bundle(), folder=tmp_path)
+    found = [digests.of_model(model)]
+    (tmp_path / "atlases").mkdir()
+    for sha256 in ("0" * 64, "1" * 64):
+        (tmp_path / "atlases" / "atlases.json").write_text(sha256)
+        found.append(digests.of_model(model))
+    assert found[0] == digests.of_model(untrained_bundle())
+    assert len(set(found)) == 3
 
 
 def test_json_without_order_of_keys() -> None:

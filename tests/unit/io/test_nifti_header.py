@@ -15,7 +15,7 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.io import nifti
 from zoomseg.io.nifti_header import NiftiHeader, image
-from zoomseg.io.scans import header_notes, read_grid, read_voxels, write_array
+from zoomseg.io.scans import check_same_grid, header_notes, read_grid, read_voxels, write_array
 
 SHAPE = (5, 6, 7)
 VALUES = np.random.default_rng(0).integers(0, 100, SHAPE).astype(np.int16)
@@ -253,6 +253,19 @@ def test_an_axis_too_long_for_nifti_1_is_written_as_nifti_2(tmp_path: Path) -> N
     write_array(tmp_path / "a.nii.gz", long, Grid((40000, 1, 1), affine((0.5, 1, 1))))
     assert np.array_equal(read_voxels(tmp_path / "a.nii.gz").data[0], long)
     assert isinstance(nib.load(tmp_path / "a.nii.gz"), nib.Nifti2Image)
+
+
+@pytest.mark.parametrize(("origin_mm", "kind"), [(1e3, nib.Nifti1Image), (3e5, nib.Nifti2Image)])
+def test_a_grid_that_single_precision_would_move_is_written_as_nifti_2(
+    tmp_path: Path, origin_mm: float, kind: type
+) -> None:
+    grid = Grid(SHAPE, affine((0.5, 0.5, 0.7), origin_mm + 1 / 48))
+    write_array(tmp_path / "scan.nrrd", VALUES, grid)
+    write_array(tmp_path / "a.nii.gz", VALUES, grid, tmp_path / "scan.nrrd")
+    assert type(nib.load(tmp_path / "a.nii.gz")) is kind
+    found = read_grid(tmp_path / "a.nii.gz")
+    check_same_grid(read_grid(tmp_path / "scan.nrrd"), found, Path("scan.nrrd"), Path("a.nii.gz"))
+    assert found.distance_mm(grid) < 1e-4
 
 
 def test_without_a_scan_both_forms_say_the_grid() -> None:

@@ -380,6 +380,11 @@ def test_what_the_data_set_leaves_unsaid_is_a_warning_and_decides_nothing() -> N
         (["anterior", "posterior"], "left to right", "no label's name says left or right"),
         (["left lung", "right lung"], "left to right", "every label has its counterpart"),
         (
+            ["left lung", "right lung", "left atrium", "right atrium"],
+            "none",
+            "'left atrium' is part of an organ that is not symmetric",
+        ),
+        (
             ["liver", "left kidney", "right kidney"],
             "none",
             "'left kidney' has a side, and 'liver' no counterp",

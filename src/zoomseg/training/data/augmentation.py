@@ -228,8 +228,8 @@ def cut_coordinates(coordinates_IJKx: Tensor, first: float, last: float) -> tupl
 
 
 def check_flips(spec: Augmentation, schema: LabelSchema, data_set: LabelSchema) -> None:
-    """Refuse mirroring along R if a label has a side but its counterpart is not predicted, or if labels may
-    have a side.
+    """Refuse mirroring along R if a label has a side but its counterpart is not predicted or not symmetric,
+    or if labels may have a side.
 
     Args:
         schema: the labels that a patch contains.
@@ -248,8 +248,8 @@ def check_flips(spec: Augmentation, schema: LabelSchema, data_set: LabelSchema) 
             )
     if schema.unpaired:
         raise RecipeError(
-            f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no counterpart on "
-            f"the other side among {', '.join(schema.names)}; omit R"
+            f"training.augmentation.flip_axes holds R, but '{schema.unpaired[0]}' has no symmetric "
+            f"counterpart on the other side among {', '.join(schema.names)}; omit R"
         )
 
 

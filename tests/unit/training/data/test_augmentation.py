@@ -269,8 +269,11 @@ def test_mirror_table_swaps_pairs_and_nothing_else() -> None:
 
 def test_mirroring_along_r_needs_both_sides() -> None:
     alone = LabelSchema.consecutive(("liver", "right_kidney", "left_adrenal_gland"))
-    with pytest.raises(RecipeError, match=r"'right_kidney' has no counterpart .* omit R"):
+    with pytest.raises(RecipeError, match=r"'right_kidney' has no symmetric counterpart .* omit R"):
         augmentation.check_flips(Augmentation(flip_axes=("S", "R")), alone, alone)
+    heart = LabelSchema.consecutive(("left_atrium", "right_atrium"))
+    with pytest.raises(RecipeError, match=r"'left_atrium' has no symmetric counterpart .* omit R"):
+        augmentation.check_flips(Augmentation(flip_axes=("R",)), heart, heart)
     augmentation.check_flips(Augmentation(flip_axes=("S", "A")), alone, alone)
     augmentation.check_flips(Augmentation(flip_axes=("R",)), PAIRED, PAIRED)
 

@@ -66,6 +66,15 @@ def test_names_are_the_schemas_and_what_it_does_not_know_is_left_out() -> None:
     assert labels.data.flatten()[[2, 7]].tolist() == [2, 1]
 
 
+def test_names_with_other_symbols_are_other_structures() -> None:
+    schema = LabelSchema.consecutive(["Brain", "GTV Lung"])
+    voxels = {"Brain": [1], "Brain~": [2], "Lung-GTV": [3], "lung gtv": [4]}
+    assert {n: v.tolist() for n, v in drawn(**voxels).named(schema).items()} == {
+        "Brain": [1],
+        "GTV Lung": [4],
+    }
+
+
 def test_without_a_schema_spellings_are_structures_of_their_own() -> None:
     structures = drawn(liver=[1], Liver=[2, 3], 肝=[4], 脾=[5])
     assert structures.names == ("liver", "Liver", "肝", "脾")
