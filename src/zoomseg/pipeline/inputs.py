@@ -245,7 +245,10 @@ def _planes(channel: AnyNumpy, inside: Mask | None) -> Iterator[npt.NDArray[np.f
     would take several times the scan's memory."""
     axis = memory_order(channel)[0]
     planes = np.moveaxis(channel, axis, 0)
-    masks: Iterable[Mask | None] = [None] * len(planes) if inside is None else np.moveaxis(inside, axis, 0)
+    masks: Iterable[Mask | None] = [None] * len(planes)
+    if inside is not None:
+        turned: Mask = np.moveaxis(inside, axis, 0)
+        masks = turned
     for plane, mask in zip(planes, masks, strict=True):
         yield (plane if mask is None else plane[mask]).astype(np.float64)
 
