@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
@@ -39,8 +38,8 @@ def part(first: float, last: float) -> Callable[[Scan], Scan]:
         grid = image.grid.crop(box)
         values = slice(box.start[2], box.stop[2])
         return (
-            Volume(image.data[..., values].contiguous(), grid),
-            LabelMap(labels.data[..., values].contiguous(), grid, labels.schema),
+            Volume(image.data[..., values], grid),
+            LabelMap(labels.data[..., values], grid, labels.schema),
         )
 
     return cut
@@ -66,12 +65,12 @@ def without_contrast(scan: Scan) -> Scan:
     """Reduce intensities above 45 HU to 45 HU plus a quarter of the excess: roughly an unenhanced scan."""
     image, labels = scan
     data = image.data.astype(np.float32)
-    return Volume(torch.where(data > 45, 45 + (data - 45) / 4, data).numpy(), image.grid), labels
+    return Volume(np.where(data > 45, 45 + (data - 45) / 4, data), image.grid), labels
 
 
 def noisy(scan: Scan) -> Scan:
     image, labels = scan
-    noise = torch.randn(image.data.shape, generator=torch.Generator().manual_seed(0)) * 40
+    noise = np.random.default_rng(0).standard_normal(image.data.shape, dtype=np.float32) * 40
     return Volume(image.data.astype(np.float32) + noise, image.grid), labels
 
 
@@ -83,8 +82,8 @@ def turned(scan: Scan) -> Scan:
     flip[:3, 3] = shape - 1
     grid = Grid(image.grid.shape, image.grid.affine @ flip)
     return (
-        Volume(image.data.flip(1, 2, 3).contiguous(), grid),
-        LabelMap(labels.data.flip(0, 1, 2).contiguous(), grid, labels.schema),
+        Volume(image.data[:, ::-1, ::-1, ::-1], grid),
+        LabelMap(labels.data[::-1, ::-1, ::-1], grid, labels.schema),
     )
 
 

@@ -1,13 +1,12 @@
 """Package a trained model as the one included in ZoomSeg: weights in half precision, a card of its own.
 
-    uv run python benchmarks/abdomen_ct/package.py TWIN -o PACKAGED_TWIN
-    uv run python benchmarks/abdomen_ct/package.py MODEL VALIDATION -o src/zoomseg/models/abdomen-ct
+    uv run python benchmarks/abdomen_ct/package.py TWIN --score-on DATASET -o PACKAGED_TWIN
+    uv run python benchmarks/abdomen_ct/package.py MODEL --twin PACKAGED_TWIN -o src/zoomseg/models/abdomen-ct
 
-MODEL was trained on all cases. VALIDATION contains the scores (`metrics.csv`, written by `zoomseg evaluate`)
-of its twin, a model with the same recipe that was trained without the cases that it is scored on, packaged by
-the first command. README.md in this folder lists all commands. A packaged model gets the recipe from this
-folder and the shifts below; without VALIDATION, it keeps its precision and gets no card. The calibration of
-the included model's confidence is the twin's, in whose folder VALIDATION lies.
+MODEL was trained on all cases, its twin with the same recipe but without some. README.md in this folder lists
+all commands. Both get the recipe from this folder and the shifts below. The first command then scores the
+twin on its held-out cases and calibrates its confidence; it keeps its precision, and gets no card. The second
+one writes the included model, with the calibration and the scores of the twin.
 """
 
 from __future__ import annotations
@@ -19,15 +18,20 @@ from pathlib import Path
 
 import pandas as pd
 
+from zoomseg.backends.device import resolve
 from zoomseg.backends.onnx_graph import write_graphs
+from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import Recipe
+from zoomseg.training.validation import FOLDER, validate
 
 LIMIT_MB = 15
 CARD = Path(__file__).with_name("card.md")
 RECIPE = Path(__file__).with_name("recipe.yaml")
+
+ALL_BUT_CURVES = shutil.ignore_patterns("cache", "init", "*.safetensors")
 
 SHIFTS = {"esophagus": -1.5, "portal vein and splenic vein": 0.75}
 """Added to the logits of organs that are over- or underestimated on unseen scans (`organ_bias.py`)."""
@@ -59,28 +63,34 @@ def packaged(trained: bundle.Bundle) -> bundle.Bundle:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("validation", type=Path, nargs="?")
+    use = parser.add_mutually_exclusive_group(required=True)
+    use.add_argument("--score-on", type=Path)
+    use.add_argument("--twin", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     model = packaged(bundle.load(options.model))
     shutil.rmtree(options.out, ignore_errors=True)
-    if options.validation is None:
-        bundle.save(model, options.out)
-        write_graphs(options.out)
-    else:
-        include(model, options.validation, options.out)
+    if options.twin is not None:
+        include(model, options.twin, options.out)
+        return
+    bundle.save(model, options.out)
+    # Its report shows the curves of the training.
+    shutil.copytree(options.model / "training", options.out / "training", ignore=ALL_BUT_CURVES)
+    held_out = [str(case) for case in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    validate(open_dataset(options.score_on), options.out, held_out, resolve("auto"))
+    write_graphs(options.out)
 
 
-def include(model: bundle.Bundle, validation: Path, out: Path) -> None:
+def include(model: bundle.Bundle, twin: Path, out: Path) -> None:
     """Write a packaged model as the included one."""
-    metrics = pd.read_csv(validation / "metrics.csv")
+    metrics = pd.read_csv(twin / FOLDER / "metrics.csv")
     # Duration and hardware of the training are recorded, the identifiers of its scans are not.
     unsaid = {"training_cases", "validation_cases", "init"}
     told: dict[str, JSON] = {key: value for key, value in model.provenance.items() if key not in unsaid}
     cases = model.provenance["training_cases"]
     assert isinstance(cases, list)
     told_of_it = {**told, "training_cases": len(cases)}
-    model = replace(model, provenance=told_of_it, calibration=bundle.load(validation.parent).calibration)
+    model = replace(model, provenance=told_of_it, calibration=bundle.load(twin).calibration)
     bundle.save(model, out, half=True)
     parameters = sum(t.size for tensors in model.weights.values() for t in tensors.values())
     size = sum(f.stat().st_size for f in (out / "weights").iterdir()) / 1e6
