@@ -100,7 +100,7 @@ def finer(stage_name: str, factor: float) -> Change:
     def changed(stage: Stage) -> Stage:
         if stage.name != stage_name or not isinstance(stage.grid, FixedSpacing):
             return stage
-        mm = tuple(round(factor * side, 3) for side in stage.grid.mm)
+        mm = tuple(None if side is None else round(factor * side, 3) for side in stage.grid.mm)
         return stage.model_copy(update={"grid": stage.grid.model_copy(update={"mm": mm})})
 
     return changed

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
 
 from zoomseg.atlas.library import AtlasLibrary
 from zoomseg.core.resample import resample_labels
@@ -52,7 +52,9 @@ class Seconds:
         return Seconds(self.clock - earlier.clock, self.processor - earlier.processor)
 
 
-def dice(found: Tensor, reference: Tensor, schema_names: tuple[str, ...]) -> dict[str, float]:
+def dice(
+    found: npt.NDArray[np.intp], reference: npt.NDArray[np.uint8], schema_names: tuple[str, ...]
+) -> dict[str, float]:
     """Dice per organ; organs that are missing from the reference are omitted."""
     out = {}
     for c, name in enumerate(schema_names, start=1):
@@ -94,7 +96,7 @@ def run(
             else:
                 seconds[f"{fusion.kind} fusion, registered atlases from the cache"] = elapsed
             reference = resample_labels(target.labels, prior.grid).data
-            scores[fusion.kind] = dice(prior.probabilities.argmax(dim=0), reference, prior.labels)
+            scores[fusion.kind] = dice(prior.probabilities.argmax(axis=0), reference, prior.labels)
     return scores, seconds
 
 

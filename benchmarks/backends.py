@@ -16,27 +16,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from zoomseg.backends.choice import BACKENDS
+from zoomseg.backends.choice import BACKENDS, Backend
 from zoomseg.backends.cpu import Precision
 from zoomseg.backends.device import Device
-from zoomseg.backends.networks import StageNetwork, networks_of
+from zoomseg.backends.networks import networks_of
+from zoomseg.core.arrays import Array
 from zoomseg.core.case import Case
 from zoomseg.core.memory import used_ram
 from zoomseg.core.tiling import Tile
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image
+from zoomseg.pipeline.sliding_window import StageNetwork
 
 TILES, REPEATS = 5, 3
 ROWS = [(b, p) for b in BACKENDS for p in get_args(Precision) if (b, p) != ("onnxruntime", "fastest")]
 """ONNX Runtime always computes in float32."""
+NO_TILES: tuple[Tile, ...] = ()
+"""Trained networks do not use the positions of their tiles."""
 
 
 def tiles_of(model: bundle.Bundle, scan: Path) -> dict[str, list[npt.NDArray[np.float32]]]:
@@ -49,11 +51,11 @@ def tiles_of(model: bundle.Bundle, scan: Path) -> dict[str, list[npt.NDArray[np.
     device = resolve("cpu")
     seen: dict[str, list[npt.NDArray[np.float32]]] = {}
 
-    def network(view: StageView) -> Callable[[Tensor, tuple[Tile, ...]], Tensor]:
+    def network(view: StageView) -> StageNetwork:
         compute = as_network(ready_network(model, view.stage.name, device), device)
 
-        def looking_on(x_BCIJK: Tensor, tiles: tuple[Tile, ...]) -> Tensor:
-            seen.setdefault(view.stage.name, []).extend(x.numpy()[None].copy() for x in x_BCIJK)
+        def looking_on(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
+            seen.setdefault(view.stage.name, []).extend(x[None].copy() for x in x_BCIJK)
             return compute(x_BCIJK, tiles)
 
         return looking_on
@@ -68,7 +70,7 @@ def spread(tiles: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     return np.concatenate([tiles[n] for n in chosen])
 
 
-def measure(model: str, stage: str, backend: str, precision: str, folder: Path) -> None:
+def measure(model: str, stage: str, backend: Backend, precision: str, folder: Path) -> None:
     """Print one row's figures and save its classes to a file; run in a separate process."""
     tiles = np.load(folder / f"{stage}.npy")
     loaded = bundle.load(model)
@@ -79,10 +81,12 @@ def measure(model: str, stage: str, backend: str, precision: str, folder: Path) 
     before, began = used_ram(), time.process_time()
     compute = networks_of([loaded], backend, Device("cpu", precision != "float32"), threads=1)[stage]
     ready = time.process_time() - began
-    compute(tiles[:1])
+    compute(tiles[:1], NO_TILES)
     best = min(seconds(compute, tiles[:1]) for _ in range(REPEATS))
     peak = peak_ram() - before
-    classes = np.concatenate([compute(tile[None]).argmax(axis=1).astype(np.uint8) for tile in tiles])
+    classes = np.concatenate(
+        [compute(tile[None], NO_TILES).argmax(axis=1).astype(np.uint8) for tile in tiles]
+    )
     np.save(folder / f"{stage}-{backend}-{precision}.npy", classes)
     print(f"{ready:.2f} | {best:.3f} | {peak >> 20}")
 
@@ -90,7 +94,7 @@ def measure(model: str, stage: str, backend: str, precision: str, folder: Path) 
 def seconds(compute: StageNetwork, tile: npt.NDArray[np.float32]) -> float:
     """Processor seconds of one tile."""
     began = time.process_time()
-    compute(tile)
+    compute(tile, NO_TILES)
     return time.process_time() - began
 
 
@@ -134,6 +138,7 @@ def in_new_process(model: str, stage: str, backend: str, precision: str, folder:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--row"]:
-        measure(*sys.argv[2:6], Path(sys.argv[6]))
+        model, stage, backend, precision, folder = sys.argv[2:]
+        measure(model, stage, cast(Backend, backend), precision, Path(folder))
     else:
         main()

@@ -34,7 +34,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.clusters import Told, job_of, label_maps, tiny_model  # noqa: E402
+from helpers.clusters import RUN, Told, job_of, label_maps, tiny_model  # noqa: E402
 from helpers.tiny_dataset import tiny_case  # noqa: E402
 from zoomseg.cluster import client  # noqa: E402
 from zoomseg.cluster.predict import Request, predict  # noqa: E402
@@ -126,7 +126,7 @@ def overhead(options: argparse.Namespace, model: Path) -> None:
             told = Timed()
             with client.connected(f"local:{workers}", 1) as connection:
                 began, cpu = time.perf_counter(), time.process_time()
-                client.segment(connection, scans, job_of(options.out, model), [], None, told)
+                client.segment(connection, scans, job_of(options.out, model), [], RUN, told)
                 took, used = time.perf_counter() - began, time.process_time() - cpu
             each = 1000 / len(scans)
             print(f"| {workers} | {len(scans)} | {took * each:.1f} | {used * each:.1f} |", flush=True)
@@ -167,7 +167,7 @@ def hosts(options: argparse.Namespace, model: Path) -> None:
     out, file = options.out / "hosts", options.out / "scheduler.json"
     for old in (out, file):
         shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
-    told, cut = Timed(), []
+    told, cut = Timed(), list[float]()
     quick = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "20s"}
     with _two_hosts() as (address, names):
         dask = [sys.executable, "-m", "dask"]

@@ -19,6 +19,7 @@ import torch
 from zoomseg.backends.device import resolve
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.evaluation.evaluate import evaluate
+from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
@@ -60,7 +61,10 @@ def main() -> None:
         seconds[stage.name] = float(np.median([c["seconds"]["total"] for c in run["cases"].values()]))
     folder = options.out / "attributed"  # a separate run: storing the stages' predictions takes time
     segment_to_folder(
-        scans, folder / "predictions", Predictor(model, device, any_scan=True), keep_stages=True
+        scans,
+        folder / "predictions",
+        Predictor(model, device, any_scan=True),
+        beside=ExtraOutputs(stages=True),
     )
     found = evaluate(folder / "predictions", dataset, folder)
     recall = {row.organ: row.region_recall for row in found.summary}

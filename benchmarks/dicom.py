@@ -51,7 +51,8 @@ def _identify(dataset: Dataset, k: int) -> None:
 
 def by_zoomseg(folder: Path) -> npt.NDArray[Any]:
     (scan,) = find_scans(folder)
-    return read_scan(scan).data[0]
+    voxels: npt.NDArray[Any] = read_scan(scan).image.data[0]
+    return voxels
 
 
 def by_simpleitk(folder: Path) -> npt.NDArray[Any]:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -134,7 +135,7 @@ def _row(scan: Path, overlap: float | None, own: Answer, theirs: Answer, least: 
     return f"| {scan.name} | {tiles} | {len(found)} | {shown} | {alike:.3f} | {took} |"
 
 
-def dices(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer], least: int) -> list[float]:
+def dices(one: npt.NDArray[Any], other: npt.NDArray[Any], least: int) -> list[float]:
     """Dice of every label that has at least ``least`` voxels in either map."""
     found = []
     for label in range(1, 1 + max(int(one.max()), int(other.max()))):

@@ -40,9 +40,15 @@ import pydicom
 import pynetdicom
 import yaml
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RTStructureSetStorage,
+    SegmentationStorage,
+)
 from pynetdicom import evt
-from pynetdicom.sop_class import Comprehensive3DSRStorage, RTStructureSetStorage, SegmentationStorage
 
 KINDS = (SegmentationStorage, RTStructureSetStorage, Comprehensive3DSRStorage)
 PATIENCE = 600.0
@@ -64,6 +70,7 @@ class Archive:
             ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
         )
         assert server is not None
+        assert server.socket is not None
         self.port: int = server.socket.getsockname()[1]
 
     def _store(self, event: evt.Event) -> int:
@@ -211,7 +218,7 @@ def read_series(folder: Path) -> list[Dataset]:
 def slices_of(scan: Path, like: Dataset) -> list[Dataset]:
     """The slices of an axial CT in NIfTI, in Hounsfield units, with the header of a slice of another series,
     sorted by position along z."""
-    image = nibabel.as_closest_canonical(nibabel.load(scan))
+    image = nibabel.as_closest_canonical(nibabel.load(scan))  # type: ignore[no-untyped-call]
     voxels = np.asanyarray(image.dataobj).astype(np.int16)
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)

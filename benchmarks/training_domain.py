@@ -15,6 +15,7 @@ from pathlib import Path
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import open_dataset
+from zoomseg.inference import scan_likeness
 from zoomseg.io import bundle
 from zoomseg.io.scans import find_scans, read_scan
 from zoomseg.io.training_domain import TrainingDomain
@@ -29,7 +30,7 @@ def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> st
     refused, warned, trust = 0, 0, []
     for known, case in compared:
         try:
-            found = training_domain.compare(known, case, intensity)
+            found = scan_likeness.compare(known, case, intensity)
         except ScanError:
             refused += 1
             continue

@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.arrayproxy import ArrayProxy
 
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.inference import probability_maps
@@ -50,12 +51,14 @@ def main() -> None:
     for name, value in zip(dataset.schema.names, dataset.schema.values, strict=True):
         rows = []
         for case in dataset.cases:
-            file = probability_maps.path(options.predictions, case.id, name)
+            file = probability_maps.paths(options.predictions, case.id, dataset.schema.names)[name]
             if case.labels is None or not file.is_file():
                 continue
-            organ = np.asanyarray(nib.load(case.labels).dataobj) == value
+            organ = np.asanyarray(nib.Nifti1Image.from_filename(case.labels).dataobj) == value
             if organ.any():
-                rows.append(dice_by_shift(np.asanyarray(nib.load(file).dataobj.get_unscaled()), organ))
+                values = nib.Nifti1Image.from_filename(file).dataobj
+                assert isinstance(values, ArrayProxy)
+                rows.append(dice_by_shift(values.get_unscaled(), organ))  # type: ignore[no-untyped-call]
         table = np.array(rows)
         others = (table.sum(axis=0) - table) / (len(table) - 1)
         chosen = others.argmax(axis=1)

@@ -36,7 +36,8 @@ def widened(layer: AnyNumpy, classes: int, random: np.random.Generator) -> AnyNu
     """Extend a final layer's weights or biases ``[few, ...]`` to many classes: ``[classes, ...]``."""
     organs = np.resize(layer[1:], (classes - 1, *layer.shape[1:]))
     organs[len(layer) - 1 :] += NOISE * layer.std() * random.standard_normal(organs[len(layer) - 1 :].shape)
-    return np.concatenate([layer[:1], organs]).astype(layer.dtype)
+    extended: AnyNumpy = np.concatenate([layer[:1], organs]).astype(layer.dtype)
+    return extended
 
 
 def with_classes(model: Bundle, classes: int) -> Bundle:

@@ -14,7 +14,7 @@ import pydoc
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import (  # type: ignore[import-not-found]
+from dynamic_network_architectures.architectures.unet import (
     PlainConvUNet,
 )
 from torch import nn

@@ -6,12 +6,12 @@ resampling computes in float64).
 
 from __future__ import annotations
 
-import monai  # type: ignore[import-not-found]
+import monai
 import torch
 from account import Clock
-from monai.data import MetaTensor  # type: ignore[import-not-found]
-from monai.inferers import sliding_window_inference  # type: ignore[import-not-found]
-from monai.transforms import (  # type: ignore[import-not-found]
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.transforms import (
     AsDiscrete,
     LoadImage,
     Orientation,

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from account import Clock
 from networks import IMPORTED, NETWORK_CLASS, PATCH, architecture, plain_unet
-from nnunetv2.inference import predict_from_raw_data  # type: ignore[import-not-found]
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # type: ignore[import-not-found]
-from nnunetv2.preprocessing.preprocessors import default_preprocessor  # type: ignore[import-not-found]
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor  # type: ignore[import-not-found]
-from nnunetv2.utilities.label_handling.label_handling import LabelManager  # type: ignore[import-not-found]
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager  # type: ignore[import-not-found]
+from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors import default_preprocessor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from peer import Counted, Job, clock_of, finish, parse
 
 INTENSITIES = {"mean": 80.0, "std": 140.0, "percentile_00_5": -900.0, "percentile_99_5": 300.0}

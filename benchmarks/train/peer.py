@@ -21,10 +21,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from nnunetv2 import paths  # type: ignore[import-not-found]
-from nnunetv2.experiment_planning import plan_and_preprocess_entrypoints  # type: ignore[import-not-found]
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # type: ignore[import-not-found]
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # type: ignore[import-not-found]
+from nnunetv2 import paths
+from nnunetv2.experiment_planning import plan_and_preprocess_entrypoints
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 CONFIGURATION = "3d_fullres"

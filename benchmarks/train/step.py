@@ -177,9 +177,11 @@ def _laid_out(stage: Any, module: Any) -> Any:
 def _stage(network: Network) -> tuple[Any, Any]:
     from zoomseg.recipe import graph
     from zoomseg.recipe.load import from_dict, load
+    from zoomseg.recipe.spec import Recipe
 
     if network.recipe:
         recipe = load(network.recipe)
+        assert isinstance(recipe, Recipe)
         stage = graph.stage_of(recipe, network.stage)
         return recipe, stage.model_copy(update={"labels": "all", "inputs": stage.inputs[:1]})
     planned: dict[str, Any] = {  # as planned by `default` for BTCV
@@ -207,7 +209,8 @@ def _stage(network: Network) -> tuple[Any, Any]:
         ],
     }
     recipe = from_dict(planned)
-    return recipe, recipe.stages[0]  # type: ignore[union-attr]
+    assert isinstance(recipe, Recipe)
+    return recipe, recipe.stages[0]
 
 
 Call = tuple[Any, Any, Any, bool]
@@ -238,7 +241,7 @@ def _operations(layer: Any, given: Any, answer: Any) -> float:
 
     small = given if isinstance(layer, nn.ConvTranspose3d) else answer
     each = small.shape[0] * small[0, 0].numel()
-    return 6.0 * each * layer.weight.numel()
+    return 6.0 * float(each * layer.weight.numel())
 
 
 def _alone(layer: Any, given: Any, answer: Any, with_gradient: bool, dtype: Any) -> Callable[[], Any]:
@@ -247,9 +250,10 @@ def _alone(layer: Any, given: Any, answer: Any, with_gradient: bool, dtype: Any)
     weight = layer.weight.detach().to(dtype).requires_grad_()
     x, back = given.to(dtype).requires_grad_(with_gradient), torch.randn_like(answer, dtype=dtype)
     wanted = (x, weight) if with_gradient else (weight,)
+    rest: tuple[Any, ...]
     if isinstance(layer, torch.nn.ConvTranspose3d):
         rest = (None, layer.stride, layer.padding, layer.output_padding)
-        run = torch.nn.functional.conv_transpose3d
+        run: Callable[..., Any] = torch.nn.functional.conv_transpose3d
     else:
         rest = (None, layer.stride, layer.padding, layer.dilation)
         run = torch.nn.functional.conv3d

@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PACKAGE = ROOT / "src" / "zoomseg"
+MYPY: tuple[tuple[str, ...], ...] = (("mypy",), ("mypy", "benchmarks/predict"))
+"""The second run is for scripts of the same names as others, which the first one leaves out."""
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -46,8 +48,9 @@ def test_ruff_notices(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mypy() -> None:
-    result = run("mypy")
-    assert result.returncode == 0, result.stdout + result.stderr
+    for command in MYPY:
+        result = run(*command)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_mypy_notices(tmp_path: Path) -> None:
@@ -62,6 +65,26 @@ def test_mypy_notices(tmp_path: Path) -> None:
     assert "bad.py:4: error: Function is missing a return type annotation" in result.stdout
     unhandled = "error: Match statement has unhandled case for values of type \"Literal['body_mask']\""
     assert f"bad.py:9: {unhandled}" in result.stdout
+
+
+def test_mypy_notices_stale_benchmarks(tmp_path: Path) -> None:
+    """In every folder of benchmarks, a script that calls ZoomSeg as it once was."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    package = tmp_path / "src" / "zoomseg"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("def predict(scan: str) -> None: ...\n")
+    bad = []
+    for folder in sorted({path.parent.relative_to(ROOT) for path in ROOT.glob("benchmarks/**/*.py")}):
+        bad.append(folder / f"bad_{folder.name}.py")
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / bad[-1]).write_text(
+            "import zoomseg\n\nzoomseg.predict('scan', keep=True)\nzoomseg.compare()\n"
+        )
+    assert len(bad) > 1
+    told = "".join(run(*command, cwd=tmp_path).stdout for command in MYPY)
+    for path in bad:
+        assert f'{path}:3: error: Unexpected keyword argument "keep" for "predict"' in told
+        assert f'{path}:4: error: Module has no attribute "compare"' in told
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:

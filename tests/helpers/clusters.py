@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from distributed import Worker, WorkerPlugin
@@ -12,8 +13,24 @@ from helpers.tiny_dataset import SCHEMA, tiny_case
 from zoomseg.cluster.worker import Job, Reply
 from zoomseg.inference import batch
 from zoomseg.inference.batch import ExtraOutputs
+from zoomseg.inference.journal import Run
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
+
+RUN = Run(
+    model_sha256="",
+    recipe_sha256="",
+    scans="0" * 64,
+    run={
+        **dict.fromkeys(("zoomseg", "recipe", "device", "precision", "backend"), ""),
+        "models": [],
+        "trained": {},
+        "started": "2026-01-02T03:04:05Z",
+        "labels": {"background": 0},
+        "notes": [],
+    },
+)
+"""A run of no particular model."""
 
 
 class Crashes(WorkerPlugin):
@@ -45,7 +62,7 @@ class Told:
         self.workers: list[int] = []
         self.left_out: tuple[str, ...] = ()
 
-    def leave_out(self, cases: tuple[str, ...]) -> None:
+    def leave_out(self, cases: Sequence[str]) -> None:
         self.left_out = tuple(cases)
 
     def settle(self, reply: Reply) -> None:

@@ -17,25 +17,10 @@ pytest.importorskip("distributed", reason="needs the extra 'cluster'")
 from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
 
-from helpers.clusters import Told, job_of, tiny_scans
+from helpers.clusters import RUN, Told, job_of, tiny_scans
 from zoomseg.cluster import client
 from zoomseg.cluster.client import ClusterError, local_workers
 from zoomseg.core.errors import ModelError
-from zoomseg.inference.journal import Run
-
-RUN = Run(
-    model_sha256="",
-    recipe_sha256="",
-    scans="0" * 64,
-    run={
-        **dict.fromkeys(("zoomseg", "recipe", "device", "precision", "backend"), ""),
-        "models": [],
-        "trained": {},
-        "started": "2026-01-02T03:04:05Z",
-        "labels": {"background": 0},
-        "notes": [],
-    },
-)
 
 
 @pytest.fixture(scope="module")
