@@ -20,7 +20,14 @@ from zoomseg.io.scans import read_image, read_label_values
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")
 
-LEAST = {"spleen": 0.92, "left kidney": 0.9, "right kidney": 0.85, "liver": 0.93, "aorta": 0.85}
+LEAST = {
+    "spleen": 0.94,
+    "left kidney": 0.94,
+    "right kidney": 0.92,
+    "liver": 0.93,
+    "aorta": 0.88,
+    "stomach": 0.8,
+}
 """Lowest accepted Dice on a torso CT at 3 mm from another hospital than the training scans, with a reference
 made by another program."""
 
@@ -50,12 +57,7 @@ def test_a_torso_of_another_hospital(
     result = predictor.predict(Case("torso", image), keep=False)
     found = result.labels.data
     assert result.trust == 1.0
-    # Islands in the pelvis, at least 140 mm below the organs.
-    assert [note.split(" removed, ")[0] for note in result.notes] == [
-        "stomach: 2 parts (4.5 ml)",
-        "portal vein and splenic vein: 1 part (0.5 ml)",
-        "pancreas: 1 part (0.9 ml)",
-    ]
+    assert result.notes == ()  # nothing is found in the pelvis, from which it would have to be removed
     for organ, least in LEAST.items():
         sided = organ.split()
         known = f"{sided[1]}_{sided[0]}" if len(sided) == 2 else organ

@@ -147,7 +147,7 @@ def _agreement(
 ) -> tuple[float, float, float, float]:
     """Dice, NSD, HD95 and ASSD of two masks."""
     tolerance_mm = math.nan if rule.tolerance_mm is None else rule.tolerance_mm
-    nothing = 0 * tolerance_mm  # NaN without a tolerance
+    nothing = 0.0 * tolerance_mm  # NaN without a tolerance
     predicted, drawn = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     if predicted == 0 and drawn == 0:
         neither = math.nan if rule.neither is None else rule.neither

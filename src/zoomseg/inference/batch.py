@@ -25,7 +25,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
 from zoomseg.io import digests
 from zoomseg.io.dicom.write.results import DicomResult, write_results
-from zoomseg.io.files import check_name, printable, reason_of, writing
+from zoomseg.io.files import check_name, printable, reason_of, same_file, writing
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.seg_nrrd import write_segmentation
 from zoomseg.pipeline.cascade import Prediction
@@ -287,8 +287,9 @@ class _Batch:
         began = time.perf_counter()
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         stage_outputs.forget(self.out, scan.id)
-        with writing(path):  # an earlier run's: what is written now does not belong to it
-            path.unlink(missing_ok=True)
+        if not any(same_file(path, own) for own in scan.paths):
+            with writing(path):  # an earlier run's: what is written now does not belong to it
+                path.unlink(missing_ok=True)
         write_results(
             self.out,
             scan,

@@ -533,12 +533,6 @@ class DiceCrossEntropy(Spec):
     cross_entropy_weight: Weight = 1.0
     class_balance: Share = 0.0
 
-    @model_validator(mode="after")
-    def _something_counts(self) -> DiceCrossEntropy:
-        if self.dice_weight == 0 and self.cross_entropy_weight == 0:
-            raise ValueError("dice_weight or cross_entropy_weight must be above 0")
-        return self
-
 
 class SoftDice(Spec):
     """Minus the soft Dice of every class, background included, averaged over the K classes (Roth et al.

@@ -9,7 +9,6 @@ from helpers.tiny_dataset import tiny_recipe
 from zoomseg.recipe.spec import (
     SGD,
     BoxAround,
-    DiceCrossEntropy,
     DilatedForeground,
     PriorInput,
     ResEncUNet,
@@ -73,10 +72,6 @@ def test_the_reference_is_in_regions_that_are_masks_only() -> None:
 
 
 def test_numbers_with_which_nothing_would_be_learned_are_refused() -> None:
-    with pytest.raises(ValidationError, match="dice_weight or cross_entropy_weight must be above 0"):
-        DiceCrossEntropy(dice_weight=0, cross_entropy_weight=0)
-    assert DiceCrossEntropy(dice_weight=0).cross_entropy_weight == 1
-    assert DiceCrossEntropy(cross_entropy_weight=0).dice_weight == 1
     with pytest.raises(ValidationError, match="less than 1"):
         SGD(momentum=1)
     with pytest.raises(ValidationError, match="less than 1"):
