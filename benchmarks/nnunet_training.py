@@ -105,6 +105,7 @@ def _trained(plans: Path, configuration: str, minutes: float) -> Path:
     trainer.run_training()
     print(f"{configuration}: {trainer.steps} steps", flush=True)
     if configuration == "3d_lowres":  # whose predictions the next configuration reads
+        trainer.inference_allowed_mirroring_axes = None  # mirrored tiles would take eight times as long
         trainer.perform_actual_validation(save_probabilities=False)
     return folder.parent
 
