@@ -75,7 +75,7 @@ for n, scan in enumerate(scans):
     image, properties = reader.read_images(scan.split(","))
     for own in chain:
         labels = own.predict_single_npy_array(image, dict(properties), before)
-        before = labels[None]
+        before = labels[None].astype(np.float32)  # as its reader of files returns them
     np.savez(f"{out}/{n}.npz", labels=labels.transpose(2, 1, 0), seconds=time.perf_counter() - started)
 """
 
