@@ -16,7 +16,7 @@ from zoomseg.networks import build as networks
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.recipe import graph
-from zoomseg.recipe.network_shapes import check_tile as check_tile  # also for callers of this module
+from zoomseg.recipe.network_shapes import check_tile
 from zoomseg.recipe.spec import Recipe, Stage
 
 

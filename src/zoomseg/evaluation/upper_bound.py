@@ -25,7 +25,6 @@ import numpy.typing as npt
 
 from zoomseg.atlas.library import atlas_grid
 from zoomseg.backends.device import Device
-from zoomseg.backends.torch_networks import check_tile
 from zoomseg.core.arrays import Array, beside, to_numpy
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
@@ -45,6 +44,7 @@ from zoomseg.pipeline.reference import one_hot_labels
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
 from zoomseg.pipeline.stage_input import PreparedScan, StageView, orientation_of
 from zoomseg.recipe import graph
+from zoomseg.recipe.network_shapes import check_tile
 from zoomseg.recipe.spec import ATLAS, AtlasSpec, FixedShape, Recipe, RoiSpec, Stage
 
 Classes = npt.NDArray[np.uint8]

@@ -148,10 +148,10 @@ def _validate_overlap(stage: Stage) -> None:
     them."""
     if not stage.labels_overlap:
         return
-    if stage.fusion not in ("none", "replace_in_roi", "paste"):
+    if stage.fusion not in _ANY_INTERPOLATION:
         raise RecipeError(
-            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: none, "
-            "replace_in_roi, paste"
+            f"stage '{stage.name}', fusion: '{stage.fusion}' is not for labels that overlap; allowed: "
+            f"{', '.join(_ANY_INTERPOLATION)}"
         )
     if stage.mean != "geometric":
         raise RecipeError(f"stage '{stage.name}', mean: labels_overlap needs geometric, got '{stage.mean}'")

@@ -29,6 +29,13 @@ def listed(out: Path) -> tuple[list[str], list[str], list[str]]:
     return found[0], found[1], found[2]
 
 
+def edit(out: Path, **told: object) -> None:
+    """Change the entry of case a in run.json."""
+    run = json.loads((out / "run.json").read_text())
+    run["cases"]["a"] |= told
+    (out / "run.json").write_text(json.dumps(run))
+
+
 @pytest.fixture
 def three(tmp_path: Path) -> tuple[ScanInput, ...]:
     for name in "abc":
@@ -123,9 +130,7 @@ def test_notes_that_are_none_of_ours_stop_nothing(
 ) -> None:
     out = tmp_path / "out"
     segment_to_folder(three[:1], out, predictor())
-    run = json.loads((out / "run.json").read_text())
-    run["cases"]["a"]["notes"] = notes
-    (out / "run.json").write_text(json.dumps(run))
+    edit(out, notes=notes)
     segment_to_folder((three[0], three[1]), out, failing(monkeypatch))
     told = json.loads((out / "run.json").read_text())["cases"]["a"]["notes"]
     assert told[-1] == "this label map is an earlier run's, a later one failed: too dark"
@@ -134,9 +139,7 @@ def test_notes_that_are_none_of_ours_stop_nothing(
 def test_keys_of_another_version_are_left_out(three: tuple[ScanInput, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     segment_to_folder(three[:1], out, predictor())
-    run = json.loads((out / "run.json").read_text())
-    run["cases"]["a"]["run"] = {"backend": "other", "weather": "fine"}
-    (out / "run.json").write_text(json.dumps(run))
+    edit(out, run={"backend": "other", "weather": "fine"})
     assert not segment_to_folder(three[1:2], out, predictor())
     told = json.loads((out / "run.json").read_text())["cases"]
     assert list(told) == ["a", "b"]
@@ -150,9 +153,7 @@ def test_a_case_whose_account_is_damaged_is_not_listed(
 ) -> None:
     out = tmp_path / "out"
     segment_to_folder(three[:1], out, predictor())
-    run = json.loads((out / "run.json").read_text())
-    run["cases"]["a"]["run"] = of_a_run
-    (out / "run.json").write_text(json.dumps(run))
+    edit(out, run=of_a_run)
     assert not segment_to_folder(three[1:2], out, predictor())
     assert listed(out)[0] == ["b"]
 
