@@ -1,12 +1,14 @@
 """Train an nnU-Net model for a few minutes, with nnU-Net's own planner, preprocessing and trainer.
 
     PEERS/bin/python benchmarks/nnunet_training.py DATASET -o OUT --minutes 5 [--configuration 3d_fullres]
-        [--planner nnUNetPlannerResEncM] [--features 32] [--memory-gb 1] [--cases 8] [--leave-out CASE...]
+        [--planner nnUNetPlannerResEncM] [--trainer nnUNetTrainerAdam1en3] [--features 32] [--memory-gb 1]
+        [--cases 8] [--leave-out CASE...]
 
 PEERS is an environment with nnunetv2. DATASET has `imagesTr`, `labelsTr` and `dataset.json` as ZoomSeg and
 nnU-Net read them. For `3d_cascade_fullres`, half of the minutes are those of `3d_lowres`, which then predicts
 the training cases. To be trainable on a CPU, the network has at most `--features` channels, and its patch is
-planned for a GPU of `--memory-gb`. Prints the model's folder, for `nnunet_agreement.py` with `--fold all`.
+planned for a GPU of `--memory-gb`. `--trainer` is one of nnU-Net's own trainers; its default one finds few
+organs in a few minutes. Prints the model's folder, for `nnunet_agreement.py` with `--fold all`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--planner", default="ExperimentPlanner")
+    parser.add_argument("--trainer", default="nnUNetTrainer")
     parser.add_argument("--features", type=int, default=32, help="highest number of channels")
     parser.add_argument("--memory-gb", type=float, default=1.0)
     parser.add_argument("--cases", type=int, default=8, help="number of training cases")
@@ -44,7 +47,7 @@ def main() -> None:
     plans = _planned(given.out / "preprocessed", given.planner, given.memory_gb, given.features)
     _preprocess(plans, ["3d_lowres", "3d_fullres"] if cascade else configurations)
     for configuration in configurations:
-        print(_trained(plans, configuration, given.minutes / len(configurations)), flush=True)
+        print(_trained(plans, configuration, given.trainer, given.minutes / len(configurations)), flush=True)
 
 
 def _link(dataset: Path, raw: Path, cases: int, left_out: list[str]) -> None:
@@ -89,25 +92,30 @@ def _preprocess(plans: Path, configurations: list[str]) -> None:
     preprocess([DATASET_ID], plans.stem, configurations, [2] * len(configurations))
 
 
-def _trained(plans: Path, configuration: str, minutes: float) -> Path:
+def _trained(plans: Path, configuration: str, trainer_name: str, minutes: float) -> Path:
     """The folder of a model that was trained for some minutes on all cases."""
+    import nnunetv2
     import torch
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
     from peer import TimedTrainer
 
+    folder = str(Path(nnunetv2.__file__).parent / "training" / "nnUNetTrainer")
+    own = recursive_find_python_class(folder, trainer_name, "nnunetv2.training.nnUNetTrainer")
+    if own is None:
+        raise SystemExit(f"nnU-Net has no trainer {trainer_name}")
     told = json.loads(plans.read_text()) | {"continue_training": False}
     described = json.loads((plans.parent / "dataset.json").read_text())
-    named: Any = type(
-        "nnUNetTrainer", (TimedTrainer,), {}
-    )  # by which nnU-Net's predictor finds its own class
-    trainer = named(told, configuration, FOLD, described, torch.device("cpu"))
-    folder = Path(trainer.output_folder)
-    trainer.seconds, trainer.checkpoint = 60 * minutes, folder / "checkpoint.pt"
+    # With the name by which nnU-Net's predictor finds its own class.
+    timed: Any = type(trainer_name, (TimedTrainer, own), {})
+    trainer = timed(told, configuration, FOLD, described, torch.device("cpu"))
+    out = Path(trainer.output_folder)
+    trainer.seconds, trainer.checkpoint = 60 * minutes, out / "checkpoint.pt"
     trainer.run_training()
     print(f"{configuration}: {trainer.steps} steps", flush=True)
     if configuration == "3d_lowres":  # whose predictions the next configuration reads
         trainer.inference_allowed_mirroring_axes = None  # mirrored tiles would take eight times as long
         trainer.perform_actual_validation(save_probabilities=False)
-    return folder.parent
+    return out.parent
 
 
 if __name__ == "__main__":

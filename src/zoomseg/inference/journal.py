@@ -221,10 +221,12 @@ def digests_of_results(
         OSError: one cannot be read.
     """
     paths = asked_for(out, scan, recipe, beside)
-    return {
-        path.relative_to(out).as_posix(): digests.of_files([path]) if path.is_file() else None
-        for path in paths
-    }
+    return {path.relative_to(out).as_posix(): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None if there is none."""
+    return digests.of_files([path]) if path.is_file() else None
 
 
 def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) -> list[Path]:
@@ -316,8 +318,7 @@ def _is_whole(out: Path, scan: ScanInput, entry: Entry, asked: Iterable[Path]) -
             name = path.relative_to(out).as_posix()
             if name not in entry.files:
                 return False
-            found = digests.of_files([path]) if path.is_file() else None
-            if found != entry.files[name]:
+            if _digest(path) != entry.files[name]:
                 return False
         return digests.of_scan(scan) == entry.scan_sha256
     except (OSError, ScanError):

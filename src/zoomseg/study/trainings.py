@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoomseg.anatomy.organ_names import label_of
+from zoomseg.anatomy.organ_names import alike, label_of
 from zoomseg.atlas.library import MANIFEST, AtlasLibrary
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
@@ -391,7 +391,8 @@ def _unseen(
 
 
 def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
-    """The labelled cases of ``test``, with labels named like those of ``dataset`` with the same meaning.
+    """The labelled cases of ``test``, with labels named like those of ``dataset`` with the same meaning
+    (``alike``).
 
     Raises:
         DatasetError: no case is labelled, no label is in both, or other channels.
@@ -404,8 +405,7 @@ def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
             f"test set '{test.name}' has channels {', '.join(test.channel_names)}, the data set has "
             f"{', '.join(dataset.channel_names)}"
         )
-    called = {label_of(name, test.schema): name for name in reversed(dataset.schema.names)}
-    called.pop(None, None)
+    called = alike(test.schema, dataset.schema)
     if not called:
         raise DatasetError(
             f"test set '{test.name}' has labels {', '.join(test.schema.names)}, the data set has "

@@ -104,6 +104,12 @@ def test_a_test_set_s_labels_are_called_as_the_data_set_s(data: Dataset) -> None
     assert found.cases[0].annotated == frozenset(["right kidney", "spleen"])
 
 
+def test_of_two_labels_that_mean_the_same_neither_is_renamed(data: Dataset) -> None:
+    schema = LabelSchema(("RK", "kidney_right", "LK"), (1, 2, 5))
+    found = named_alike(replace(data, schema=schema, cases=data.cases[:1]), data)
+    assert found.schema == LabelSchema(("RK", "kidney_right", "left kidney"), (1, 2, 5))
+
+
 def test_test_sets_that_cannot_be_scored_are_refused(study: Ablation, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="none is in both"):
         named_alike(replace(data, schema=LabelSchema(("liver", "spleen"), (3, 7))), data)
