@@ -143,14 +143,14 @@ def test_wrong_channels_and_missing_models_are_refused(trained: Path, tmp_path: 
 def test_training_resumes_from_python(trained: Path) -> None:
     data = trained.parent / "data"
     before = zoomseg.load(trained, device="cpu").predict(tiny_case(5)[0]).labels.data
-    recipe = str(trained.parent / "r.yaml")
-    for given in ({}, {"recipe": recipe, "folds": 4, "fold": 0, "seed": 0}):
+    same: dict[str, Any] = {"recipe": str(trained.parent / "r.yaml"), "folds": 4, "fold": 0, "seed": 0}
+    for given in ({}, same):
         again = zoomseg.train(data, trained, resume=True, device="cpu", **given)
         assert np.array_equal(again.predict(tiny_case(5)[0]).labels.data, before)
 
 
 @pytest.mark.parametrize(
-    "given", [{"recipe": "zhou2016"}, {"folds": 5}, {"fold": 3}, {"seed": 1}, {"init": "abdomen-ct"}]
+    "given", [{"recipe": "zhou2016-2d-vote"}, {"folds": 5}, {"fold": 3}, {"seed": 1}, {"init": "abdomen-ct"}]
 )
 def test_a_resumed_training_keeps_its_settings(trained: Path, given: dict[str, Any]) -> None:
     (setting,) = given
