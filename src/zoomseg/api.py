@@ -208,9 +208,7 @@ def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool
     if resume:
         given = [one.name for one in fields(request) if getattr(request, one.name) != one.default]
         settings = training_run.settings_given(request, given)
-        training_run.resume(
-            data, out, where, Silent(), request.seconds, request.epochs, settings=settings
-        )
+        training_run.resume(data, out, where, Silent(), request.seconds, request.epochs, settings=settings)
     else:
         training_run.start(data, out, request, where, Silent())
     return Model(load_predictor([out], where))

@@ -165,7 +165,9 @@ def command(
     if cluster is not None and part is not None:
         raise click.UsageError("--part and --cluster both share the scans out; give one")
     if cluster is not None and verbose:
-        raise click.UsageError("-v shows the steps of this process, and --cluster computes in others; give one")
+        raise click.UsageError(
+            "-v shows the steps of this process, and --cluster computes in others; give one"
+        )
     found, notes = _found(scans if cluster is None else [path.absolute() for path in scans])
     kinds = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
     dicom = tuple(kind for kind, asked in kinds if asked)

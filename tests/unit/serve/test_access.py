@@ -148,7 +148,12 @@ def test_every_answer_forbids_what_the_page_does_not_need(local: TestClient) -> 
 
 @pytest.mark.parametrize("path", ["/", "/jobs", "/models", "/openapi.json", "/static/style.css"])
 def test_without_the_token_nothing_is_told(guarded: TestClient, path: str) -> None:
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}, {"cookie": f"{COOKIE}=1"}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": TOKEN},
+        {"cookie": f"{COOKIE}=1"},
+    ):
         answer = guarded.get(path, headers=headers)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert guarded.get(f"{path}?token=wrong").status_code == 401
@@ -204,7 +209,9 @@ def test_the_token_opens_by_header_and_for_the_page_by_a_cookie(guarded: TestCli
     assert guarded.get("/jobs").json() == []  # by the cookie
 
 
-@pytest.mark.parametrize("other", ['consent={"a":"b","c":1}', 'a={"x":1}', "name=J\u00f6", "=", "zoomseg-8001=1"])
+@pytest.mark.parametrize(
+    "other", ['consent={"a":"b","c":1}', 'a={"x":1}', "name=J\u00f6", "=", "zoomseg-8001=1"]
+)
 def test_cookies_of_other_programs_do_not_hide_the_right_one(guarded: TestClient, other: str) -> None:
     entered = guarded.get(f"/?token={TOKEN}", follow_redirects=False)
     own = entered.headers["set-cookie"].split(";")[0]

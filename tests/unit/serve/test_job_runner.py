@@ -144,7 +144,9 @@ class Dead(ScriptedWorker):
 
 
 @pytest.mark.parametrize(("dead", "errors"), [(1, ["None", "None"]), (2, ["was killed", "None"])])
-def test_a_worker_that_died_while_it_waited_costs_no_job(tmp_path: Path, dead: int, errors: list[str]) -> None:
+def test_a_worker_that_died_while_it_waited_costs_no_job(
+    tmp_path: Path, dead: int, errors: list[str]
+) -> None:
     """It is replaced once, as each one may die in this way."""
     jobs, released = filled(tmp_path, 2), threading.Event()
     released.set()
