@@ -158,15 +158,6 @@ def test_a_worker_that_died_while_it_waited_costs_no_job(
     jobs.close()
 
 
-def test_a_worker_that_dies_in_a_job_fails_it_and_is_replaced_for_the_next(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        server.go.set()
-        ids = [server.post(b"fatal"), server.post(b"good")]
-        assert server.wait(ids[1], "finished", "failed")["state"] == "finished"
-        assert server.wait(ids[0], "failed")["error"] == "the process that segments ended by signal 11"
-        assert [[task.case for task in worker.tasks] for worker in server.workers] == [[ids[0]], [ids[1]]]
-
-
 def test_a_cancelled_job_is_not_begun_again(tmp_path: Path) -> None:
     begun, released = threading.Event(), threading.Event()
 
