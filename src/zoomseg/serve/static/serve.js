@@ -245,7 +245,7 @@ async function result(job, corrected) {
 // Nothing is shown, and what is being loaded will not be.
 function close() {
   opened++;
-  viewer.clear();
+  viewer.empty();
   address(null);
   delete at("result").dataset.shown;
   for (const place of [at("title"), at("downloads").parentElement, at("notes")]) place.hidden = true;

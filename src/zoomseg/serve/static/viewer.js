@@ -39,7 +39,7 @@ export class Viewer {
   // Show { scan, labels, organs }, two addresses and what is in the label map. `review` as in organs.js;
   // `tools`: more elements for the bar. If something else is to be shown meanwhile, this is not.
   async show({ scan, labels, organs }, { review = null, tools = [] } = {}) {
-    this.clear();
+    this.empty();
     const files = await this.#load(scan, labels, organs);
     if (!files.isWanted()) return;
     this.shown = new Set(organs.filter((organ) => !isMissing(organ)).map((organ) => organ.value));
@@ -70,7 +70,7 @@ export class Viewer {
   }
 
   // Show nothing, also not what is being loaded.
-  clear() {
+  empty() {
     this.endComparing();
     this.scene?.endDrawing();
     this.place.replaceChildren();
