@@ -117,7 +117,8 @@ def train(
         fold: index of the held-out fold, from 0.
         seed: on the CPU and with ``epochs``, equal seeds give equal models.
         init: folder of a model to fine-tune, possibly to other labels, with a tenth of the learning rate.
-        resume: continue the training in ``out``.
+        resume: continue the training in ``out``; ``seconds`` or ``epochs`` change its length, and other
+            settings may be given again, but not changed.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:

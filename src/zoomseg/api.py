@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +206,9 @@ def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool
 
     data, where = open_dataset(dataset), resolve(device)
     if resume:
-        training_run.resume(data, out, where, Silent(), request.seconds, request.epochs)
+        given = [one.name for one in fields(request) if getattr(request, one.name) != one.default]
+        settings = training_run.settings_given(request, given)
+        training_run.resume(data, out, where, Silent(), request.seconds, request.epochs, settings=settings)
     else:
         training_run.start(data, out, request, where, Silent())
     return Model(load_predictor([out], where))

@@ -248,6 +248,123 @@ def test_a_review_is_there_after_reloading(page: chromium.Page, served: Served) 
     assert page.evaluate(f"[{comment}.value, {comment}.hidden]") == ["too small", False]
 
 
+def answer(page: chromium.Page, instead: str) -> None:
+    """Replace the page's requests: ``instead`` is JavaScript that may return an answer for ``url``."""
+    page.evaluate(
+        "window.realFetch ??= window.fetch;"
+        f"window.fetch = async (url, options) => {{ {instead}; return realFetch(url, options); }}; 0"
+    )
+
+
+def refusing(condition: str) -> str:
+    """A failure, for ``answer``, of requests that satisfy a JavaScript condition."""
+    return f'if ({condition}) return new Response(\'{{"detail": "refused"}}\', {{ status: 507 }})'
+
+
+def test_an_opinion_that_is_not_stored_is_not_shown_as_given(page: chromium.Page, served: Served) -> None:
+    accept = "[aria-label='Accept right kidney']"
+    pressed = f'document.querySelector("{accept}").ariaPressed'
+    row = "[...document.querySelectorAll('.organs .problem')].map((e) => e.textContent).join('')"
+    answer(page, refusing("options?.method === 'PUT'"))
+    page.click(accept)
+    page.wait_for(f"{row} === 'Not saved: refused'")
+    assert page.evaluate(pressed) == "false"
+    answer(page, "0")
+    page.click(accept)
+    page.wait_for(f"{row} === ''")
+    assert page.evaluate(pressed) == "true"
+    page.click(accept)  # as it was
+    page.wait_for(f"{pressed} === 'false'")
+
+
+def test_a_server_that_responds_again_is_not_said_to_be_silent(page: chromium.Page) -> None:
+    answer(page, "if (url === 'jobs') throw new TypeError('no network')")
+    page.wait_for("document.querySelector('#problem').textContent.startsWith('The server does not respond')")
+    answer(page, "0")
+    page.wait_for("document.querySelector('#problem').hidden")
+
+
+def shown(page: chromium.Page) -> list[str]:
+    """What the page says of the scan that it shows: its name, its organs, what lies at the crosshair."""
+    assert page.evaluate("document.querySelectorAll('figure').length") == 1
+    return [page.text(place) for place in ("#title", ".organs", ".below .where")]
+
+
+def show(page: chromium.Page, name: str) -> list[str]:
+    """Show a scan and wait; returns ``shown``."""
+    page.evaluate("delete document.querySelector('#result').dataset.shown")
+    page.click(f"[aria-label='Show {name}.nii.gz']")
+    wait_until_shown(page)
+    return shown(page)
+
+
+def test_of_two_scans_that_load_at_once_the_one_asked_for_last_is_shown(
+    page: chromium.Page, served: Served
+) -> None:
+    first, second = served.jobs
+    expected = [show(page, name) for name in NAMES]
+    assert all(one != other for one, other in zip(*expected, strict=True))
+    held = "await new Promise((resolve) => { window.release = resolve; })"
+    answer(page, f"if (url.startsWith('jobs/{first}/organs')) {held}")
+    page.click("[aria-label='Show first.nii.gz']")
+    page.wait_for("window.release")
+    assert page.text("#title") == "first.nii.gz"
+    assert page.evaluate("document.querySelector('#viewer').childElementCount") == 0  # nothing of the second
+    assert show(page, "second") == expected[1]
+    page.evaluate("window.release()")
+    time.sleep(1)
+    assert shown(page) == expected[1]
+    assert page.evaluate("document.querySelector('#result').dataset.shown") == second
+
+    answer(page, "0")
+    for pause_s in (0, 0.05, 0.1, 0.2, 0.4):  # at any moment of loading and drawing
+        page.click("[aria-label='Show first.nii.gz']")
+        time.sleep(pause_s)
+        assert show(page, "second") == expected[1], pause_s
+    assert page.evaluate("document.querySelector('#viewer').inert") is False
+
+
+def test_of_a_scan_that_cannot_be_loaded_no_other_is_shown(page: chromium.Page, served: Served) -> None:
+    answer(page, refusing(f"url.startsWith('jobs/{served.jobs[1]}/organs')"))
+    page.click("[aria-label='Show second.nii.gz']")
+    page.wait_for("document.querySelector('#problem').textContent === 'refused'")
+    assert page.text("#title") == "second.nii.gz"
+    assert page.evaluate("document.querySelector('#viewer').childElementCount") == 0
+    answer(page, "0")
+    assert show(page, "first")[0] == "first.nii.gz"
+
+
+def test_of_two_comparisons_the_one_chosen_last_is_shown(page: chromium.Page, served: Served) -> None:
+    held = "await new Promise((resolve) => { window.release = resolve; })"
+    answer(page, f"if (url.startsWith('jobs/{served.jobs[1]}/organs')) {held}")
+    page.choose("#compare", "second.nii.gz")
+    page.wait_for("window.release")
+    page.choose("#compare", "nothing")
+    page.evaluate("window.release()")
+    time.sleep(1)
+    assert page.evaluate("document.querySelectorAll('figure').length") == 1
+    assert page.text("#busy") == ""
+
+
+def test_a_scan_that_is_ready_does_not_replace_the_one_that_is_looked_at(
+    page: chromium.Page, served: Served, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "third.nii.gz", tiny_case(2)[0])
+    page.choose_file("#file", tmp_path / "third.nii.gz")
+    state = (
+        "document.querySelector(\"[aria-label='Show third.nii.gz']\")?.closest('li').querySelector('.state')"
+    )
+    page.wait_for(f"{state}?.textContent.startsWith('new: done')", seconds=120)
+    assert page.text("#title") == "first.nii.gz"
+    assert page.evaluate("document.querySelector('#result').dataset.shown") == served.jobs[0]
+    assert show(page, "third")[0] == "third.nii.gz"
+    page.wait_for(f"{state}.textContent.startsWith('done')")
+    page.click("[aria-label='Delete third.nii.gz']")
+    page.wait_for("!document.querySelector(\"[aria-label='Show third.nii.gz']\")")
+    assert page.evaluate("document.querySelector('#viewer').childElementCount") == 0
+    assert page.evaluate("document.querySelector('#title').hidden")
+
+
 def test_on_a_phone_the_picture_is_in_view_after_show(page: chromium.Page) -> None:
     page.resize(390, 844)
     page.evaluate("window.scrollTo(0, 0)")

@@ -16,6 +16,8 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from helpers.tiny_dataset import tiny_case
+from zoomseg.core.errors import ScanError
+from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.serve.access import Access, access
@@ -24,7 +26,7 @@ from zoomseg.serve.corrections import Corrections
 from zoomseg.serve.job_queue import Step
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
-from zoomseg.serve.worker import Task, WorkerDiedError
+from zoomseg.serve.worker import Task, UnexpectedError, WorkerDiedError
 
 MODEL = ModelView(
     name="tiny",
@@ -65,6 +67,20 @@ class ScriptedWorker:
 
     def kill(self) -> None:
         self._killed.set()
+
+
+BROKEN: list[str] = []
+
+
+def brittle(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+    """Stands for the segmentation in a worker's process: after an unexpected error, as of a GPU, every later
+    scan fails there."""
+    content = Path(task.scan).read_bytes()
+    if content == b"refused":
+        raise ScanError("no scan")
+    if content != b"good" or BROKEN:
+        BROKEN.append(task.case)
+        raise UnexpectedError("CUDA error") if content == b"reported" else RuntimeError("CUDA error")
 
 
 def write_results(out: Path, case: str) -> None:

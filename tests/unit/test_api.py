@@ -24,6 +24,7 @@ from zoomseg.core.errors import (
     ModelError,
     OutputError,
     ScanError,
+    TrainingError,
     ZoomSegError,
 )
 from zoomseg.core.geometry import Grid
@@ -142,8 +143,19 @@ def test_wrong_channels_and_missing_models_are_refused(trained: Path, tmp_path: 
 def test_training_resumes_from_python(trained: Path) -> None:
     data = trained.parent / "data"
     before = zoomseg.load(trained, device="cpu").predict(tiny_case(5)[0]).labels.data
-    again = zoomseg.train(data, trained, resume=True, device="cpu")
-    assert np.array_equal(again.predict(tiny_case(5)[0]).labels.data, before)
+    same: dict[str, Any] = {"recipe": str(trained.parent / "r.yaml"), "folds": 4, "fold": 0, "seed": 0}
+    for given in ({}, same):
+        again = zoomseg.train(data, trained, resume=True, device="cpu", **given)
+        assert np.array_equal(again.predict(tiny_case(5)[0]).labels.data, before)
+
+
+@pytest.mark.parametrize(
+    "given", [{"recipe": "zhou2016-2d-vote"}, {"folds": 5}, {"fold": 3}, {"seed": 1}, {"init": "abdomen-ct"}]
+)
+def test_a_resumed_training_keeps_its_settings(trained: Path, given: dict[str, Any]) -> None:
+    (setting,) = given
+    with pytest.raises(TrainingError, match=rf"^{setting} .* cannot be given to resume the training"):
+        zoomseg.train(trained.parent / "data", trained, resume=True, device="cpu", **given)
 
 
 def test_a_model_is_fine_tuned_from_python(trained: Path, tmp_path: Path) -> None:

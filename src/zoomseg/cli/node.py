@@ -38,6 +38,10 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     import os
     import warnings
 
+    if source is not None and studies is None:
+        raise click.UsageError("--from is for --pull; give both")
+    if studies is not None and dry_run:
+        raise click.UsageError("--dry-run is for a node, and --pull starts none; give one")
     from zoomseg.backends.device import resolve
     from zoomseg.node.run import Node
     from zoomseg.node.settings import read_settings
@@ -86,6 +90,8 @@ def _pull(settings: Settings, studies: Path, source: str | None) -> int:
     if place is None:
         raise SettingsError(f"--from must name a destination: {', '.join(settings.destinations) or 'none'}")
     uids, failed = read_studies(studies), 0
+    if not uids:
+        raise SettingsError(f"{studies} names no study; write one Study Instance UID per line")
     for one in pull(uids, place, settings):
         failed += one.error is not None
         left = f", {one.left} not taken" if one.left else ""

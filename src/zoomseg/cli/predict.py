@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -163,6 +164,10 @@ def command(
         raise click.UsageError("--ship is for --cluster; give both")
     if cluster is not None and part is not None:
         raise click.UsageError("--part and --cluster both share the scans out; give one")
+    if cluster is not None and verbose:
+        raise click.UsageError(
+            "-v shows the steps of this process, and --cluster computes in others; give one"
+        )
     found, notes = _found(scans if cluster is None else [path.absolute() for path in scans])
     kinds = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
     dicom = tuple(kind for kind, asked in kinds if asked)
@@ -280,8 +285,7 @@ def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
 
     notes: list[str] = []
     found = [scan for path in paths for scan in find_scans(path, notes.append)]
-    ids = [scan.id for scan in found]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
+    twice = sorted(name for name, count in Counter(scan.id for scan in found).items() if count > 1)
     if twice:
         raise ScanError(f"two scans are named '{twice[0]}'; their results would overwrite each other")
     return found, notes

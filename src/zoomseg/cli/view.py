@@ -20,6 +20,7 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
     """
     import os
     import tempfile
+    import threading
     import webbrowser
 
     from zoomseg.serve import server, view
@@ -33,7 +34,7 @@ def command(scan: Path, labels: Path, no_browser: bool) -> None:
         with server.listening("127.0.0.1", 0) as sock:
             address = server.address(sock, token)
             click.echo(f"Open {address} (Ctrl-C stops)")
-            if not no_browser:
-                webbrowser.open(address)
+            if not no_browser:  # in a thread: a text browser returns when it is closed, and needs the server
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
             app = view.create_app(files, access("127.0.0.1", (), token))
             server.run(app, sock, "closing the page", "the page is closed; both files are unchanged")

@@ -58,6 +58,9 @@ class Failed:
 
     case: str
     reason: str
+    unexpected: bool = False
+    """Whether the error was none of ours (see ``why``): after one of a GPU, a process may be unable to use it
+    again."""
 
 
 Outcome = Segmented | Failed
@@ -350,7 +353,7 @@ def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
     except ZoomSegError as error:
         return Failed(case, printable(str(error)))
     except Exception as error:
-        return Failed(case, printable(f"{file}: {why(error)}"))
+        return Failed(case, printable(f"{file}: {why(error)}"), unexpected=True)
 
 
 def why(error: Exception) -> str:

@@ -169,8 +169,11 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def writable_directory(path: Path) -> Path:
+def writable_directory(path: Path, mode: int = 0o777) -> Path:
     """Create ``path`` with its parents if necessary and check that files can be created in it.
+
+    Args:
+        mode: permissions with which ``path`` is created; an existing folder keeps its own.
 
     Raises:
         OutputError: it cannot be created, is a file, or cannot be written to.
@@ -178,7 +181,7 @@ def writable_directory(path: Path) -> Path:
     path = Path(path)
     probe = path / f".writable-{secrets.token_hex(4)}"
     with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode, parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     return path

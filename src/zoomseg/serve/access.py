@@ -17,7 +17,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -32,6 +31,8 @@ Refusal = tuple[int, str, dict[str, str]]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE = "zoomseg"
+"""How the name of the login cookie begins."""
+
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 """A host as browsers send it (RFC 3986, 3.2.2): name or address, and a port. Nothing else is passed on, as
 address parsers raise errors on some other forms."""
@@ -141,7 +142,7 @@ class Guard:
             entered = self._entered(scope, headers)
             if entered is not None:
                 return entered
-        if self._knows_token(headers):
+        if self._knows_token(scope, headers):
             return None
         how = "open the address that the server printed, or send the token as 'Authorization: Bearer'"
         return 401, f"a token is needed: {how}", {"www-authenticate": "Bearer"}
@@ -165,26 +166,37 @@ class Guard:
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         secure = "; Secure" if headers.get("x-forwarded-proto", scope["scheme"]) == "https" else ""
-        cookie = f"{COOKIE}={_cookie(given)}; Path=/; HttpOnly; SameSite=Lax{secure}"
+        cookie = f"{_cookie_name(scope)}={_cookie(given)}; Path=/; HttpOnly; SameSite=Lax{secure}"
         return 303, "", {"location": "?" + rest if rest else "./", "set-cookie": cookie}
 
-    def _knows_token(self, headers: Mapping[str, str]) -> bool:
+    def _knows_token(self, scope: Message, headers: Mapping[str, str]) -> bool:
         token = self._access.token or ""
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and _equal(given.strip(), token):
             return True
-        try:
-            kept = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return kept is not None and _equal(kept.value, _cookie(token))
+        kept = _cookies(headers.get("cookie", "")).get(_cookie_name(scope))
+        return kept is not None and _equal(kept, _cookie(token))
 
 
 def _tries_a_token(scope: Message) -> bool:
     """Whether a request contains anything that could be a token."""
     headers = dict(scope["headers"])
-    kept = f"{COOKIE}=".encode() in headers.get(b"cookie", b"")
+    kept = _cookie_name(scope) in _cookies(headers.get(b"cookie", b"").decode("latin-1"))
     return kept or b"authorization" in headers or b"token=" in scope["query_string"]
+
+
+def _cookie_name(scope: Message) -> str:
+    """The server's port is part of it: browsers send a cookie to every port of a host, and several servers
+    there, each with its own token, would replace each other's."""
+    _, port = scope.get("server") or ("", None)
+    return COOKIE if port is None else f"{COOKIE}-{port}"
+
+
+def _cookies(header: str) -> dict[str, str]:
+    """Values by name. Other programs on the same host set cookies, too, which may be any text: Python's
+    parser gives up at the first one that it does not understand."""
+    pairs = (pair.partition("=") for pair in header.split(";"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _cookie(token: str) -> str:

@@ -11,6 +11,7 @@ FOLDER/corrected/<model>/labelsTr/<job>.nii.gz         its corrected label map
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -32,6 +33,7 @@ MAX_ARRIVING = 8
 """Maximum number of simultaneous uploads of corrected maps."""
 
 _ARRIVING = ".arriving-"
+_LEFT = re.compile(rf"{re.escape(_ARRIVING)}[0-9a-f]{{16}}-[0-9a-f]{{8}}\.nii\.gz")
 
 
 class NotCorrectableError(ZoomSegError):
@@ -49,12 +51,12 @@ class Corrections:
         Raises:
             OutputError: it cannot be written.
         """
-        self._folder = writable_directory(folder / "corrected")
-        self._folder.chmod(0o700)
+        self._folder = writable_directory(folder / "corrected", 0o700)
         self._guard = threading.Lock()
         self._arriving = threading.BoundedSemaphore(MAX_ARRIVING)
-        for left in self._folder.glob(f"{_ARRIVING}*"):  # left by a server that was killed
-            left.unlink(missing_ok=True)
+        for left in self._folder.iterdir():  # left by a server that was killed
+            if _LEFT.fullmatch(left.name):
+                left.unlink(missing_ok=True)
 
     def data_set(self, model: str) -> Path:
         """The folder for `zoomseg train`."""

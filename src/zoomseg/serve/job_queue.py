@@ -98,8 +98,8 @@ class JobQueue(Generic[J]):
         Raises:
             OutputError: the folder cannot be written, another process uses it, or its database is damaged.
         """
-        self._folder = writable_directory(folder)
-        self._folder.chmod(0o700)  # the folder contains patient data
+        # An existing folder may be somebody's, or shared: what is in it is private by itself.
+        self._folder = writable_directory(folder, 0o700)
         self._kind = kind
         self._lock_file = locked(self._folder / ".lock", used)
         self._steps: dict[str, Step] = {}
@@ -110,6 +110,7 @@ class JobQueue(Generic[J]):
         self._changed = threading.Condition(threading.RLock())
         self._path = self._folder / DATABASE
         try:
+            self._path.touch(0o600)  # before SQLite, which gives its other files the same permissions
             self._db = sqlite3.connect(self._path, check_same_thread=False)
             with self._refusing():
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -117,8 +118,7 @@ class JobQueue(Generic[J]):
                 with self._db:
                     for statement in self.tables():
                         self._db.execute(statement)
-                self._path.chmod(0o600)
-        except (OutputError, sqlite3.Error) as error:
+        except (OutputError, OSError, sqlite3.Error) as error:
             self._lock_file.close()
             raise OutputError(f"{self._path}: cannot be opened ({error}); move it away") from error
 

@@ -133,20 +133,31 @@ class Runner(Generic[J]):
                 _report(without_message(error))
         return self._worker
 
-    def _error(self, worker: Worker, job: J) -> str | None:
-        def tell(step: Step) -> None:
-            self._jobs.tell(job.id, step)
+    def _error(self, worker: Worker, job: J, again: bool = True) -> str | None:
+        """Why a job failed; None if it did not.
 
+        Args:
+            again: whether a worker that died before the job began, as while it waited, is replaced.
+        """
         model = self._models.get(job.model)
         if model is None:
             return f"its model '{job.model}' is not available any more; submit the scan again"
+        has_begun = False
+
+        def tell(step: Step) -> None:
+            nonlocal has_begun
+            has_begun = True
+            self._jobs.tell(job.id, step)
+
         try:
             return worker.run(self._jobs.task(job, model), tell)
         except WorkerDiedError as died:
             with self._guard:
-                if self._worker is worker:
-                    self._worker = None
-            return str(died)
+                if self._worker is not worker:  # ended by ``cancel`` or ``stop``
+                    return str(died)
+                self._worker = None
+                other = self._started() if again and not has_begun else None
+            return str(died) if other is None else self._error(other, job, again=False)
 
 
 def _report(error: str) -> None:

@@ -3,6 +3,7 @@
 ```
 FOLDER/.lock                 held by the server that uses the folder
 FOLDER/jobs.sqlite           the queue (see ``serve.job_queue``)
+FOLDER/.<id>.arriving/       a scan that is being uploaded
 FOLDER/<id>/scan<suffix>     as uploaded
 FOLDER/<id>/out/             what `zoomseg predict` writes
 FOLDER/<id>/review.json      its review (``review``)
@@ -27,7 +28,7 @@ from typing import Annotated
 from pydantic import Field
 
 from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
-from zoomseg.io.files import writing
+from zoomseg.io.files import flush_folder, writing
 from zoomseg.io.scans import SCAN_SUFFIXES
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State
 from zoomseg.serve.organs import notes_of_result
@@ -95,7 +96,7 @@ class Jobs(JobQueue[Job]):
         self._uploads = 0
         for job in self.in_state(State.RUNNING):
             self.interrupt(job.id, "the server stopped while this ran; upload the scan again")
-        _clear(self._folder, {job.id for job in self.all()})
+        _clear(self._folder)
 
     def review(self, job: Job) -> Path:
         """The file with the review of its results, written by ``serve.review``."""
@@ -113,8 +114,8 @@ class Jobs(JobQueue[Job]):
 
     @contextmanager
     def arriving(self, name: str, model: str) -> Iterator[tuple[Job, Path]]:
-        """A new job and the path for its scan; it is queued at the end. If an exception is raised inside,
-        nothing remains.
+        """A new job and the path for its scan, which the caller flushes to the disk; it is queued at the end.
+        If an exception is raised inside, nothing remains.
 
         Raises:
             ScanError: the name is not that of a scan.
@@ -128,20 +129,26 @@ class Jobs(JobQueue[Job]):
             state=State.QUEUED,
             created=time.time(),
         )
+        place, arriving = self.scan(job).parent, self._folder / f".{job.id}.arriving"
         with self._changed:
             self._require_place()  # not only after gigabytes were uploaded
             if self._uploads >= MAX_UPLOADS:
                 raise QueueFullError(f"{self._uploads} scans are being uploaded already; try again later")
             self._uploads += 1
         try:
-            with writing(self.scan(job).parent):
-                self.scan(job).parent.mkdir(mode=0o700)
-            yield job, self.scan(job)
+            with writing(arriving):
+                arriving.mkdir(mode=0o700)
+            yield job, arriving / self.scan(job).name
             with self._changed:
                 self._require_place()
+                with writing(place):
+                    flush_folder(arriving)
+                    arriving.rename(place)
+                    flush_folder(self._folder)
                 self._insert(job)
         except BaseException:
-            shutil.rmtree(self.scan(job).parent, ignore_errors=True)
+            for left in (arriving, place):
+                shutil.rmtree(left, ignore_errors=True)
             raise
         finally:
             with self._changed:
@@ -183,9 +190,9 @@ class Jobs(JobQueue[Job]):
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _clear(folder: Path, known: set[str]) -> None:
-    """Delete the remains of interrupted uploads and deletions."""
+def _clear(folder: Path) -> None:
+    """Delete the remains of interrupted uploads and deletions, and nothing else: the folder may contain other
+    files, and scans whose database was moved away."""
     for place in folder.iterdir():
-        broken_off = re.fullmatch(r"[0-9a-f]{16}", place.name) and place.name not in known
-        if place.name.endswith(".gone") or (broken_off and not (place / "out").exists()):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.(arriving|gone)", place.name):
             shutil.rmtree(place, ignore_errors=True)

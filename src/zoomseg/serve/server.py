@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -103,7 +104,7 @@ def address(sock: socket.socket, token: str | None) -> str:
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{shown}:{port}/" + (f"?{urlencode({'token': token})}" if token else "")
 
 
 class _Connection(H11Protocol):

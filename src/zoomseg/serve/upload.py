@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -37,7 +38,7 @@ class TooLargeError(ZoomSegError):
 
 
 async def receive(request: Request, path: Path, limit: int) -> None:
-    """Write the body to ``path``.
+    """Write the body to ``path``, and flush it to the disk.
 
     Raises:
         TooLargeError: it is longer than ``limit`` bytes, or declares to be.
@@ -89,7 +90,13 @@ async def _copy(request: Request, file: BinaryIO, limit: int) -> int:
             await to_thread.run_sync(file.write, bytes(pending))
             pending.clear()
     await to_thread.run_sync(file.write, bytes(pending))
+    await to_thread.run_sync(_flush, file)
     return received
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 async def _in_time(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

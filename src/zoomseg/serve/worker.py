@@ -1,7 +1,8 @@
 """The worker process: it keeps models loaded, and may die without affecting the server.
 
 Server and worker exchange JSON through a pipe. A hostile scan that exploits a reading library affects this
-process only, which the server restarts.
+process only, which the server restarts. It also does so after every unexpected error: those of a GPU may
+persist in a process (CUDA's "sticky" errors) and would fail every later scan.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ Segment = Callable[[Task, "Predictor", Callable[[Step], None]], None]
 """Processes a task with its model, and reports progress."""
 
 
+class UnexpectedError(ZoomSegError):
+    """A scan failed by an error that does not concern it alone (see ``batch.Failed``)."""
+
+
 class WorkerDiedError(Exception):
     """The process ended during a task; the message states how."""
 
@@ -66,7 +71,7 @@ class Worker(Protocol):
     """Processes tasks, one after the other."""
 
     def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
-        """Process a task; None, or the reason of its failure.
+        """Process a task, of which at least one step is told; None, or the reason of its failure.
 
         Raises:
             WorkerDiedError: the worker cannot be used any more.
@@ -105,6 +110,8 @@ class ProcessWorker:
                 said = json.loads(self._pipe.recv_bytes())
                 if "step" not in said:
                     error: str | None = said["error"]
+                    if said["unexpected"]:
+                        self.kill()
                     return error
                 tell(Step(**said["step"]))
         except (EOFError, OSError) as error:
@@ -133,13 +140,14 @@ def work(pipe: Connection, device: str, carry_out: Segment | None = None, models
     for number in (signal.SIGINT, signal.SIGTERM):  # left to the server, which ends this process
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="zoomseg-parent", daemon=True).start()
+    os.umask(0o077)  # results contain patient data
     predictors = loaded(models, device)
     while True:
         try:
             task = Task(**json.loads(pipe.recv_bytes()))
         except EOFError:
             return
-        _send(pipe, {"error": _error_of(task, predictors, device, _teller(pipe), carry_out or segment)})
+        _send(pipe, _outcome(task, predictors, device, _teller(pipe), carry_out or segment))
 
 
 def loaded(models: Iterable[str], device: str) -> dict[str, Predictor]:
@@ -180,24 +188,25 @@ def _teller(pipe: Connection) -> Callable[[Step], None]:
     return tell
 
 
-def _error_of(
+def _outcome(
     task: Task,
     predictors: dict[str, Predictor],
     device: str,
     tell: Callable[[Step], None],
     carry_out: Segment,
-) -> str | None:
+) -> dict[str, Any]:
+    """The reason of a failure, or None, and whether it was unexpected."""
     try:
         tell(Step(READING, 0, 0))
         if task.model not in predictors:
             predictors[task.model] = load_predictor(task.model, device, tell)
         carry_out(task, predictors[task.model], tell)
     except ZoomSegError as error:
-        return _without_paths(str(error), task)
+        return {"error": _without_paths(str(error), task), "unexpected": isinstance(error, UnexpectedError)}
     except Exception as error:  # one scan's failure does not affect the server
         print(without_message(error), file=sys.stderr)
-        return unexpected(error)
-    return None
+        return {"error": unexpected(error), "unexpected": True}
+    return {"error": None, "unexpected": False}
 
 
 def unexpected(error: Exception) -> str:
@@ -229,6 +238,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     Raises:
         ScanError: the scan cannot be used.
+        UnexpectedError: an error that is none of ours.
         ZoomSegError: any other failure.
     """
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
@@ -247,6 +257,8 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     def settle(outcome: Outcome) -> None:
         match outcome:
+            case Failed(_, reason, unexpected=True):
+                raise UnexpectedError(reason)
             case Failed(_, reason):
                 raise ScanError(reason)
             case Segmented(_, _, image):

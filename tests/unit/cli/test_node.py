@@ -50,6 +50,22 @@ def test_settings_that_are_wrong_are_said_in_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--from", "pacs"), "--from is for --pull; give both"),
+        (("--pull", "studies", "--dry-run"), "--dry-run is for a node, and --pull starts none; give one"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    capsys: pytest.CaptureFixture[str], given: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["node", "node.yaml", *given])
+    assert stop.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
 LIBRARIES = ("pydicom", "pynetdicom")
 
 
@@ -75,3 +91,15 @@ def test_libraries_that_log_values_of_headers_are_silent(
     assert capsys.readouterr().out.startswith("study 1 of 1: it cannot be reached")
     for name in LIBRARIES:
         assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
+
+
+@pytest.mark.usefixtures("levels")
+def test_a_list_without_studies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"web": {"url": "http://127.0.0.1:1"}}
+    file, studies = tmp_path / "node.yaml", tmp_path / "studies"
+    file.write_text(yaml.safe_dump(settings(tmp_path, destinations=places).model_dump(mode="json")))
+    studies.write_text("# none yet\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["node", str(file), "--pull", str(studies), "--from", "web"])
+    assert stop.value.code == 2
+    assert "studies names no study; write one Study Instance UID per line" in capsys.readouterr().err

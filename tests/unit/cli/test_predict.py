@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 
 from helpers.label_files import save_description
 from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset, tiny_recipe
+from zoomseg.cli import predict as command
 from zoomseg.cli.main import main
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference import outputs
@@ -343,6 +344,23 @@ def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.
     assert "two scans are named 'patient'" in capfd.readouterr().err
 
 
+def test_names_of_many_scans_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    found = [ScanInput(Name(number), ()) for number in range(300)]
+    monkeypatch.setattr(scans, "find_scans", lambda path, tell: found)
+    assert command._found([Path()]) == (found, [])
+    assert compared < 2 * len(found)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -350,6 +368,10 @@ def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.
         (
             ("--cluster", "local:2", "--part", "1/2"),
             "--part and --cluster both share the scans out; give one",
+        ),
+        (
+            ("--cluster", "local:2", "-v"),
+            "-v shows the steps of this process, and --cluster computes in others; give one",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -21,14 +22,22 @@ def test_the_address_is_printed_and_opened_if_wanted(
     write_image(tmp_path / "a.nii.gz", tiny_case(0)[0])
     write_labels(tmp_path / "b.nrrd", tiny_case(0)[1])
     opened: list[str] = []
+    served, left = threading.Event(), threading.Event()
     titles: list[str] = []
 
     def run(app: object, sock: object, stopping: str, stopped: str) -> None:
         with TestClient(app, base_url="http://127.0.0.1") as client:  # type: ignore[arg-type]
             titles.append(client.get("/view.json").json()["title"])
             assert client.get("/labels.nii.gz").status_code == 200
+        served.set()
+        assert not browser or left.wait(20)
 
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    def open_(address: str) -> None:
+        assert served.wait(20)  # as a text browser: it ends after it was served
+        opened.append(address)
+        left.set()
+
+    monkeypatch.setattr(webbrowser, "open", open_)
     monkeypatch.setattr(server, "run", run)
     with pytest.raises(SystemExit) as stop:
         main(

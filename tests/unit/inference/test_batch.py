@@ -59,6 +59,7 @@ def test_good_bad_good(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     assert isinstance(three, Segmented)
     assert two.case == "case_2"
     assert "case_2.nii.gz" in two.reason
+    assert not two.unexpected
     for done in (one, three):
         assert done.path == result_path(out, ScanInput(done.case, ()))
         values, grid = read_label_values(done.path)
@@ -85,6 +86,7 @@ def test_whatever_a_reader_throws_fails_that_scan_alone(
     one, _, three = outcomes(scans, tmp_path, predictor())
     assert isinstance(one, Failed)
     assert re.search(r"case_1\.nii\.gz: unexpected ValueError .*\(w2 should be positive\)", one.reason)
+    assert one.unexpected
     assert isinstance(three, Segmented)
 
 

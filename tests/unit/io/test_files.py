@@ -157,6 +157,12 @@ def test_missing_folder_is_an_output_error(tmp_path: Path) -> None:
         write_text_atomic(tmp_path / "nowhere" / "a.txt", "text")
 
 
+def test_writable_directory_makes_a_private_one_and_does_not_change_others(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir(mode=0o755)
+    modes = [writable_directory(tmp_path / name, 0o700).stat().st_mode & 0o777 for name in ("new", "old")]
+    assert modes == [0o700, 0o755]
+
+
 def test_writable_directory_makes_parents_and_leaves_no_probe(tmp_path: Path) -> None:
     made = writable_directory(tmp_path / "a" / "b")
     assert made.is_dir()

@@ -11,9 +11,12 @@ from fastapi.testclient import TestClient
 from helpers.servers import serving
 from zoomseg.serve import access as guard
 from zoomseg.serve.access import access, needs_token
+from zoomseg.serve.server import address, listening
 
 TOKEN = "correct-horse-battery-staple"
 ANYWHERE = access("0.0.0.0", (), TOKEN)
+COOKIE = "zoomseg-8000"
+"""Of a server at port 8000."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_no_header_breaks_it(local: TestClient, guarded: TestClient) -> None:
         b"::1",
         b"localhost",
         b"%zz",
-        b"zoomseg=",
+        f"{COOKIE}=".encode(),
         b";",
         b'"',
         b"\xff",
@@ -145,7 +148,12 @@ def test_every_answer_forbids_what_the_page_does_not_need(local: TestClient) -> 
 
 @pytest.mark.parametrize("path", ["/", "/jobs", "/models", "/openapi.json", "/static/style.css"])
 def test_without_the_token_nothing_is_told(guarded: TestClient, path: str) -> None:
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}, {"cookie": "zoomseg=1"}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": TOKEN},
+        {"cookie": f"{COOKIE}=1"},
+    ):
         answer = guarded.get(path, headers=headers)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert guarded.get(f"{path}?token=wrong").status_code == 401
@@ -161,12 +169,13 @@ def test_wrong_tokens_are_answered_one_after_the_other_and_the_right_one_at_once
 
     monkeypatch.setattr(guard, "WRONG_TOKEN_SECONDS", 60.0)
     monkeypatch.setattr(guard, "sleep", sleep)
-    for headers in ({"authorization": "Bearer wrong"}, {"cookie": "zoomseg=1"}):
+    for headers in ({"authorization": "Bearer wrong"}, {"cookie": f"{COOKIE}=1"}):
         assert guarded.get("/jobs", headers=headers).status_code == 401
     assert guarded.get("/?token=wrong").status_code == 401
     assert [round(seconds / 60) for seconds in slept] == [1, 2, 3]
     assert guarded.get("/jobs").status_code == 401  # nothing was tried
-    assert guarded.get("/jobs", headers={"cookie": "other=1"}).status_code == 401
+    for cookie in ("other=1", "zoomseg-8001=1", "zoomseg=1", f"other={COOKIE}"):  # not this server's
+        assert guarded.get("/jobs", headers={"cookie": cookie}).status_code == 401
     assert guarded.get("/jobs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert len(slept) == 3
 
@@ -194,9 +203,32 @@ def test_the_token_opens_by_header_and_for_the_page_by_a_cookie(guarded: TestCli
     entered = guarded.get(f"/?token={TOKEN}", follow_redirects=False)
     assert (entered.status_code, entered.headers["location"]) == (303, "./")
     cookie = entered.headers["set-cookie"]
+    assert cookie.startswith(f"{COOKIE}=")
     assert "HttpOnly; SameSite=Lax" in cookie
     assert TOKEN not in cookie
     assert guarded.get("/jobs").json() == []  # by the cookie
+
+
+@pytest.mark.parametrize(
+    "other", ['consent={"a":"b","c":1}', 'a={"x":1}', "name=J\u00f6", "=", "zoomseg-8001=1"]
+)
+def test_cookies_of_other_programs_do_not_hide_the_right_one(guarded: TestClient, other: str) -> None:
+    entered = guarded.get(f"/?token={TOKEN}", follow_redirects=False)
+    own = entered.headers["set-cookie"].split(";")[0]
+    guarded.cookies.clear()
+    for cookies in (f"{other}; {own}", f"{own};{other}"):
+        headers = {"cookie": cookies.encode("latin-1")}
+        assert guarded.get("/jobs", headers=headers).status_code == 200
+
+
+def test_the_printed_address_works_with_any_token(tmp_path: Path) -> None:
+    token = "abcd+efgh/ij&k#l%41=;m n"
+    with listening("127.0.0.1", 0) as sock:
+        printed = address(sock, token)
+    with serving(tmp_path / "jobs", who=access("0.0.0.0", (), token)) as running:
+        path = printed[printed.index("/?") :]
+        assert running.client.get(path, follow_redirects=False).status_code == 303
+        assert running.client.get("/jobs").status_code == 200
 
 
 def test_a_proxy_is_known_by_its_name(tmp_path: Path) -> None:

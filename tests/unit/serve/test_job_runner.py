@@ -15,7 +15,7 @@ from zoomseg.core.errors import OutputError
 from zoomseg.serve.job_queue import State, Step
 from zoomseg.serve.job_runner import CANNOT_START, Runner
 from zoomseg.serve.jobs import Job, Jobs
-from zoomseg.serve.worker import Task
+from zoomseg.serve.worker import Task, WorkerDiedError
 
 SECRET = "Secret^Name"
 
@@ -134,6 +134,57 @@ def test_an_unexpected_error_fails_one_job_and_its_message_is_not_shown(
     said = capsys.readouterr().err
     assert "ValueError" in said
     assert "Secret" not in said
+
+
+class Dead(ScriptedWorker):
+    """Died while it waited."""
+
+    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+        raise WorkerDiedError("was killed")
+
+
+@pytest.mark.parametrize(("dead", "errors"), [(1, ["None", "None"]), (2, ["was killed", "None"])])
+def test_a_worker_that_died_while_it_waited_costs_no_job(
+    tmp_path: Path, dead: int, errors: list[str]
+) -> None:
+    """It is replaced once, as each one may die in this way."""
+    jobs, released = filled(tmp_path, 2), threading.Event()
+    released.set()
+    workers = iter([*(Dead(released) for _ in range(dead)), ScriptedWorker(released)])
+    runner = Runner(jobs, {"tiny": Path("/models/tiny")}, lambda: next(workers))
+    runner.start()
+    assert ends(jobs, 2) == errors
+    runner.stop()
+    jobs.close()
+
+
+def test_a_cancelled_job_is_not_begun_again(tmp_path: Path) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    class Silent(ScriptedWorker):
+        def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+            self.tasks.append(task)
+            begun.set()
+            released.wait(20)
+            raise WorkerDiedError("killed")
+
+        def kill(self) -> None:
+            released.set()
+
+    jobs, started = filled(tmp_path, 1), []
+
+    def start() -> Silent:
+        started.append(Silent(released))
+        return started[-1]
+
+    runner = Runner(jobs, {"tiny": Path("/models/tiny")}, start)
+    runner.start()
+    assert begun.wait(20)
+    assert runner.cancel(jobs.all()[0].id)
+    runner.stop()
+    assert [job.state for job in jobs.all()] == [State.CANCELLED]
+    assert len(started) == 1
+    jobs.close()
 
 
 def test_a_result_that_the_disk_refuses_for_a_moment_is_kept(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.servers import serving
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.serve import jobs as stored
-from zoomseg.serve.job_queue import State
-from zoomseg.serve.jobs import Jobs, QueueFullError, shown_name, upload_suffix
+from zoomseg.serve.corrections import Corrections
+from zoomseg.serve.job_queue import DATABASE, State
+from zoomseg.serve.jobs import Job, Jobs, QueueFullError, shown_name, upload_suffix
 
 
 def add(jobs: Jobs, name: str = "a.nii.gz") -> str:
@@ -38,14 +43,14 @@ def test_after_a_restart_finished_jobs_stay_the_running_one_is_marked_and_queued
         assert taken.id == expected
         if expected == done:
             jobs.end(done, State.FINISHED)
-    (tmp_path / "0123456789abcdef").mkdir()  # an aborted upload
+    (tmp_path / ".0123456789abcdef.arriving").mkdir()  # an aborted upload
     jobs.close()  # as a killed process does: nothing else is written
 
     again = Jobs(tmp_path, 8)
     assert [job.id for job in again.all()] == [done, ran, waits]
     assert [job.state for job in again.all()] == [State.FINISHED, State.INTERRUPTED, State.QUEUED]
     assert "upload the scan again" in str(again.all()[1].error)
-    assert not (tmp_path / "0123456789abcdef").exists()
+    assert not (tmp_path / ".0123456789abcdef.arriving").exists()
     taken = again.take(0)
     assert taken is not None
     assert taken.id == waits
@@ -53,11 +58,64 @@ def test_after_a_restart_finished_jobs_stay_the_running_one_is_marked_and_queued
     again.close()
 
 
-def test_results_without_a_job_are_left_alone(tmp_path: Path) -> None:
-    """As with a database that was moved away."""
-    (tmp_path / "0123456789abcdef" / "out").mkdir(parents=True)
+def test_if_the_database_is_moved_away_scans_and_results_remain(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, 8)
+    done, waits = add(jobs), add(jobs)
+    (jobs.out(jobs.all()[0])).mkdir()
+    jobs.close()
+    (tmp_path / DATABASE).rename(tmp_path / "moved.sqlite")
+    for _ in range(2):
+        Jobs(tmp_path, 8).close()
+        assert (tmp_path / done / "out").is_dir()
+        assert (tmp_path / waits / "scan.nii.gz").read_bytes() == b"scan"
+
+
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("notes.gone", "0123456789abcdef", ".a.gone", "corrected")]
+    for place in places:
+        place.mkdir()
+        (place / ".arriving-notes.txt").write_text("mine")
+    for place in (tmp_path, tmp_path / "corrected"):
+        place.chmod(0o755)
     Jobs(tmp_path, 8).close()
-    assert (tmp_path / "0123456789abcdef" / "out").is_dir()
+    Corrections(tmp_path)
+    assert [(place / ".arriving-notes.txt").read_text() for place in places] == ["mine"] * 4
+    assert [place.stat().st_mode & 0o777 for place in (tmp_path, tmp_path / "corrected")] == [0o755, 0o755]
+    assert (tmp_path / DATABASE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_whose_permissions_are_another_users_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    jobs = Jobs(tmp_path, 8)
+    Corrections(tmp_path)
+    assert (tmp_path / add(jobs)).stat().st_mode & 0o777 == 0o700
+    jobs.close()
+
+
+def test_a_scan_is_on_the_disk_before_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, insert = os.fsync, Jobs._insert
+
+    def record(descriptor: int) -> None:
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append(re.sub("[0-9a-f]{16}", "ID", str(place.relative_to(tmp_path))))
+        fsync(descriptor)
+
+    def record_insert(jobs: Jobs, job: Job) -> None:
+        events.append(f"inserted: {jobs.scan(job).is_file()}")
+        insert(jobs, job)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Jobs, "_insert", record_insert)
+    with serving(tmp_path) as server:
+        server.post(b"good")
+    assert events[:4] == [".ID.arriving/scan.nii.gz", ".ID.arriving", ".", "inserted: True"]
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from helpers import servers
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.device import resolve
@@ -24,7 +25,9 @@ from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
 from zoomseg.serve import worker as worker_process
 from zoomseg.serve.job_queue import Step
-from zoomseg.serve.worker import ProcessWorker, Task, WorkerDiedError
+from zoomseg.serve.job_runner import Runner
+from zoomseg.serve.jobs import Jobs
+from zoomseg.serve.worker import ProcessWorker, Task, UnexpectedError, WorkerDiedError
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,47 @@ def test_an_unexpected_error_while_loading_does_not_end_the_worker(monkeypatch: 
 
     monkeypatch.setattr(worker_process, "load_predictor", failing)
     assert worker_process.loaded(["a", "b"], "cpu") == {}
+
+
+def test_an_unexpected_error_of_the_computation_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    predictor = Predictor(untrained_bundle(), resolve("cpu"))
+    monkeypatch.setattr(predictor, "predict", failing)
+    write_image(tmp_path / "scan.nrrd", tiny_case(9)[0])
+    task = Task("a", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), "tiny")
+    with pytest.raises(UnexpectedError, match="illegal memory access"):
+        worker_process.segment(task, predictor, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"reported", "CUDA error"),
+        (b"raised", "unexpected error (RuntimeError); see the server's output"),
+    ],
+)
+def test_after_an_unexpected_error_scans_are_segmented_by_another_process(
+    model: Path, tmp_path: Path, content: bytes, error: str
+) -> None:
+    started: list[ProcessWorker] = []
+
+    def start() -> ProcessWorker:
+        started.append(ProcessWorker("cpu", servers.brittle))
+        return started[-1]
+
+    jobs = Jobs(tmp_path, 8)
+    for scan in (b"good", b"refused", b"good", content, b"good"):
+        with jobs.arriving("a.nii.gz", "tiny") as (_, path):
+            path.write_bytes(scan)
+    runner = Runner(jobs, {"tiny": model}, start)
+    runner.start()
+    while not all(job.state.is_end for job in jobs.all()):
+        threading.Event().wait(0.01)
+    runner.stop()
+    assert [job.error for job in jobs.all()] == [None, "no scan", None, error, None]
+    assert len(started) == 2
+    jobs.close()

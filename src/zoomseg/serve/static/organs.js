@@ -19,7 +19,7 @@ export function isMissing(organ) {
 
 // The list in an element. `shown`: the values of the organs that are; `onShown` is called when they change,
 // `onOrgan` with the organ whose name was clicked. `review`: null, or { of, save }: what was said by value,
-// and what keeps it.
+// and what keeps it, or throws an error.
 export function organList(organs, shown, { onShown, onOrgan, review }) {
   const rows = organs.flatMap((organ) => organRows(organ, shown, { onShown, onOrgan, review }));
   const all = (on) => () => {
@@ -74,14 +74,32 @@ function organRows(organ, shown, { onShown, onOrgan, review }) {
   const below = element("td", { colspan: review ? "4" : "3" });
   if (said.size) below.append(element("small", { class: "flags" }, [...said].join("; ")));
   const more = element("tr", { class: missing ? "more missing" : "more" }, element("td", {}), below);
-  if (review) row.append(reviewCell(organ, below, review, (commented) => (more.hidden = !said.size && !commented)));
+  if (review) row.append(reviewCell(organ, below, review, (filled) => (more.hidden = !said.size && !filled)));
   else more.hidden = !said.size;
   return [row, more];
 }
 
-// `onComment` is told whether there is a place for a comment.
-function reviewCell(organ, below, { of, save }, onComment) {
+// `onBelow` is told whether something of it stands below: a place for a comment, or a problem.
+function reviewCell(organ, below, { of, save }, onBelow) {
   const said = { verdict: null, comment: "", ...of[organ.value] };
+  const problem = element("small", { class: "problem", role: "alert", hidden: true });
+  let saved = said.verdict; // the verdict that the server knows
+  let saving = Promise.resolve();
+  // One after the other, so that the last one stays.
+  const keep = () => (saving = saving.then(saveNow));
+  const saveNow = async () => {
+    const { verdict } = said;
+    try {
+      await save(organ, said);
+      saved = verdict;
+      problem.textContent = "";
+    } catch (error) {
+      if (said.verdict === verdict) said.verdict = saved; // else it was changed meanwhile, and is saved next
+      problem.textContent = `Not saved: ${error.message}`;
+    }
+    problem.hidden = problem.textContent === "";
+    draw();
+  };
   const comment = element("input", {
     type: "text",
     class: "comment",
@@ -90,28 +108,28 @@ function reviewCell(organ, below, { of, save }, onComment) {
     "aria-label": `Comment on ${organ.name}`,
     value: said.comment,
     hidden: said.comment === "",
-    onchange: async () => {
+    onchange: () => {
       said.comment = comment.value;
-      await save(organ, said);
+      keep();
     },
   });
-  below.append(comment);
-  onComment(!comment.hidden);
+  below.append(comment, problem);
   const verdicts = Object.entries(VERDICTS).map(([verdict, [sign, word]]) => {
-    const press = async () => {
+    const press = () => {
       said.verdict = said.verdict === verdict ? null : verdict;
       draw();
-      await save(organ, said);
+      keep();
     };
     return button(sign, press, { class: verdict, "aria-label": `${word} ${organ.name}`, title: word, "data-verdict": verdict });
   });
   const draw = () => {
     for (const made of verdicts) made.setAttribute("aria-pressed", String(made.dataset.verdict === said.verdict));
+    onBelow(!comment.hidden || !problem.hidden);
   };
   draw();
   const write = () => {
     comment.hidden = !comment.hidden;
-    onComment(!comment.hidden);
+    draw();
     if (!comment.hidden) comment.focus();
   };
   const note = button("✎", write, { "aria-label": `Comment on ${organ.name}`, title: "Comment" });

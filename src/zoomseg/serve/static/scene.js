@@ -78,6 +78,7 @@ export class Scene extends Niivue {
     this.onDistance = onDistance;
     this.onEllipse = onEllipse;
     this.crosshairShown = true;
+    this.showing = Promise.resolve();
     this.onDragRelease = (drag) => this.#released(drag);
   }
 
@@ -89,8 +90,16 @@ export class Scene extends Niivue {
     return this.volumes[1];
   }
 
-  // This scan and label map, { name, bytes } both, instead of those before.
-  async show(scan, labels, organs, shown) {
+  // This scan and label map, { name, bytes } both, instead of those before; nothing is done if they are no longer
+  // wanted. One call after the other: NiiVue adds a volume when it has read it, so that the scan of one call would
+  // lie under the labels of another.
+  show(scan, labels, organs, shown, isWanted) {
+    const showing = this.showing.then(() => (isWanted() ? this.#show(scan, labels, organs, shown) : null));
+    this.showing = showing.catch(() => null);
+    return showing;
+  }
+
+  async #show(scan, labels, organs, shown) {
     this.clearMeasurements();
     this.endDrawing();
     this.volumes = [];

@@ -26,15 +26,22 @@ const BEFORE = "before";
 
 const viewer = new Viewer(at("viewer"), (text) => (at("busy").textContent = text));
 const items = new Map(); // by job id: what is in the list, and from which words it was made
-const mine = new Set(); // jobs of this page's uploads: the next one that is done is shown
+const mine = new Set(); // jobs of this page's uploads that were not shown yet
 let limits = { max_upload_bytes: Infinity, suffixes: [] };
 let known = []; // the jobs as the server told last
 let shown = null;
+let opened = 0; // counts what is to be shown: only the last is
 let timer = 0;
+let unanswered = ""; // what was said when the server did not respond
 
 function complain(text) {
   at("problem").textContent = text;
   at("problem").hidden = text === "";
+}
+
+function answered() {
+  if (unanswered !== "" && at("problem").textContent === unanswered) complain("");
+  unanswered = "";
 }
 
 // --- going up ---------------------------------------------------------------------------------------
@@ -119,7 +126,7 @@ function words(job) {
       return job.remaining === null ? so_far : `about ${duration(job.remaining)} left`;
     }
     case "finished":
-      return `done in ${duration(job.seconds)}`;
+      return `${mine.has(job.id) ? "new: " : ""}done in ${duration(job.seconds)}`;
     default:
       return job.state;
   }
@@ -128,7 +135,7 @@ function words(job) {
 async function drop(job) {
   try {
     await json(`jobs/${job.id}`, { method: "DELETE" });
-    if (shown === job.id) address(null);
+    if (shown === job.id) close();
   } catch (error) {
     complain(error.message);
   }
@@ -195,15 +202,15 @@ async function watch() {
   let wait = IDLE_MS;
   try {
     const jobs = (known = await json("jobs"));
+    answered();
     list(jobs);
     if (jobs.some((job) => ["queued", "running"].includes(job.state))) wait = BUSY_MS;
     const ready = jobs.filter((job) => mine.has(job.id) && job.state === "finished");
-    if (ready.length && !viewer.isDrawn) {
-      for (const job of ready) mine.delete(job.id);
-      await open(ready.at(-1));
-    }
+    // Somebody may be reviewing what is shown; the others are marked in the list.
+    if (ready.length && shown === null) await open(ready.at(-1));
   } catch (error) {
-    complain(error.message);
+    unanswered = error.message;
+    complain(unanswered);
   }
   clearTimeout(timer);
   timer = setTimeout(watch, wait);
@@ -235,11 +242,27 @@ async function result(job, corrected) {
   return { scan: `jobs/${job.id}/scan.nii.gz`, labels, organs };
 }
 
+// Nothing is shown, and what is being loaded will not be.
+function close() {
+  opened++;
+  viewer.empty();
+  address(null);
+  delete at("result").dataset.shown;
+  for (const place of [at("title"), at("downloads").parentElement, at("notes")]) place.hidden = true;
+  document.title = "ZoomSeg";
+}
+
+// What stands on the page is of one job, also while another one is being loaded, or if it cannot be.
 async function open(job) {
   if (viewer.isDrawn && !confirm("Discard what was painted?")) return;
+  close();
+  const opening = opened;
+  const isWanted = () => opening === opened;
   address(job.id);
+  mine.delete(job.id);
   mark();
   complain("");
+  at("busy").textContent = "Loading";
   at("title").textContent = job.name;
   at("title").hidden = false;
   document.title = `${job.name} · ZoomSeg`;
@@ -247,15 +270,16 @@ async function open(job) {
   at("downloads").parentElement.hidden = false;
   at("notes").replaceChildren(...job.notes.map((note) => element("li", {}, note)));
   at("notes").hidden = job.notes.length === 0;
-  delete at("result").dataset.shown;
   try {
     const corrected = job.results.includes("corrected.nii.gz");
     const [found, review] = await Promise.all([result(job, corrected), reviewOf(job)]);
+    if (!isWanted()) return;
     await viewer.show(found, { review, tools: [correctButton(job, found), comparison(job, corrected)] });
-    if (shown !== job.id) return;
+    if (!isWanted()) return;
     at("result").dataset.shown = job.id;
     if (matchMedia(NARROW).matches) at("title").scrollIntoView();
   } catch (error) {
+    if (!isWanted()) return;
     at("busy").textContent = "";
     complain(error.message);
   }
@@ -267,12 +291,7 @@ async function reviewOf(job) {
   const save = async (organ, { verdict, comment }) => {
     const body = JSON.stringify({ verdict, comment });
     const headers = { "content-type": "application/json" };
-    try {
-      await json(`jobs/${job.id}/review/${organ.value}`, { method: "PUT", headers, body });
-      complain("");
-    } catch (error) {
-      complain(error.message);
-    }
+    await json(`jobs/${job.id}/review/${organ.value}`, { method: "PUT", headers, body });
   };
   return { of, save };
 }
@@ -284,6 +303,7 @@ function correctButton(job, { organs }) {
     viewer.endComparing();
     viewer.useTool(MOVE);
     const bar = correctionBar(viewer, organs, `jobs/${job.id}/corrected.nii.gz`, async (sent) => {
+      if (!bar.isConnected) return; // another scan is shown since
       bar.remove();
       viewer.scene.endDrawing();
       viewer.tools.group.inert = false;
@@ -305,14 +325,18 @@ function comparison(job, corrected) {
   if (corrected) options.splice(1, 0, [BEFORE, "its map before the correction"]);
   const choose = async (chosen) => {
     if (chosen === NOTHING) return viewer.endComparing();
+    const isWanted = () => select.isConnected && select.value === chosen;
     const other = chosen === BEFORE ? job : known.find(({ id }) => id === chosen);
     if (!other) return complain("This scan no longer exists.");
     const sameScan = chosen === BEFORE;
     const itsOwn = !sameScan && other.results.includes("corrected.nii.gz");
     const title = sameScan ? "before the correction" : other.name;
     try {
-      await viewer.compare({ ...(await result(other, itsOwn)), title, sameScan }, corrected ? `${job.name}, corrected` : job.name);
+      const found = await result(other, itsOwn);
+      if (!isWanted()) return;
+      await viewer.compare({ ...found, title, sameScan }, corrected ? `${job.name}, corrected` : job.name);
     } catch (error) {
+      if (!isWanted()) return;
       at("busy").textContent = "";
       complain(error.message);
     }

@@ -28,7 +28,7 @@ export class Viewer {
     this.place = place;
     this.tell = tell;
     this.scenes = []; // of the scan, and of what it is compared with
-    this.shows = 0;
+    this.shows = 0; // counts what is to be shown: only the last is
     this.shown = new Set();
   }
 
@@ -37,10 +37,11 @@ export class Viewer {
   }
 
   // Show { scan, labels, organs }, two addresses and what is in the label map. `review` as in organs.js;
-  // `tools`: more elements for the bar.
+  // `tools`: more elements for the bar. If something else is to be shown meanwhile, this is not.
   async show({ scan, labels, organs }, { review = null, tools = [] } = {}) {
+    this.empty();
     const files = await this.#load(scan, labels, organs);
-    if (files === null) return;
+    if (!files.isWanted()) return;
     this.shown = new Set(organs.filter((organ) => !isMissing(organ)).map((organ) => organ.value));
     const list = organList(organs, this.shown, {
       onShown: () => this.#showOrgans(),
@@ -52,29 +53,42 @@ export class Viewer {
     this.hint = element("p", { class: "note" }, HINTS[MOVE]);
     this.pictures = element("div", { class: "pictures" });
     const stage = element("div", { class: "stage" });
+    this.place.inert = true; // and its pictures hidden, which are still those of the scan before
     this.place.replaceChildren(stage, list);
     const scene = await this.#sceneIn(0, "");
+    if (!files.isWanted()) return;
     const below = element("div", { class: "below" }, this.where, this.hint);
     stage.append(this.#bar(tools), this.pictures, below, this.measured);
-    await scene.show(files.scan, files.labels, organs, this.shown);
-    this.endComparing();
+    await scene.show(files.scan, files.labels, organs, this.shown, files.isWanted);
+    if (!files.isWanted()) return;
     scene.setSliceType(MULTIPLANAR);
     this.useTool(MOVE);
     this.#fillWindows();
     this.#begin(scene);
+    this.place.inert = false;
+    this.tell("");
+  }
+
+  // Show nothing, also not what is being loaded.
+  empty() {
+    this.endComparing();
+    this.scene?.endDrawing();
+    this.place.replaceChildren();
     this.tell("");
   }
 
   // Show another label map beside the first, or another scan with its own: then each has its own place.
   async compare({ scan, labels, organs, title, sameScan }, firstTitle) {
     const files = await this.#load(scan, labels, organs);
-    if (files === null) return;
+    if (!files.isWanted()) return;
     const first = this.scene;
     const second = await this.#sceneIn(1, title);
+    if (!files.isWanted()) return;
     first.caption.textContent = firstTitle;
     first.caption.hidden = false;
     const shown = new Set(organs.filter((organ) => !isMissing(organ)).map((organ) => organ.value));
-    await second.show(files.scan, files.labels, organs, shown);
+    await second.show(files.scan, files.labels, organs, shown, files.isWanted);
+    if (!files.isWanted()) return;
     second.setSliceType(first.opts.sliceType);
     second.opts.dragModePrimary = first.opts.dragModePrimary;
     second.showCrosshair(first.crosshairShown);
@@ -89,8 +103,10 @@ export class Viewer {
   }
 
   endComparing() {
-    this.scene.broadcastTo([]);
-    this.scene.caption.hidden = true;
+    this.shows++;
+    this.tell("");
+    this.scene?.broadcastTo([]);
+    if (this.scene) this.scene.caption.hidden = true;
     this.scenes[1]?.figure.remove();
   }
 
@@ -108,21 +124,21 @@ export class Viewer {
 
   // --- the files -----------------------------------------------------------------------------------
 
-  // null: something else is to be shown meanwhile.
+  // `isWanted` tells whether nothing else is to be shown since.
   async #load(scan, labels, organs) {
     if (Math.max(...organs.map((organ) => organ.value)) > MAX_LABEL) {
       throw new Error(`label values above ${MAX_LABEL} cannot be shown here; download the label map`);
     }
     const show = ++this.shows;
+    const isWanted = () => show === this.shows;
     const loaded = [0, 0];
     const progress = (i) => (share) => {
       loaded[i] = share;
-      if (show === this.shows) this.tell(`Loading ${Math.round(50 * (loaded[0] + loaded[1]))} %`);
+      if (isWanted()) this.tell(`Loading ${Math.round(50 * (loaded[0] + loaded[1]))} %`);
     };
     const [scanBytes, labelBytes] = await Promise.all([bytes(scan, progress(0)), bytes(labels, progress(1))]);
-    if (show !== this.shows) return null;
-    this.tell("Drawing");
-    return { scan: { name: scan, bytes: scanBytes }, labels: { name: labels, bytes: labelBytes } };
+    if (isWanted()) this.tell("Drawing");
+    return { scan: { name: scan, bytes: scanBytes }, labels: { name: labels, bytes: labelBytes }, isWanted };
   }
 
   // --- pictures ------------------------------------------------------------------------------------
@@ -141,14 +157,14 @@ export class Viewer {
         onDistance: (mm) => this.#tellMeasured(`${number(mm, 1)} mm`),
         onEllipse: (statistics) => this.#tellEllipse(statistics),
       });
-      Object.assign(made, { caption, figure });
-      await made.attachToCanvas(canvas, true);
+      Object.assign(made, { caption, figure, attached: made.attachToCanvas(canvas, true) });
       this.scenes[n] = made;
     }
     const scene = this.scenes[n];
     scene.caption.textContent = title;
     scene.caption.hidden = title === "";
     this.pictures.append(scene.figure);
+    await scene.attached;
     return scene;
   }
 
