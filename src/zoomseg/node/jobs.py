@@ -74,6 +74,7 @@ class Series(BaseModel):
     why: str = ""
     job: str | None = None
     rule: str | None = None
+    """The rule that took it; kept while it arrives again."""
 
 
 class DeliveryState(StrEnum):
