@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pynetdicom
 from pynetdicom.transport import ThreadedAssociationServer
@@ -23,7 +24,7 @@ class _Server(ThreadedAssociationServer):
 
     def get_request(self) -> tuple[Any, Any]:
         """Called by the thread that accepts connections."""
-        connection, address = self.socket.accept()
+        connection, address = cast("socket.socket", self.socket).accept()
         connection.settimeout(self.ae.network_timeout)
         if self.ssl_context is not None:
             connection = self.ssl_context.wrap_socket(
@@ -33,7 +34,8 @@ class _Server(ThreadedAssociationServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Called in the connection's thread."""
-        if _is_ready(request) and self.socket.fileno() >= 0:  # the server may have been stopped meanwhile
+        ready = _is_ready(request)
+        if ready and cast("socket.socket", self.socket).fileno() >= 0:  # it may have been stopped meanwhile
             super().finish_request(request, client_address)
         else:
             self.shutdown_request(request)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoomseg.core.errors import ScanError
-from zoomseg.node.jobs import result_path
+from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError, ZoomSegError
+from zoomseg.io.files import without_library_messages
+from zoomseg.node.jobs import TEMPORARY, result_path
 from zoomseg.node.settings import Output
 from zoomseg.node.store import quiet
 from zoomseg.serve.job_queue import Step
@@ -24,8 +25,17 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     Raises:
         ScanError: the series cannot be used.
-        ZoomSegError: any other failure.
+        ZoomSegError: any other failure. Its message begins with ``jobs.TEMPORARY`` if the reason may pass: a
+            full disk, or too little memory. It contains no messages of libraries, which may quote headers.
     """
+    with quiet(), without_library_messages():
+        try:
+            _segment(task, predictor, tell)
+        except (OutputError, MemoryLimitError) as error:
+            raise ZoomSegError(f"{TEMPORARY}{error}") from error
+
+
+def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.summary import OrganRow
@@ -47,8 +57,8 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     def settle(outcome: Outcome) -> None:
         match outcome:
-            case Failed(_, reason):
-                raise ScanError(reason)
+            case Failed(_, reason, short):
+                raise ScanError(f"{TEMPORARY}{reason}" if short else reason)
             case Segmented(_, _, image, result):
                 model = predictor.bundle.recipe.name
                 if Output.SECONDARY_CAPTURE in outputs:
@@ -63,15 +73,14 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                     seg = result_path(out, Output.SEG)
                     write_report(result_path(out, Output.SR), found, seg, series, model, seed=seed)
 
-    with quiet():
-        segment_to_folder(
-            [replace(scan, id=task.case)],
-            out,
-            predictor,
-            organs,
-            on_result=settle,
-            on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
-            beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
-            on_organs=rows.extend,
-            notes=notes,
-        )
+    segment_to_folder(
+        [replace(scan, id=task.case)],
+        out,
+        predictor,
+        organs,
+        on_result=settle,
+        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
+        on_organs=rows.extend,
+        notes=notes,
+    )
