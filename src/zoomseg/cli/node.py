@@ -95,5 +95,5 @@ def _pull(settings: Settings, studies: Path, source: str | None) -> int:
     for one in pull(uids, place, settings):
         failed += one.error is not None
         left = f", {one.left} not taken" if one.left else ""
-        click.echo(f"study {one.number} of {len(uids)}: {one.error or f'{one.images} images{left}'}")
+        click.echo(f"study {one.number} of {len(uids)}: {one.error or f'{one.told}{left}'}")
     return 0 if not failed else 1 if failed < len(uids) else 2

@@ -58,6 +58,8 @@ class Failed:
 
     case: str
     reason: str
+    short: bool = False
+    """Whether too little memory was free."""
     unexpected: bool = False
     """Whether the error was none of ours (see ``why``): after one of a GPU, a process may be unable to use it
     again."""
@@ -145,8 +147,6 @@ class _Read:
     case: Case | Failed
     sha256: str
     seconds: float
-    short: bool
-    """Whether it failed because too little memory was free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,28 +205,20 @@ class _Batch:
     def _enough_memory(self, read: _Read) -> _Read:
         """A scan for which too little memory was free while the one before was computed and written is read
         again: alone it may fit."""
-        if not (read.short and self.ahead and self.writing is not None):
+        short = isinstance(read.case, Failed) and read.case.short
+        if not (short and self.ahead and self.writing is not None):
             return read
         self._await_writing()
         return self._read(read.scan)
 
     def _read(self, scan: ScanInput) -> _Read:
-        began, short = time.perf_counter(), False
-
-        def admitted() -> tuple[Case, str]:
-            nonlocal short
-            try:
-                return self._admitted(scan)
-            except Exception as error:
-                short = isinstance(error, MemoryLimitError) or _out_of_memory(error)
-                raise
-
-        case = tried(scan.id, scan.paths[0], admitted)
+        began = time.perf_counter()
+        case = tried(scan.id, scan.paths[0], lambda: self._admitted(scan))
         seconds = time.perf_counter() - began
         if isinstance(case, Failed):
-            return _Read(scan, case, "", seconds, short)
+            return _Read(scan, case, "", seconds)
         image, sha256 = case
-        return _Read(scan, image, sha256, seconds, short)
+        return _Read(scan, image, sha256, seconds)
 
     def _admitted(self, scan: ScanInput) -> tuple[Case, str]:
         """A scan and its files' digest. It is refused before it is read if it is too large for the memory
@@ -351,9 +343,10 @@ def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
     except OutputError:
         raise
     except ZoomSegError as error:
-        return Failed(case, printable(str(error)))
+        return Failed(case, printable(str(error)), isinstance(error, MemoryLimitError))
     except Exception as error:
-        return Failed(case, printable(f"{file}: {why(error)}"), unexpected=True)
+        reason = printable(f"{file}: {why(error)}")
+        return Failed(case, reason, _out_of_memory(error), unexpected=True)
 
 
 def why(error: Exception) -> str:

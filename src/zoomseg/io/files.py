@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -95,9 +96,27 @@ def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
         return file.read(found.st_size)
 
 
+class _Messages:
+    """Whether messages of libraries are shown."""
+
+    shown = True
+
+
+@contextmanager
+def without_library_messages() -> Iterator[None]:
+    """Reasons contain the type of a library's error instead of its message, which may quote a header: in all
+    threads of the process, until the end."""
+    before, _Messages.shown = _Messages.shown, False
+    try:
+        yield
+    finally:
+        _Messages.shown = before
+
+
 def reason_of(error: Exception) -> str:
-    """A library's message in one line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+    """A library's message in one line (see ``without_library_messages``)."""
+    message = " ".join(str(error).split()) if _Messages.shown else ""
+    return (message or type(error).__name__)[:160]
 
 
 @contextmanager
@@ -167,6 +186,19 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link if the file system supports it; otherwise a copy, which is on the disk when this returns.
+
+    Raises:
+        OSError: neither can be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        _flush_to_disk(target)
 
 
 def writable_directory(path: Path, mode: int = 0o777) -> Path:

@@ -34,7 +34,10 @@ class _Open:
     bringing: set[str] = field(default_factory=set)
     """Open associations that sent images of it."""
     broken: bool = False
-    """Whether one of them ended without a release: images may be missing."""
+    """Whether one of them ended without a release, and none that began later has been released: images may be
+    missing."""
+    earlier: set[str] = field(default_factory=set)
+    """Open ones that began before that."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Intake:
                 series_uid=instance.series_uid,
                 state=SeriesState.RECEIVING,
                 first=time.time() if known is None else known.first,
+                rule=None if known is None else known.rule,
             )
         )
 
@@ -118,7 +122,12 @@ class Intake:
             for study in self._open.values():
                 if association in study.bringing:
                     study.bringing.discard(association)
-                    study.broken = not released
+                    if not released:
+                        study.broken, study.earlier = True, set(study.bringing)
+                    elif association in study.earlier:  # it need not bring what is missing
+                        study.earlier.discard(association)
+                    else:
+                        study.broken = False
 
     def _recover(self) -> None:
         """Treat studies with stored images but without a decision as if they had just arrived."""
@@ -138,7 +147,8 @@ class Intake:
         """Record a series that an earlier node received, as if it arrived now; returns its study, which is
         None for a series that was not recorded and cannot be read: it is left to the next start."""
         if known is not None:
-            self._jobs.note(known.model_copy(update={"state": SeriesState.RECEIVING}))
+            rule = None if known.state is SeriesState.DRY_RUN else known.rule
+            self._jobs.note(known.model_copy(update={"state": SeriesState.RECEIVING, "rule": rule}))
             return known.study_uid
         try:
             instance = self._header(key)
@@ -195,7 +205,9 @@ class Intake:
 
     def _is_complete(self, study: _Open) -> bool:
         times = self._settings.complete
-        released = not study.bringing and not study.broken
+        # Of rules that choose among series, the best one may follow in an association of its own.
+        chosen = any(rule.one_per_study for rule in self._settings.rules)
+        released = not study.bringing and not study.broken and not chosen
         quiet = time.monotonic() - study.last
         return quiet >= (times.released_seconds if released else times.quiet_seconds)
 
@@ -205,7 +217,7 @@ class Intake:
             found = self._facts(key)
             if found is not None:
                 facts[key], uids[key] = found
-        earlier = {s.rule: s.key for s in self._jobs.series_of(study_uid) if s.rule and s.key not in facts}
+        earlier = {s.rule: s.key for s in self._jobs.series_of(study_uid) if s.rule}
         decisions = decide(self._settings.rules, facts, earlier)
         jobs = {} if self._dry_run else self._jobs_of(study_uid, decisions, facts, uids)
         for key, job in jobs.items():

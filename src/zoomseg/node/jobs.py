@@ -17,6 +17,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoomseg.anatomy.colours import RGB
 from zoomseg.core.errors import DatasetError
-from zoomseg.io.files import flush_folder, parse_json, writing
+from zoomseg.io.files import flush_folder, writing
 from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
 from zoomseg.serve.organs import notes_of_result, organs_of_result
@@ -43,7 +44,16 @@ CASE = "result"
 NO_DESTINATION = "no destination of this name any more; add it to the settings and send the series again"
 
 MOST_STARTS = 10
-"""A job that was running at this many ends of the node is given up, as it may be the cause."""
+"""A job that was running at this many ends of the node, or failed this many times for a reason that may pass,
+is given up: it may be the cause."""
+
+FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 30.0, 3600.0
+"""First and longest time before such a job is tried again, each twice as long as the one before."""
+
+TEMPORARY = "for now: "
+"""With this begin reasons that may pass, as a full disk: the worker reports reasons as text."""
+
+MORE_IMAGES = "more images of the series came"
 
 SHOWN_SERIES = 200
 
@@ -74,6 +84,7 @@ class Series(BaseModel):
     why: str = ""
     job: str | None = None
     rule: str | None = None
+    """The rule that took it; kept while it arrives again."""
 
 
 class DeliveryState(StrEnum):
@@ -93,6 +104,8 @@ class Delivery(BaseModel):
     attempts: int = 0
     due: Time = 0.0
     error: str | None = None
+    taken: tuple[Output, ...] = ()
+    """The objects that the destination has accepted."""
 
 
 class OrganResult(BaseModel):
@@ -143,6 +156,15 @@ class NodeJob(QueuedJob):
         return min(sure, default=None)
 
 
+@dataclass
+class _Waiting:
+    """Results that wait to be sent to a destination. Times are by the monotonic clock, as the other one may
+    be set; while no node runs, none passes."""
+
+    since: float
+    due: float
+
+
 class NodeJobs(JobQueue[NodeJob]):
     """Series and jobs of a node's folder. Any thread may use this."""
 
@@ -152,16 +174,17 @@ class NodeJobs(JobQueue[NodeJob]):
             OutputError: the folder cannot be written, or another node uses it.
         """
         super().__init__(folder, NodeJob, "another node keeps its series there; give another folder")
-        self.opened = time.time()
-        """While no node runs, no time to send results passes."""
         self.segmented = 0
         """Number of jobs since the start of the node."""
         self.segmented_seconds = 0.0
         """Their total time."""
-        self._due: dict[str, dict[str, Time]] = {}
-        """By destination, when results of each job are due, the oldest first: senders ask twice a second."""
+        self._waiting: dict[str, dict[str, _Waiting]] = {}
+        """By destination, the jobs whose results wait, the oldest first: senders ask twice a second."""
+        self._resting: dict[str, float] = {}
+        """The jobs that failed for a reason that may pass, with the times before which they are not tried
+        again, by the monotonic clock."""
         for job in self.in_state(State.SENDING):
-            self._note_due(job)
+            self._note_waiting(job)
         for job in self.in_state(State.RUNNING):
             self.interrupt(job.id, "the node stopped each time it ran")
 
@@ -196,8 +219,13 @@ class NodeJobs(JobQueue[NodeJob]):
 
     def _series(self, where: str, *values: str) -> list[Series]:
         with self._changed, self._refusing():
-            rows = self._db.execute(f"SELECT content FROM series {where}", values).fetchall()
-        return [Series.model_validate(parse_json(content)) for (content,) in rows]
+            rows = self._db.execute(f"SELECT key, content FROM series {where}", values).fetchall()
+        found = (self._parsed_series(key, content) for key, content in rows)
+        return [series for series in found if series is not None]
+
+    def _parsed_series(self, key: str, content: str) -> Series | None:
+        """As ``JobQueue._parsed``."""
+        return self._whole(f"series {key}", Series, content, lambda series: series.key == key)
 
     def note(self, *series: Series) -> None:
         """Insert or update series.
@@ -241,15 +269,21 @@ class NodeJobs(JobQueue[NodeJob]):
         """The folder of a job's results."""
         return self.folder(job_id) / "out"
 
-    def results(self, job: NodeJob) -> list[Path]:
+    def results(self, job: NodeJob) -> dict[Output, Path]:
         """The objects created by a job, in the order in which they are sent."""
         written = self._existing(job) if job.written is None else job.written
-        return [result_path(self.out(job.id), output) for output in written]
+        return {output: result_path(self.out(job.id), output) for output in written}
+
+    def unsent(self, job: NodeJob, destination: str) -> dict[Output, Path]:
+        """The results that a destination has not accepted yet, in the order in which they are sent."""
+        taken = {one for d in job.deliveries if d.destination == destination for one in d.taken}
+        return {output: path for output, path in self.results(job).items() if output not in taken}
 
     def decide(self, series: Sequence[Series], jobs: Sequence[NodeJob]) -> list[NodeJob]:
         """Record the decisions on complete series, all of them or none. Returns those of ``jobs`` that start:
-        an existing job is not repeated, but a failed one is started again. Waiting jobs of a series have
-        fewer images than a new one, which replaces them.
+        an existing job is not repeated, but a failed one is started again. Earlier jobs of a series have
+        fewer images than a new one, which replaces them: those that wait end, and of the others nothing more
+        is sent.
 
         Raises:
             OutputError: the disk refuses it.
@@ -258,9 +292,9 @@ class NodeJobs(JobQueue[NodeJob]):
             known = {job.id: self.find(job.id) for job in jobs}
             begin = [job for job in jobs if _begins(known[job.id])]
             replaced = {(job.series, job.rule) for job in begin}
-            for old in self.in_state(State.QUEUED):
+            for old in self.in_state(State.QUEUED, State.SENDING):
                 if (old.series, old.rule) in replaced and old.id not in known:
-                    self._put(old, state=State.CANCELLED, error="more images of the series came")
+                    self._put(old, **_overtaken(old))
             with self._refusing(), self._db:
                 self._note(series)
                 for job in begin:
@@ -271,8 +305,18 @@ class NodeJobs(JobQueue[NodeJob]):
                     )
             for job in begin:
                 self._unwritten.pop(job.id, None)
+                self._resting.pop(job.id, None)
             self._changed.notify_all()
             return begin
+
+    def next_queued(self) -> NodeJob | None:
+        """As ``JobQueue.next_queued``, without those that rest."""
+        now = time.monotonic()
+        self._resting = {job_id: until for job_id, until in self._resting.items() if until > now}
+        if not self._resting:
+            return super().next_queued()
+        waiting = self.in_state(State.QUEUED)
+        return next((job for job in waiting if job.id not in self._resting), None)
 
     def task(self, job: NodeJob, model: Path) -> Task:
         """The task of a job for the worker; results of an earlier start are removed."""
@@ -291,15 +335,21 @@ class NodeJobs(JobQueue[NodeJob]):
             now = self.find(job.id)
             if now is None or now.state is not State.RUNNING:
                 return
+            if error is not None and error.startswith(TEMPORARY):
+                shutil.rmtree(self.out(job.id), ignore_errors=True)  # it needs room itself
+                self._resting[job.id] = time.monotonic() + _rest_seconds(now.starts)
+                why = error.removeprefix(TEMPORARY)
+                self._again(now, why, notes=(f"tried again later: {why}",))
+                return
             if error is not None:
-                self._put(now, state=State.FAILED, error=error)
+                self._put(now, state=State.FAILED, error=error, notes=())
                 LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
                 return
-            newer = [j for j in self._of_series(job) if j.created > job.created and not j.state.is_end]
+            newer = self._waiting_of_series(now)
             deliveries = now.deliveries if written and not newer else ()
             notes, found = self._told(now)
             if newer:
-                notes += ("nothing was sent: more images of the series came meanwhile",)
+                notes += (f"nothing was sent: {MORE_IMAGES}",)
             elif not written:
                 notes += ("no organ was found, and nothing sent",)
             done = self._put(
@@ -328,7 +378,9 @@ class NodeJobs(JobQueue[NodeJob]):
         out = self.out(job.id)
         return tuple(one for one in Output if one in job.outputs and result_path(out, one).is_file())
 
-    def _of_series(self, job: NodeJob) -> list[NodeJob]:
+    def _waiting_of_series(self, job: NodeJob) -> list[NodeJob]:
+        """The waiting job of the same series and rule as a running one, if there is one. It has more images:
+        it would have ended when the running one was created (see ``decide``)."""
         return [j for j in self.in_state(State.QUEUED) if (j.series, j.rule) == (job.series, job.rule)]
 
     def _told(self, job: NodeJob) -> tuple[tuple[str, ...], tuple[OrganResult, ...]]:
@@ -345,41 +397,48 @@ class NodeJobs(JobQueue[NodeJob]):
         times."""
         with self._changed:
             job = self.find(job_id)
-            if job is None or job.state is not State.RUNNING:
-                return
-            if job.starts + 1 >= MOST_STARTS:
-                self._put(job, state=State.FAILED, error=f"given up after {MOST_STARTS} starts: {why}")
-            else:
-                self._put(job, state=State.QUEUED, starts=job.starts + 1)
+            if job is not None and job.state is State.RUNNING:
+                self._again(job, why)
+
+    def _again(self, job: NodeJob, why: str, notes: tuple[str, ...] = ()) -> None:
+        """A running job waits again, a limited number of times, and unless more images came meanwhile."""
+        if self._waiting_of_series(job):
+            self._put(job, **_overtaken(job))
+        elif job.starts + 1 >= MOST_STARTS:
+            self._put(job, state=State.FAILED, error=f"given up after {MOST_STARTS} starts: {why}", notes=())
+            LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
+        else:
+            self._put(job, state=State.QUEUED, starts=job.starts + 1, notes=notes)
 
     # --- deliveries -------------------------------------------------------------------------------
 
     def next_delivery(self, destination: str) -> NodeJob | None:
         """The oldest job with results due at a destination."""
-        now = time.time()
+        now = time.monotonic()
         with self._changed:
-            due = (job_id for job_id, due in self._due.get(destination, {}).items() if due <= now)
-            found = next(due, None)
+            waiting = self._waiting.get(destination, {}).items()
+            found = next((job_id for job_id, one in waiting if one.due <= now), None)
             return None if found is None else self.find(found)
 
     def deliveries_waiting(self) -> dict[str, int]:
         """The number of jobs that wait to be sent, by destination."""
         with self._changed:
-            return {destination: len(waiting) for destination, waiting in self._due.items()}
+            return {destination: len(waiting) for destination, waiting in self._waiting.items()}
 
     def _put(self, job: NodeJob, **changes: object) -> NodeJob:
         """As ``JobQueue._put``, and for the next delivery."""
         changed = super()._put(job, **changes)
-        self._note_due(changed)
+        self._note_waiting(changed)
         return changed
 
-    def _note_due(self, job: NodeJob) -> None:
-        for delivery in job.deliveries:
-            waiting = self._due.setdefault(delivery.destination, {})
-            if job.state is State.SENDING and delivery.state is DeliveryState.WAITING:
-                waiting[job.id] = delivery.due
-            else:
-                waiting.pop(job.id, None)
+    def _note_waiting(self, job: NodeJob) -> None:
+        """Results that were not waiting are due at once."""
+        now, sending = time.monotonic(), job.state is State.SENDING
+        places = {d.destination for d in job.deliveries if sending and d.state is DeliveryState.WAITING}
+        for destination in places:
+            self._waiting.setdefault(destination, {}).setdefault(job.id, _Waiting(now, now))
+        for destination in self._waiting.keys() - places:
+            self._waiting[destination].pop(job.id, None)
 
     def await_delivery(self, destination: str, seconds: float, stopping: Callable[[], bool]) -> None:
         """Wait until results are due at a destination or ``stopping`` returns True (see ``wake``), at most
@@ -387,16 +446,26 @@ class NodeJobs(JobQueue[NodeJob]):
         with self._changed:
             self._changed.wait_for(lambda: stopping() or self.next_delivery(destination) is not None, seconds)
 
-    def delivered(self, job_id: str, destination: str, error: str | None, retry: Retry) -> NodeJob | None:
-        """Record an attempt to send a job's results; returns the updated job."""
+    def delivered(
+        self, job_id: str, destination: str, error: str | None, retry: Retry, taken: Sequence[Output] = ()
+    ) -> NodeJob | None:
+        """Record an attempt to send a job's results; returns the updated job.
+
+        Args:
+            taken: the objects that the destination has accepted in this attempt.
+        """
         with self._changed:
             job = self.find(job_id)
-            if job is None or job.state is not State.SENDING:
+            waiting = self._waiting.get(destination, {}).get(job_id)
+            if job is None or waiting is None:
                 return job
-            now = time.time()
-            since = max(job.segmented or now, self.opened)
+            now = time.monotonic()
+            attempts = next(d.attempts for d in job.deliveries if d.destination == destination)
+            waiting.due = now + min(retry.longest_seconds, retry.first_seconds * 2.0 ** min(attempts, 30))
+            given_up = now - waiting.since > retry.give_up_hours * 3600
+            due = time.time() + waiting.due - now
             deliveries = tuple(
-                _after(d, error, now, since, retry) if d.destination == destination else d
+                _after(d, error, given_up, due, taken) if d.destination == destination else d
                 for d in job.deliveries
             )
             return self._put(job, deliveries=deliveries, **_when_sent(deliveries))
@@ -429,7 +498,8 @@ class NodeJobs(JobQueue[NodeJob]):
                 shutil.rmtree(place, ignore_errors=True)
             else:
                 open_series.add(job.series)
-        old = [s for s in self.series_in(SeriesState.TAKEN, SeriesState.LEFT) if (s.decided or 0) < before]
+        decided = self.series_in(SeriesState.TAKEN, SeriesState.LEFT, SeriesState.DRY_RUN)
+        old = [s for s in decided if (s.decided or 0) < before]
         gone = [s for s in old if s.key not in open_series]
         for one in gone:
             self.forget_series(one.key)
@@ -453,17 +523,33 @@ def _begins(known: NodeJob | None) -> bool:
     return known is None or known.state in (State.FAILED, State.INTERRUPTED, State.CANCELLED)
 
 
-def _after(delivery: Delivery, error: str | None, now: float, since: float, retry: Retry) -> Delivery:
+def _overtaken(job: NodeJob) -> dict[str, object]:
+    """The end of a job when more images of its series came: nothing more is sent."""
+    if job.state is not State.SENDING:
+        return {"state": State.CANCELLED, "error": MORE_IMAGES}
+    left = [d for d in job.deliveries if d.state is DeliveryState.WAITING]
+    deliveries = tuple(d for d in job.deliveries if d not in left)
+    note = f"not sent to {', '.join(d.destination for d in left)}: {MORE_IMAGES}"
+    return {"deliveries": deliveries, "notes": (*job.notes, note), **_when_sent(deliveries)}
+
+
+def _rest_seconds(starts: int) -> float:
+    """Time before a job is tried again that was started this many times before."""
+    return min(LONGEST_REST_SECONDS, FIRST_REST_SECONDS * 2.0**starts)
+
+
+def _after(
+    delivery: Delivery, error: str | None, given_up: bool, due: float, taken: Sequence[Output]
+) -> Delivery:
     """A delivery after an attempt that failed or succeeded."""
-    attempts = delivery.attempts + 1
+    changes: dict[str, object] = {"attempts": delivery.attempts + 1, "taken": (*delivery.taken, *taken)}
     if error is None:
-        changes: dict[str, object] = {"state": DeliveryState.SENT, "error": None}
-    elif now - since > retry.give_up_hours * 3600:
-        changes = {"state": DeliveryState.FAILED, "error": error}
+        changes |= {"state": DeliveryState.SENT, "error": None}
+    elif given_up:
+        changes |= {"state": DeliveryState.FAILED, "error": error}
     else:
-        wait = min(retry.longest_seconds, retry.first_seconds * 2.0 ** min(delivery.attempts, 30))
-        changes = {"due": now + wait, "error": error}
-    return delivery.model_copy(update={"attempts": attempts, **changes})
+        changes |= {"due": due, "error": error}
+    return delivery.model_copy(update=changes)
 
 
 def _when_sent(deliveries: Sequence[Delivery]) -> dict[str, object]:

@@ -37,8 +37,8 @@ from zoomseg.node.settings import (
 MODALITIES = ("CT", "MR")
 
 ANSWER_SECONDS = 6 * 3600
-"""Maximum time for the response to a C-MOVE: an archive need not report its progress (PS3.7 9.1.4), and may
-read a study from tape."""
+"""Maximum time for the response to a C-MOVE or a WADO-RS request: an archive need not report its progress
+(PS3.7 9.1.4), and may read a study from tape."""
 
 WILDCARDS = ("", "0.0.0.0", "::")
 """Addresses to listen on that stand for all of a machine's own."""
@@ -63,6 +63,13 @@ class Pulled:
     left: int
     """Number of objects in its CT and MR series that are no images, such as dose reports."""
     error: str | None = None
+    counted: bool = True
+    """Whether ``images`` is their number; otherwise the archive did not tell it for each series."""
+
+    @property
+    def told(self) -> str:
+        """What arrived, in words."""
+        return f"{self.images} images" if self.counted else "sent; the archive does not tell how many images"
 
 
 @dataclass(frozen=True)
@@ -72,19 +79,25 @@ class Transferred:
     accepted: int = 0
     refused: int = 0
     foreign: int = 0
+    counted: bool = True
+    """Whether the archive told them."""
 
     def __add__(self, other: Transferred) -> Transferred:
         return Transferred(
-            self.accepted + other.accepted, self.refused + other.refused, self.foreign + other.foreign
+            self.accepted + other.accepted,
+            self.refused + other.refused,
+            self.foreign + other.foreign,
+            self.counted and other.counted,
         )
 
     @property
     def error(self) -> str | None:
         """Why the study is not complete in the node; None if it is."""
         if self.refused:
-            of = self.accepted + self.refused
-            return f"{self.refused} of {of} images were not accepted; the node's page says why"
-        return None if self.accepted else "it has no images of this study that the node takes"
+            some = f"{self.refused} of {self.accepted + self.refused}" if self.counted else "some"
+            return f"{some} images were not accepted; the node's page says why"
+        arrived = self.accepted or not self.counted
+        return None if arrived else "it has no images of this study that the node takes"
 
 
 def read_studies(path: Path) -> list[str]:
@@ -117,7 +130,7 @@ def pull(studies: Sequence[str], source: Destination, settings: Settings) -> Ite
 
         error = attempted(work)
         done = found[0]
-        yield Pulled(number, done.accepted, done.foreign, error or done.error)
+        yield Pulled(number, done.accepted, done.foreign, error or done.error, done.counted)
 
 
 def _transferred(study_uid: str, source: Destination, settings: Settings) -> Transferred:
@@ -166,11 +179,18 @@ def _find_series(association: Association, study_uid: str) -> list[str]:
 def _move_series(association: Association, study_uid: str, series_uid: str, ae_title: str) -> Transferred:
     answers = list(association.send_c_move(_identifier(study_uid, series_uid), ae_title, MOVE))
     last = _last_status(answers, "C-MOVE", (0, _WARNING))
-    kept = ("NumberOfCompletedSuboperations", "NumberOfWarningSuboperations")
-    return Transferred(
-        accepted=sum(int(last.get(number, 0)) for number in kept),
-        refused=int(last.get("NumberOfFailedSuboperations", 0)),
-    )
+    # The last response need not contain the numbers (PS3.7 Table 9.1-4); it says what became of the rest.
+    counted = [status for status, _ in answers if "NumberOfCompletedSuboperations" in status]
+    told = counted[-1] if counted else last
+    rest = 0 if told is last else _number(told, "Remaining")
+    accepted, refused = _number(told, "Completed") + _number(told, "Warning"), _number(told, "Failed")
+    if last.Status == 0:
+        return Transferred(accepted + rest, refused, counted=bool(counted))
+    return Transferred(accepted, refused + rest if counted else 1, counted=bool(counted))
+
+
+def _number(told: Dataset, of: str) -> int:
+    return int(told.get(f"NumberOf{of}Suboperations") or 0)
 
 
 def _identifier(study_uid: str, series_uid: str) -> Dataset:
@@ -203,7 +223,7 @@ def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> Tran
     Raises:
         NotSentError: the archive, or the node, refuses.
     """
-    client, done = web_client(source), Transferred()
+    client, done = web_client(source, ANSWER_SECONDS), Transferred()
     try:
         for modality in MODALITIES:
             found = client.search_for_series(study_uid, search_filters={"Modality": modality})

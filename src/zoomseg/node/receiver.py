@@ -9,6 +9,8 @@ page; nothing refused is stored.
 from __future__ import annotations
 
 import ssl
+import sys
+import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.node.intake import Intake
 from zoomseg.node.jobs import LOG
+from zoomseg.node.listening import listen
 from zoomseg.node.message_limits import ObjectLimit, limit_pdus
 from zoomseg.node.settings import Peer, Settings, Tls
 from zoomseg.node.store import ConflictError, read_instance
@@ -88,9 +91,10 @@ CONFLICT = 0xC001
 
 LISTED_REFUSALS = 200
 
-_REJECTED = (0x01, 0x01)
-"""Permanently, by the service user (PS3.8 9.3.4)."""
-_CALLED_UNKNOWN, _CALLING_UNKNOWN = 0x07, 0x03
+_CALLED_UNKNOWN, _CALLING_UNKNOWN = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
+"""Rejected permanently, by the service user (PS3.8 9.3.4)."""
+_TOO_MANY = (0x02, 0x03, 0x02)
+"""Rejected for now, as a local limit is exceeded."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,11 @@ class Receiver:
         self.refusals: deque[Refusal] = deque(maxlen=LISTED_REFUSALS)
         self.counts: Counter[str] = Counter()
         """Number of events of each kind: ``stored``, ``known``, ``refused``, ``rejected``."""
+        self._admitted: set[Any] = set()
+        """Associations of listed peers."""
+        self._guard = threading.Lock()
         self._ae = pynetdicom.AE(settings.ae_title)
-        self._ae.maximum_associations = settings.limits.associations
+        self._ae.maximum_associations = sys.maxsize  # it would also count connections of strangers
         self._ae.network_timeout = settings.limits.idle_seconds
         self._ae.dimse_timeout = settings.limits.idle_seconds
         self._ae.add_supported_context(Verification)
@@ -135,16 +142,15 @@ class Receiver:
         tls = self._settings.tls
         place = (self._settings.host, self._settings.port)
         try:
-            self._server = self._ae.start_server(
+            self._server = listen(
+                self._ae,
                 place,
-                block=False,
-                ssl_context=None if tls is None else server_context(tls),
-                evt_handlers=[
+                None if tls is None else server_context(tls),
+                [
                     (evt.EVT_CONN_OPEN, limit_pdus),
                     (evt.EVT_PDU_RECV, limit.count),
                     (evt.EVT_CONN_CLOSE, limit.forget),
                     (evt.EVT_REQUESTED, self._requested),
-                    (evt.EVT_REJECTED, self._rejected),
                     (evt.EVT_C_ECHO, lambda event: SUCCESS),
                     (evt.EVT_C_STORE, self._store),
                     (evt.EVT_RELEASED, lambda event: self._ended(event, True)),
@@ -169,22 +175,31 @@ class Receiver:
     # --- associations -----------------------------------------------------------------------------
 
     def _requested(self, event: evt.Event) -> None:
-        """Reject peers that are not listed."""
+        """Reject peers that are not listed, and more associations than allowed."""
         asked = cast("A_ASSOCIATE", event.assoc.requestor.primitive)
         title, address = str(asked.calling_ae_title).strip(), event.assoc.requestor.address
         if str(asked.called_ae_title).strip() != self._settings.ae_title:
             self._reject(event, title, address, _CALLED_UNKNOWN, "asked for another AE title")
         elif not any(_knows(peer, title, address) for peer in self._settings.peers):
             self._reject(event, title, address, _CALLING_UNKNOWN, "no peer of this AE title and address")
+        elif not self._admits(event.assoc):
+            self._reject(event, title, address, _TOO_MANY, "too many associations")
 
-    def _reject(self, event: evt.Event, title: str, address: str, reason: int, why: str) -> None:
+    def _admits(self, association: Any) -> bool:
+        """Whether there is room for a listed peer's association, which is then counted."""
+        with self._guard:
+            self._admitted = {one for one in self._admitted if one.is_alive()}
+            if len(self._admitted) >= self._settings.limits.associations:
+                return False
+            self._admitted.add(association)
+            return True
+
+    def _reject(
+        self, event: evt.Event, title: str, address: str, reason: tuple[int, int, int], why: str
+    ) -> None:
         self._refused("rejected", f"{title} at {address}", why)
-        event.assoc.acse.send_reject(*_REJECTED, reason)
+        event.assoc.acse.send_reject(*reason)
         event.assoc.kill()
-
-    def _rejected(self, event: evt.Event) -> None:
-        """Rejected by pynetdicom itself: the maximum number of associations is reached."""
-        self._refused("rejected", _sender(event), "too many associations")
 
     def _refused(self, kind: str, sender: str, why: str) -> None:
         shown = "".join(c if c.isprintable() else "?" for c in sender)

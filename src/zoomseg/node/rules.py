@@ -53,14 +53,17 @@ def decide(
 
     Args:
         study: the series, by key.
-        taken: for rules that accept one series per study, the key of the one accepted before.
+        taken: for rules that accept one series per study, the key of the one accepted before, which may be
+            among ``study``: it has arrived again.
     """
     decisions = {key: _first(rules, series) for key, series in study.items()}
     for rule in (rule for rule in rules if rule.one_per_study):
         mine = [key for key, decision in decisions.items() if decision.rule is rule]
         if not mine:
             continue
-        best = taken.get(rule.name) or min(mine, key=lambda key: _rank(study[key]))
+        best = taken.get(rule.name)
+        if best is None or (best in study and best not in mine):
+            best = min(mine, key=lambda key: _rank(study[key]))
         for key in mine:
             if key != best:
                 why = f"rule '{rule.name}' takes one series of a study, and took another"

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoomseg.core.errors import ScanError
-from zoomseg.node.jobs import result_path
+from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError, ZoomSegError
+from zoomseg.io.files import without_library_messages
+from zoomseg.node.jobs import TEMPORARY, result_path
 from zoomseg.node.settings import Output
 from zoomseg.node.store import quiet
 from zoomseg.serve.job_queue import Step
-from zoomseg.serve.worker import Task, one_scan
+from zoomseg.serve.worker import Task, UnexpectedError, one_scan
 
 if TYPE_CHECKING:
     from zoomseg.inference.batch import Outcome
@@ -24,8 +25,18 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     Raises:
         ScanError: the series cannot be used.
-        ZoomSegError: any other failure.
+        UnexpectedError: an error that is none of ours.
+        ZoomSegError: any other failure. Its message begins with ``jobs.TEMPORARY`` if the reason may pass: a
+            full disk, or too little memory. It contains no messages of libraries, which may quote headers.
     """
+    with quiet(), without_library_messages():
+        try:
+            _segment(task, predictor, tell)
+        except (OutputError, MemoryLimitError) as error:
+            raise ZoomSegError(f"{TEMPORARY}{error}") from error
+
+
+def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.summary import OrganRow
@@ -47,7 +58,11 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     def settle(outcome: Outcome) -> None:
         match outcome:
-            case Failed(_, reason):
+            case Failed(reason=reason, short=True):
+                raise ScanError(f"{TEMPORARY}{reason}")
+            case Failed(reason=reason, unexpected=True):
+                raise UnexpectedError(reason)
+            case Failed(reason=reason):
                 raise ScanError(reason)
             case Segmented(_, _, image, result):
                 model = predictor.bundle.recipe.name
@@ -63,15 +78,14 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
                     seg = result_path(out, Output.SEG)
                     write_report(result_path(out, Output.SR), found, seg, series, model, seed=seed)
 
-    with quiet():
-        segment_to_folder(
-            [replace(scan, id=task.case)],
-            out,
-            predictor,
-            organs,
-            on_result=settle,
-            on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
-            beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
-            on_organs=rows.extend,
-            notes=notes,
-        )
+    segment_to_folder(
+        [replace(scan, id=task.case)],
+        out,
+        predictor,
+        organs,
+        on_result=settle,
+        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
+        on_organs=rows.extend,
+        notes=notes,
+    )

@@ -19,6 +19,7 @@ from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 
 from zoomseg.core.errors import ZoomSegError
 from zoomseg.node.jobs import LOG, SEE_PAGE, NodeJobs
@@ -37,8 +38,14 @@ CONNECT_SECONDS = 10
 pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
 
 
+DUPLICATE, AZURE_DUPLICATE = 0x0111, 45070
+"""Status or failure reason of an object that is already stored (PS3.7 C.5.7), and that of Azure's service."""
+
 Context = tuple[str, str]
 """An SOP class and a transfer syntax."""
+
+OnTaken = Callable[[Path], object]
+"""Called with each file that a destination has accepted."""
 
 
 class NotSentError(Exception):
@@ -86,7 +93,7 @@ class Sender:
         job = self._jobs.next_delivery(name)
         if job is None:
             return False
-        files = self._jobs.results(job)
+        files = {path: output for output, path in self._jobs.unsent(job, name).items()}
         gone = [file.name for file in files if not file.is_file()]
         if gone:  # sent again, the series is segmented again
             self._jobs.end(
@@ -94,8 +101,12 @@ class Sender:
             )
             LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
             return True
-        error = attempted(lambda: send(files, destination, self._settings))
-        now = self._jobs.delivered(job.id, name, error, self._settings.retry)
+        taken: list[Path] = []
+        error = attempted(lambda: send(list(files), destination, self._settings, taken.append))
+        if len(taken) == len(files):
+            error = None  # whatever came afterwards
+        outputs = [files[file] for file in taken]
+        now = self._jobs.delivered(job.id, name, error, self._settings.retry, outputs)
         LOG.info("job %s: to %s: %s", job.id, name, error or "sent")
         if now is not None and now.state is State.FINISHED:
             LOG.info("job %s: finished", job.id)
@@ -113,17 +124,18 @@ def attempted(work: Callable[[], None]) -> str | None:
     return None
 
 
-def send(files: Sequence[Path], destination: Destination, settings: Settings) -> None:
-    """Send all files.
+def send(files: Sequence[Path], destination: Destination, settings: Settings, on_taken: OnTaken) -> None:
+    """Send all files, also after one that is refused. An object that the destination has already is accepted:
+    its UID stands for its content.
 
     Raises:
         NotSentError: one was not accepted.
     """
     match destination:
         case DimseDestination():
-            store_dimse(files, destination, settings)
+            store_dimse(files, destination, settings, on_taken)
         case WebDestination():
-            store_web(files, destination)
+            store_web(files, destination, settings, on_taken)
 
 
 def read(file: Path) -> Dataset:
@@ -170,37 +182,56 @@ def associate(
         raise NotSentError(message) from error
     if association.is_established:
         return association
+    if association.rejected_contexts:
+        raise _without_kinds(
+            UID(context.abstract_syntax or "").name for context in association.rejected_contexts
+        )
     if association.is_rejected:
         raise NotSentError("it rejects the association; does it know this node's AE title and address?")
     raise NotSentError("it cannot be reached, or does not answer")
 
 
-def store_dimse(files: Sequence[Path], destination: DimseDestination, settings: Settings) -> None:
+def _without_kinds(names: Iterable[str]) -> NotSentError:
+    return NotSentError(f"it does not take objects of the kind {' or '.join(sorted(set(names)))}")
+
+
+def store_dimse(
+    files: Sequence[Path], destination: DimseDestination, settings: Settings, on_taken: OnTaken
+) -> None:
     """C-STORE."""
     kinds = {file: read_file_meta_info(file) for file in files}
     contexts = [(kind.MediaStorageSOPClassUID, kind.TransferSyntaxUID) for kind in kinds.values()]
     association = associate(destination, settings, contexts)
+    refusals: list[str] = []
     try:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}
         for file, kind in kinds.items():
             sop_class = kind.MediaStorageSOPClassUID
             if sop_class not in accepted:
-                raise NotSentError(f"it does not take objects of the kind {sop_class.name}")
+                refusals.append(str(_without_kinds([sop_class.name])))
+                continue
             status = association.send_c_store(file)
             if "Status" not in status:
                 raise NotSentError("the association ended before it answered")
             # 0xBxxx are warnings: stored, with something changed (PS3.4 Table B.2-1).
-            if status.Status != 0 and status.Status >> 12 != 0xB:
-                raise NotSentError(f"it refuses an object with status 0x{status.Status:04X}")
+            if status.Status in (0, DUPLICATE) or status.Status >> 12 == 0xB:
+                on_taken(file)
+            else:
+                refusals.append(f"it refuses {sop_class.name} with status 0x{status.Status:04X}")
     finally:
         association.release()
+    if refusals:
+        raise NotSentError("; ".join(refusals))
 
 
 # --- DICOMweb -------------------------------------------------------------------------------------
 
 
-def web_client(destination: WebDestination) -> DICOMwebClient:
+def web_client(destination: WebDestination, answer_seconds: float) -> DICOMwebClient:
     """A client of a DICOMweb service.
+
+    Args:
+        answer_seconds: maximum time without any data of a response.
 
     Raises:
         NotSentError: its password is not in the environment.
@@ -211,20 +242,50 @@ def web_client(destination: WebDestination) -> DICOMwebClient:
         if not password:
             raise NotSentError(f"the environment variable {destination.password_variable} holds no password")
         session = create_session_from_user_pass(destination.user, password)
-    client = DICOMwebClient(destination.url, session=session)
+    timeout = (CONNECT_SECONDS, answer_seconds)
+    client = DICOMwebClient(destination.url, session=session, timeout=timeout)
     client.set_http_retry_params(retry=False)
     return client
 
 
-def store_web(files: Sequence[Path], destination: WebDestination) -> None:
+def store_web(
+    files: Sequence[Path], destination: WebDestination, settings: Settings, on_taken: OnTaken
+) -> None:
     """STOW-RS."""
-    client = web_client(destination)
+    client = web_client(destination, settings.limits.idle_seconds)
+    objects = {file: read(file) for file in files}
     try:
-        answer = client.store_instances([read(file) for file in files])
+        answer, is_success = client.store_instances(list(objects.values())), True
     except requests.HTTPError as error:
-        raise NotSentError(f"it answers with status {error.response.status_code}") from error
+        answer, is_success = _refusals(error.response), False
     except requests.RequestException as error:
         raise NotSentError(f"it cannot be reached, or does not answer ({type(error).__name__})") from error
-    refused = answer.get("FailedSOPSequence")
-    if refused:
+    uids = {one.SOPInstanceUID for one in objects.values()}
+    items = [
+        (item.get("ReferencedSOPInstanceUID"), item.get("FailureReason"))
+        for item in answer.get("FailedSOPSequence") or ()
+    ]
+    stored = {uid for uid, reason in items if uid in uids and reason in (DUPLICATE, AZURE_DUPLICATE)}
+    refused = [uid for uid, _ in items if uid not in stored]
+    if is_success and uids.issuperset(refused):  # otherwise it does not say which
+        stored |= uids.difference(refused)
+    for file, one in objects.items():
+        if one.SOPInstanceUID in stored:
+            on_taken(file)
+    if stored < uids:
         raise NotSentError(f"it refuses {len(refused)} of {len(files)} objects")
+
+
+def _refusals(response: requests.Response) -> Dataset:
+    """The answer of a service that stored no object, if it names the objects (PS3.18 10.5.3).
+
+    Raises:
+        NotSentError: it does not.
+    """
+    try:
+        answer = Dataset.from_json(response.json())
+        if answer.FailedSOPSequence:
+            return answer
+    except Exception:  # an answer may contain anything
+        pass
+    raise NotSentError(f"it answers with status {response.status_code}")

@@ -27,6 +27,7 @@ from pydantic import (
 from zoomseg.core.errors import ZoomSegError
 from zoomseg.inference.memory_limits import parse_bytes
 from zoomseg.io.files import read_file
+from zoomseg.recipe.load import parse_yaml
 from zoomseg.recipe.problems import describe, short
 
 MAX_FILE_BYTES = 200_000
@@ -90,6 +91,8 @@ class Peer(_Part):
     def is_at(self, address: str) -> bool:
         """Whether an address is one of its own."""
         found = ipaddress.ip_address(address)
+        if isinstance(found, ipaddress.IPv6Address):  # IPv4 as a socket of both kinds shows it
+            found = found.ipv4_mapped or found
         return any(found in ipaddress.ip_network(network) for network in self.addresses)
 
 
@@ -99,7 +102,8 @@ class Completion(_Part):
     quiet_seconds: Seconds = 30
     """After the last image, if its association was not released."""
     released_seconds: Seconds = 2
-    """After the last image, when the associations that sent the study are released."""
+    """After the last image, when the associations that sent the study are released. Not used if a rule takes
+    one series per study: its others may follow in associations of their own."""
 
 
 class Limits(_Part):
@@ -152,6 +156,12 @@ class Rule(_Part):
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = (Output.SEG, Output.RTSTRUCT, Output.SR)
     send_to: tuple[Name, ...] = ()
     """Names of destinations."""
+
+    @model_validator(mode="after")
+    def _some_number_fits(self) -> Self:
+        if self.max_slices is not None and self.max_slices < self.min_slices:
+            raise ValueError("max_slices is less than min_slices; no series would match")
+        return self
 
     @model_validator(mode="after")
     def _report_has_segments(self) -> Self:
@@ -250,11 +260,11 @@ def read_settings(path: Path) -> Settings:
         SettingsError: no such file, or one line with all its problems.
     """
     try:
-        data = yaml.safe_load(read_file(path, MAX_FILE_BYTES))
+        data = parse_yaml(read_file(path, MAX_FILE_BYTES).decode())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        raise SettingsError(f"{path}: no YAML ({' '.join(str(error).split())[:200]})") from error
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
+        raise SettingsError(f"{path}: no valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: settings are a mapping of keys, got {short(data)}")
     try:

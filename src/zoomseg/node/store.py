@@ -34,7 +34,7 @@ from zoomseg.io.dicom.read.codestream import contradiction
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import valid_uid
-from zoomseg.io.files import flush_folder, writing
+from zoomseg.io.files import flush_folder, link_or_copy, writing
 
 MOST_COMPRESSION = 20
 """Objects that are larger by this factor when decoded are not decoded for a comparison; lossless compression
@@ -209,8 +209,9 @@ class Store:
             return Arrival.NEW
 
     def link(self, series: str, to: Path) -> None:
-        """Link the objects of a series in another folder, which later arrivals do not change. The folder
-        exists only when it is complete and, with its parents, on the disk.
+        """Link the objects of a series in another folder, which later arrivals do not change, or copy them if
+        the file system has no links. The folder exists only when it is complete and, with its parents, on the
+        disk.
 
         Raises:
             OutputError: the disk refuses it.
@@ -221,7 +222,7 @@ class Store:
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(mode=0o700, parents=True)
             for file in self.files(series):
-                os.link(file, partial / file.name)
+                link_or_copy(file, partial / file.name)
             flush_folder(partial)
             partial.rename(to)
             for parent in to.parents[:3]:  # the job's, that of all jobs, the node's

@@ -141,6 +141,15 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     return found
 
 
+def parse_yaml(text: str) -> object:
+    """The plain values of a YAML text; a key that occurs twice in a mapping is refused.
+
+    Raises:
+        YAMLError, ValueError, ArithmeticError, RecursionError: it is not valid.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
 def _read(path: Path) -> Recipe | PlannedRecipe:
     try:
         with path.open("rb") as file:
@@ -154,7 +163,7 @@ def _read(path: Path) -> Recipe | PlannedRecipe:
 
 def _parse(content: bytes, path: Path) -> object:
     try:
-        return yaml.load(content.decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        return parse_yaml(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not a recipe: not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:

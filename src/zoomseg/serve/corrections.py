@@ -10,10 +10,8 @@ FOLDER/corrected/<model>/labelsTr/<job>.nii.gz         its corrected label map
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ import numpy as np
 from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.datasets.layouts import read_json
-from zoomseg.io.files import atomic_path, writable_directory, write_json_atomic, writing
+from zoomseg.io.files import atomic_path, link_or_copy, writable_directory, write_json_atomic, writing
 from zoomseg.io.nifti_header import AnyArray
 from zoomseg.io.scans import read_grid, read_label_values, write_array
 from zoomseg.serve.jobs import Job, QueueFullError
@@ -115,7 +113,8 @@ class Corrections:
             for place in (image, self.labels(job)):
                 writable_directory(place.parent)
             if not image.is_file():
-                _link_or_copy(scan, image)
+                with atomic_path(image) as partial:  # a scan is large and does not change
+                    link_or_copy(scan, partial)
             write_array(self.labels(job), values, read_grid(predicted), like=predicted)
 
     def remove(self, job: Job) -> None:
@@ -164,13 +163,3 @@ def _checked(uploaded: Path, predicted: Path, schema: LabelSchema) -> AnyArray:
     if strange:
         raise ScanError(f"what was sent holds the value {strange[0]}, which is none of the model's labels")
     return values.astype(np.uint8 if max(schema.values) <= np.iinfo(np.uint8).max else np.int32)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A hard link if the file system supports it, as a scan is large and does not change; otherwise a
-    copy."""
-    with atomic_path(target) as partial:
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)

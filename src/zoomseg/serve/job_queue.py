@@ -84,6 +84,7 @@ class Step:
 
 
 J = TypeVar("J", bound=QueuedJob)
+Row = TypeVar("Row", bound=BaseModel)
 
 
 class JobQueue(Generic[J]):
@@ -107,6 +108,8 @@ class JobQueue(Generic[J]):
         """By the monotonic clock."""
         self._unwritten: dict[str, J] = {}
         """Changes that could not be written to the disk; they apply until they can."""
+        self._damaged: set[str] = set()
+        """Rows that have been reported as damaged."""
         self._changed = threading.Condition(threading.RLock())
         self._path = self._folder / DATABASE
         try:
@@ -189,15 +192,21 @@ class JobQueue(Generic[J]):
                 yield job
 
     def _parsed(self, job_id: str, content: str) -> J | None:
-        """A job from its stored form; None if it is damaged, which is reported and left unchanged: the others
-        are served."""
+        """A job from its stored form; None if it is damaged."""
+        return self._whole(f"job {job_id}", self._kind, content, lambda job: job.id == job_id)
+
+    def _whole(self, name: str, kind: type[Row], content: str, is_it: Callable[[Row], bool]) -> Row | None:
+        """A row from its stored form; None if it is damaged, which is reported once and left unchanged: the
+        others are served."""
         try:
-            job = self._kind.model_validate(parse_json(content))
-            if job.id == job_id:
-                return job
+            row = kind.model_validate(parse_json(content))
+            if is_it(row):
+                return row
         except (ValueError, ValidationError):
             pass
-        print(f"zoomseg: {self._path}: job {job_id} is damaged", file=sys.stderr, flush=True)
+        if name not in self._damaged:
+            self._damaged.add(name)
+            print(f"zoomseg: {self._path}: {name} is damaged", file=sys.stderr, flush=True)
         return None
 
     def step(self, job_id: str) -> Step | None:
@@ -227,9 +236,13 @@ class JobQueue(Generic[J]):
         """The job that has waited longest, now running; None if there is none within ``seconds``, or once
         ``stopping`` returns True (see ``wake``)."""
         with self._changed:
-            self._changed.wait_for(lambda: stopping() or self.first(State.QUEUED) is not None, seconds)
-            job = None if stopping() else self.first(State.QUEUED)
+            self._changed.wait_for(lambda: stopping() or self.next_queued() is not None, seconds)
+            job = None if stopping() else self.next_queued()
             return None if job is None else self._put(job, state=State.RUNNING, started=time.time())
+
+    def next_queued(self) -> J | None:
+        """The job that is taken next."""
+        return self.first(State.QUEUED)
 
     def wake(self) -> None:
         """Make threads that wait for a job check whether to stop."""

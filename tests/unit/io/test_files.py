@@ -11,12 +11,15 @@ from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.io.files import (
     atomic_path,
     check_name,
+    link_or_copy,
     parse_json,
     printable,
     read_file,
     reading,
+    reason_of,
     same_file,
     why_unreadable,
+    without_library_messages,
     writable_directory,
     write_json_atomic,
     write_text_atomic,
@@ -282,6 +285,31 @@ def test_json_is_parsed_or_refused_in_one_line() -> None:
 def test_no_result_is_a_hidden_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ScanError, match="the result would be a hidden file; rename the scan"):
         check_name(tmp_path / name)
+
+
+def test_messages_of_libraries_can_be_left_out() -> None:
+    """They may quote a header."""
+    error = ValueError("no number: 'Secret^Name'")
+    assert reason_of(error) == "no number: 'Secret^Name'"
+    with without_library_messages():
+        assert reason_of(error) == "ValueError"
+        with pytest.raises(ScanError, match=r"not an image \(ValueError\)"), reading(Path("a"), "an image"):
+            raise error
+    assert reason_of(error) == "no number: 'Secret^Name'"
+
+
+def test_a_file_is_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("content")
+    link_or_copy(tmp_path / "a", tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(tmp_path / "a")
+
+    def none(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    link_or_copy(tmp_path / "a", tmp_path / "copied")
+    assert (tmp_path / "copied").read_text() == "content"
+    assert not (tmp_path / "copied").samefile(tmp_path / "a")
 
 
 def test_only_files_of_a_known_size_are_read(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Parts:
     """An intake without its thread; quiet after 30 s, or 2 s after a release."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **rule: object) -> None:
         times = {"quiet_seconds": 30, "released_seconds": 2}
-        self.settings: Settings = settings(folder, complete=times)
+        self.settings: Settings = settings(folder, complete=times, rules=[rule])
         self.jobs = NodeJobs(folder / "node")
         self.store = Store(folder / "node" / "received", 0)
         model = Model("tiny", MODELS)
@@ -99,6 +99,54 @@ def test_a_study_whose_association_broke_waits_for_the_rest(parts: Parts, clock:
     assert parts.count() == 0
     clock.now += 1
     assert parts.count() == 1
+
+
+def test_after_a_break_only_what_began_later_completes_a_study(parts: Parts, clock: Clock) -> None:
+    images = series()
+    parts.take(images[0], "a")
+    parts.take(images[1], "b")
+    parts.intake.ended("a", released=False)
+    parts.intake.ended("b", released=True)
+    clock.now += 29
+    assert parts.count() == 0
+    parts.take(images[2], "c")
+    parts.intake.ended("c", released=True)
+    clock.now += 2
+    assert parts.count() == 1
+
+
+def test_the_series_with_the_most_images_may_follow_in_an_association_of_its_own(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Archives that route series send each as soon as it is stable."""
+    parts = Parts(tmp_path, one_per_study=True)
+    small, large = series(1)[:3], series(2)[:6]
+    for association, images in (("a", small), ("b", large)):
+        for image in images:
+            parts.take(image, association)
+        parts.intake.ended(association, released=True)
+        clock.now += 29
+        assert parts.count() == 0
+    clock.now += 1
+    assert parts.count() == 1
+    assert parts.jobs.all()[0].series_uid == large[0].SeriesInstanceUID
+    parts.jobs.close()
+
+
+def test_of_a_study_one_series_is_taken_also_if_it_arrives_again_with_another(
+    tmp_path: Path, clock: Clock
+) -> None:
+    parts = Parts(tmp_path, one_per_study=True)
+    small, large = series(1)[:3], series(2)[:6]
+    for images in (small, [*small, *large]):
+        for image in images:
+            parts.take(image, "a")
+        parts.intake.ended("a", released=True)
+        clock.now += 30
+        assert parts.count() == 1
+    why = {one.series_uid: one.why for one in parts.jobs.last_series()}
+    assert why[large[0].SeriesInstanceUID] == "rule 'all' takes one series of a study, and took another"
+    parts.jobs.close()
 
 
 def test_studies_are_complete_each_by_itself(parts: Parts, clock: Clock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom
@@ -20,7 +21,7 @@ from pynetdicom.sop_class import (
 
 from helpers.nodes import finished, running, series, settings
 from zoomseg.node import pull as module
-from zoomseg.node.pull import Pulled, hand_on, move, pull, read_studies
+from zoomseg.node.pull import Pulled, Transferred, _move_series, hand_on, move, pull, read_studies, retrieve
 from zoomseg.node.run import Node
 from zoomseg.node.sending import NotSentError
 from zoomseg.node.settings import DimseDestination, SettingsError, WebDestination
@@ -65,7 +66,7 @@ def placed(node: Node) -> Any:
 
 def test_by_dicomweb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [*series(1), *series(2, Modality="OT")]
-    monkeypatch.setattr(module, "web_client", lambda source: Web(objects))
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: Web(objects))
     with running(settings(tmp_path, peers=ITSELF)) as node:
         first, second = pull(["1.2.3", "1.2.9"], WEB, placed(node))
         assert first == Pulled(1, len(series(1)), 0)
@@ -81,7 +82,7 @@ def test_what_an_archive_says_of_a_patient_is_not_logged(
             born = {"00100030": {"vr": "DA", "Value": ["1950.01.01 Meier"]}}
             return [born | one for one in super().search_for_series(study, search_filters)]
 
-    monkeypatch.setattr(module, "web_client", lambda source: Telling(series()))
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: Telling(series()))
     with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node, monkeypatch.context() as patch:
         # As in a second process, where no node runs.
         patch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.WARN)
@@ -92,7 +93,7 @@ def test_what_an_archive_says_of_a_patient_is_not_logged(
 def test_a_series_in_several_transfer_syntaxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = series()
     images[0].compress(RLELossless, generate_instance_uid=False)
-    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: Web(images))
     with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node:
         assert list(pull(["1.2.3"], WEB, placed(node))) == [Pulled(1, len(images), 0)]
 
@@ -111,8 +112,53 @@ def test_images_are_handed_on_where_the_node_listens(
         hand_on(series(), settings(tmp_path, host=host, port=11112))
 
 
+def moved(*answers: dict[str, int]) -> Transferred:
+    """The outcome of a C-MOVE with these responses; ``Status`` and numbers of sub-operations."""
+
+    def status(answer: dict[str, int]) -> Dataset:
+        found = Dataset()
+        for name, value in answer.items():
+            setattr(found, name if name == "Status" else f"NumberOf{name}Suboperations", value)
+        return found
+
+    given = [(status(answer), None) for answer in answers]
+    return _move_series(SimpleNamespace(send_c_move=lambda *arguments: given), "1.2", "1.2.3", "ZOOMSEG")
+
+
+PENDING = {"Status": 0xFF00, "Remaining": 1, "Completed": 8, "Warning": 1, "Failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("last", "found"),
+    [
+        ({"Status": 0, "Completed": 9, "Warning": 1, "Failed": 0}, Transferred(10)),
+        ({"Status": 0}, Transferred(10)),
+        ({"Status": 0xB000, "Completed": 8, "Warning": 1, "Failed": 1}, Transferred(9, 1)),
+        ({"Status": 0xB000}, Transferred(9, 1)),
+    ],
+)
+def test_the_last_response_to_c_move_need_not_contain_the_numbers(
+    last: dict[str, int], found: Transferred
+) -> None:
+    """The pending ones do (PS3.7 Table 9.1-4)."""
+    assert moved({**PENDING, "Remaining": 2, "Completed": 7}, PENDING, last) == found
+
+
+def test_an_archive_that_tells_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert moved({"Status": 0}).error is None
+    assert moved({"Status": 0xB000}).error == "some images were not accepted; the node's page says why"
+    monkeypatch.setattr(
+        module, "move", lambda *arguments: moved({"Status": 0}) + moved(PENDING, {"Status": 0})
+    )
+    place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=1)
+    (one,) = pull(["1.2.3"], place, settings(tmp_path))
+    assert (one.error, one.told) == (None, "sent; the archive does not tell how many images")
+    assert Pulled(1, 12, 0).told == "12 images"
+
+
 def test_an_archive_may_need_hours_for_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two responses of a C-MOVE; connecting takes no longer than otherwise."""
+    """Between two responses of a C-MOVE, or for the first data by DICOMweb; connecting takes no longer than
+    otherwise."""
     asked: list[float] = []
 
     def associate(*arguments: Any) -> None:
@@ -123,12 +169,14 @@ def test_an_archive_may_need_hours_for_a_study(tmp_path: Path, monkeypatch: pyte
     place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=1)
     with pytest.raises(NotSentError, match="seen"):
         move("1.2.3", place, settings(tmp_path))
-    assert asked == [module.ANSWER_SECONDS]
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: asked.append(seconds) or Web([]))
+    retrieve("1.2.3", WEB, settings(tmp_path))
+    assert asked == [module.ANSWER_SECONDS] * 2
     assert module.ANSWER_SECONDS >= 3600
 
 
 def test_a_node_that_does_not_know_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "web_client", lambda source: Web(series()))
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: Web(series()))
     with running(settings(tmp_path), dry_run=True) as node:
         (one,) = pull(["1.2.3"], WEB, placed(node))
     assert one.error is not None
@@ -197,7 +245,7 @@ def test_images_that_the_node_refuses_are_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     images = series()
-    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: Web(images))
     peers = [*ITSELF, {"ae_title": "SENDER", "addresses": ["127.0.0.1"]}]
     with running(settings(tmp_path, peers=peers), dry_run=True) as node:
         for image in images[:2]:
@@ -212,7 +260,7 @@ def test_images_that_the_node_refuses_are_a_failure(
 def test_a_syntax_that_the_node_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = series()
     images[0].file_meta.TransferSyntaxUID = JPEGExtended12Bit
-    monkeypatch.setattr(module, "web_client", lambda source: Web(images))
+    monkeypatch.setattr(module, "web_client", lambda source, seconds: Web(images))
     with running(settings(tmp_path, peers=ITSELF), dry_run=True) as node:
         (one,) = pull(["1.2.3"], WEB, placed(node))
     assert one.error is not None

@@ -62,4 +62,8 @@ def test_what_was_taken_before_counts() -> None:
     one = rule(one_per_study=True)
     assert decide([one], {"a": VENOUS}, {"r": "earlier"})["a"].rule is None
     assert decide([one], {"a": VENOUS}, {"r": "a"})["a"].rule is one
+    again = decide([one], {"a": VENOUS, "b": replace(VENOUS, slices=600)}, {"r": "a"})
+    assert [key for key, decision in again.items() if decision.rule] == ["a"]
+    none = decide([one], {"a": replace(VENOUS, slices=2), "b": VENOUS}, {"r": "a"})  # by other settings
+    assert [key for key, decision in none.items() if decision.rule] == ["b"]
     assert decide([rule()], {"a": VENOUS}, {"r": "earlier"})["a"].rule is not None

@@ -26,6 +26,8 @@ from helpers.nodes import (
 )
 from helpers.orthanc import free_port
 from zoomseg.core.errors import OutputError, ZoomSegError
+from zoomseg.inference import batch
+from zoomseg.node import jobs as node_jobs
 from zoomseg.node import run
 from zoomseg.node.jobs import NO_DESTINATION, SeriesState
 from zoomseg.node.run import Node, found_models
@@ -185,6 +187,22 @@ def test_a_failed_job_begins_again_when_its_series_is_sent_again(tmp_path: Path)
         push(node, images[:3] + images[-3:])
         until(lambda: len(node.runner._worker.tasks) == 2)  # type: ignore[union-attr]
         assert ended(node)[0].state is State.FAILED
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_jobs, "FIRST_REST_SECONDS", 0.2)
+    left, write_labels = [True], batch.write_labels
+
+    def full_once(*arguments: Any, **options: Any) -> None:
+        if left.pop() if left else False:
+            raise OutputError("No space left on device")
+        write_labels(*arguments, **options)
+
+    monkeypatch.setattr(batch, "write_labels", full_once)
+    with archive() as there, running(settings(tmp_path, there)) as node:
+        push(node, series())
+        (job,) = finished(node)
+        assert (job.starts, there.modalities()) == (1, ["RTSTRUCT", "SEG", "SR"])
 
 
 def test_a_stopped_node_goes_on_where_it_was(tmp_path: Path) -> None:

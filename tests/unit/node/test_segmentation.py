@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pydicom
@@ -11,8 +13,11 @@ from helpers.dicom_series import write
 from helpers.nodes import series
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import predictor
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError, ZoomSegError
+from zoomseg.inference import batch
+from zoomseg.io.files import reading
 from zoomseg.io.scans import write_image
+from zoomseg.node.jobs import TEMPORARY
 from zoomseg.node.segmentation import segment
 from zoomseg.serve.job_queue import Step
 from zoomseg.serve.worker import Task
@@ -38,6 +43,48 @@ def test_only_the_organs_that_are_asked_for(tmp_path: Path) -> None:
     segment(task(tmp_path, "seg", organs=("left kidney",)), predictor(), lambda step: None)
     segments = pydicom.dcmread(tmp_path / "out" / "result.seg.dcm").SegmentSequence
     assert [one.SegmentLabel for one in segments] == ["left kidney"]
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("read_scan", MemoryError()),
+        ("read_scan", MemoryLimitError("needs 2 GB", 2 * 1024**3)),
+        ("write_labels", OutputError("No space left on device")),
+    ],
+)
+def test_reasons_that_may_pass_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    write(tmp_path / "scan", series())
+    monkeypatch.setattr(batch, name, failing(error))
+    with pytest.raises(ZoomSegError) as raised:
+        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+    assert str(raised.value).startswith(TEMPORARY)
+
+
+@pytest.mark.parametrize("reader", [nullcontext(), reading(Path("a.dcm"), "an image")])
+def test_what_a_library_says_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: AbstractContextManager[None]
+) -> None:
+    """It may quote a header: of an unexpected error, and of one that means a damaged file."""
+    write(tmp_path / "scan", series())
+
+    def fail(*arguments: object, **options: object) -> None:
+        with reader:
+            raise ValueError("no number: 'Secret^Name'")
+
+    monkeypatch.setattr(batch, "read_scan", fail)
+    with pytest.raises(ScanError, match="ValueError") as raised:
+        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+    assert "Secret" not in str(raised.value)
 
 
 def test_what_is_no_series_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 from helpers.certificates import certificates, openssl
 from helpers.dicom_series import write
@@ -20,7 +22,7 @@ from helpers.untrained_models import predictor
 from zoomseg.node.receiver import server_context
 from zoomseg.node.segmentation import segment
 from zoomseg.node.sending import NotSentError, attempted, send, store_web, web_client
-from zoomseg.node.settings import DimseDestination, Output, Tls, WebDestination
+from zoomseg.node.settings import DimseDestination, Output, Settings, Tls, WebDestination
 from zoomseg.serve.job_queue import State
 from zoomseg.serve.worker import Task
 
@@ -36,15 +38,32 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "out" / f"result.{kind}.dcm" for kind in ("seg", "rtstruct", "sr")]
 
 
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of the node that sends."""
+    return settings(tmp_path_factory.mktemp("ours"))
+
+
+def ignore(taken: Path) -> None:
+    pass
+
+
+def kinds(taken: list[Path]) -> list[str]:
+    return [path.name.split(".")[1] for path in taken]
+
+
 @contextmanager
-def web(status: int = 200, answer: dict[str, Any] | None = None) -> Iterator[tuple[str, list[Any]]]:
-    """A DICOMweb service with this answer, and the requests that it received."""
+def web(
+    status: int = 200, answer: dict[str, Any] | None = None, seconds: float = 0
+) -> Iterator[tuple[str, list[Any]]]:
+    """A DICOMweb service with this answer after some seconds, and the requests that it received."""
     asked: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             asked.append((self.path, dict(self.headers), body))
+            time.sleep(seconds)
             content = json.dumps(answer or {}).encode()
             self.send_response(status)
             self.send_header("content-type", "application/dicom+json")
@@ -72,8 +91,29 @@ def test_what_is_refused_is_sent_again_until_it_is_taken(tmp_path: Path) -> None
     ):
         push(node, series())
         (job,) = finished(node)
-        assert job.deliveries[0].attempts == 3
+        assert job.deliveries[0].attempts == 2
         assert there.modalities() == ["RTSTRUCT", "SEG", "SR"]
+
+
+def test_what_is_taken_is_sent_once_whatever_is_refused(tmp_path: Path) -> None:
+    def reply(dataset: Dataset) -> int:
+        return 0xA700 if dataset.Modality == "SEG" else 0
+
+    with archive(reply) as there, running(settings(tmp_path, there)) as node:
+        push(node, series())
+        until(lambda: [job for job in node.jobs.in_state(State.SENDING) if job.deliveries[0].attempts > 2])
+        (job,) = node.jobs.all()
+        assert job.deliveries[0].error == "it refuses Segmentation Storage with status 0xA700"
+        assert job.deliveries[0].taken == (Output.RTSTRUCT, Output.SR)
+        assert there.modalities() == ["RTSTRUCT", "SR"]
+
+
+def test_what_an_archive_has_already_counts_as_sent(tmp_path: Path) -> None:
+    """Its UID stands for its content."""
+    with archive(lambda dataset: 0x0111) as there, running(settings(tmp_path, there)) as node:
+        push(node, series())
+        (job,) = finished(node)
+        assert job.deliveries[0].attempts == 1
 
 
 def test_a_destination_that_is_down_keeps_no_other_waiting(tmp_path: Path) -> None:
@@ -94,9 +134,11 @@ def test_a_destination_that_is_down_keeps_no_other_waiting(tmp_path: Path) -> No
             assert waiting == "it cannot be reached, or does not answer"
 
 
-def test_stow(files: list[Path]) -> None:
+def test_stow(files: list[Path], ours: Settings) -> None:
+    taken: list[Path] = []
     with web() as (url, asked):
-        store_web(files, WebDestination(url=url))
+        store_web(files, WebDestination(url=url), ours, taken.append)
+    assert taken == files
     ((path, headers, body),) = asked
     assert path == "/dicom-web/studies"
     assert headers["Content-Type"].startswith('multipart/related; type="application/dicom"')
@@ -114,27 +156,75 @@ def test_stow(files: list[Path]) -> None:
     ],
 )
 def test_a_web_service_that_refuses(
-    files: list[Path], status: int, answer: dict[str, Any] | None, said: str
+    files: list[Path], ours: Settings, status: int, answer: dict[str, Any] | None, said: str
 ) -> None:
+    taken: list[Path] = []
     with web(status, answer) as (url, _):
-        assert attempted(lambda: store_web(files, WebDestination(url=url))) == said
+        there = WebDestination(url=url)
+        assert attempted(lambda: store_web(files, there, ours, taken.append)) == said
+    assert taken == []
 
 
-def test_a_web_service_that_is_down(files: list[Path]) -> None:
+@pytest.mark.parametrize(
+    ("status", "reasons", "taken", "said"),
+    [
+        (202, {1: 0x0122}, ["seg", "sr"], "it refuses 1 of 3 objects"),
+        (202, {0: 0x0111, 1: 0x0122}, ["seg", "sr"], "it refuses 1 of 3 objects"),
+        (409, {0: 0x0111, 1: 0x0111, 2: 0x0111}, ["seg", "rtstruct", "sr"], None),
+        (409, {0: 45070, 1: 45070, 2: 0xA700}, ["seg", "rtstruct"], "it refuses 1 of 3 objects"),
+        (409, {0: 0xA700, 1: 0xA700, 2: 0xA700}, [], "it refuses 3 of 3 objects"),
+    ],
+)
+def test_a_web_service_that_refuses_some_or_has_them_already(
+    files: list[Path],
+    ours: Settings,
+    status: int,
+    reasons: dict[int, int],
+    taken: list[str],
+    said: str | None,
+) -> None:
+    items = [
+        {
+            "00081155": {"vr": "UI", "Value": [str(pydicom.dcmread(files[n]).SOPInstanceUID)]},
+            "00081197": {"vr": "US", "Value": [reason]},
+        }
+        for n, reason in reasons.items()
+    ]
+    found: list[Path] = []
+    with web(status, {"00081198": {"vr": "SQ", "Value": items}}) as (url, _):
+        there = WebDestination(url=url)
+        assert attempted(lambda: store_web(files, there, ours, found.append)) == said
+    assert kinds(found) == taken
+
+
+def test_a_web_service_that_is_down(files: list[Path], ours: Settings) -> None:
     with web() as (url, _):
         pass
-    said = attempted(lambda: store_web(files, WebDestination(url=url)))
+    said = attempted(lambda: store_web(files, WebDestination(url=url), ours, ignore))
     assert said is not None
     assert said.startswith("it cannot be reached")
 
 
-def test_a_password_comes_from_the_environment(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_web_service_has_the_time_that_the_settings_give(files: list[Path], ours: Settings) -> None:
+    limits = ours.limits.model_copy(update={"idle_seconds": 0.2})
+    with web(seconds=2) as (url, _):
+        there = WebDestination(url=url)
+        hasty = ours.model_copy(update={"limits": limits})
+        said = "it cannot be reached, or does not answer (ReadTimeout)"
+        assert attempted(lambda: store_web(files, there, hasty, ignore)) == said
+        assert attempted(lambda: store_web(files, there, ours, ignore)) is None
+    assert web_client(there, 30)._timeout == (10, 30)
+
+
+def test_a_password_comes_from_the_environment(
+    files: list[Path], ours: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with web() as (url, asked):
         there = WebDestination(url=url, user="me", password_variable="NODE_TEST_PASSWORD")
         with pytest.raises(NotSentError, match="NODE_TEST_PASSWORD holds no password"):
-            web_client(there)
+            web_client(there, 60)
         monkeypatch.setenv("NODE_TEST_PASSWORD", "secret")
-        store_web(files, there)
+        store_web(files, there, ours, ignore)
     assert asked[0][1]["Authorization"] == "Basic bWU6c2VjcmV0"
 
 
@@ -144,14 +234,18 @@ def test_an_archive_that_does_not_know_us_or_the_kind(tmp_path: Path, files: lis
         place = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=there.port)
         there._ae.require_calling_aet = ["SOMEBODY"]
         with pytest.raises(NotSentError, match="rejects the association"):
-            send(files, place, found)
+            send(files, place, found, ignore)
     with archive() as there:
         for context in there._ae.supported_contexts:
-            if "Segmentation" not in context.abstract_syntax.name:
+            if context.abstract_syntax.name == "RT Structure Set Storage":
                 there._server.contexts.remove(context)
         place = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=there.port)
+        taken: list[Path] = []
         with pytest.raises(NotSentError, match="does not take objects of the kind RT Structure Set"):
-            send(files, place, found)
+            send(files, place, found, taken.append)
+        assert kinds(taken) == ["seg", "sr"]
+        with pytest.raises(NotSentError, match="does not take objects of the kind RT Structure Set"):
+            send([file for file in files if file not in taken], place, found, taken.append)
 
 
 @openssl
@@ -160,14 +254,14 @@ def test_by_tls_only_to_those_whose_certificate_is_known(tmp_path: Path, files: 
     found = settings(tmp_path, tls=mine)
     with archive(tls=server_context(Tls.model_validate(mine))) as there:
         place = DimseDestination(ae_title="ARCHIVE", host="localhost", port=there.port, tls=True)
-        send(files, place, found)
+        send(files, place, found, ignore)
         assert there.modalities() == ["RTSTRUCT", "SEG", "SR"]
         with pytest.raises(NotSentError):
-            send(files, place.model_copy(update={"tls": False}), found)
+            send(files, place.model_copy(update={"tls": False}), found, ignore)
     with archive(tls=server_context(Tls.model_validate(other))) as there:
         place = DimseDestination(ae_title="ARCHIVE", host="localhost", port=there.port, tls=True)
         with pytest.raises(NotSentError, match="cannot be reached"):
-            send(files, place, found)
+            send(files, place, found, ignore)
 
 
 def test_a_job_whose_results_are_gone_begins_again_when_its_series_is_sent_again(tmp_path: Path) -> None:
@@ -175,7 +269,7 @@ def test_a_job_whose_results_are_gone_begins_again_when_its_series_is_sent_again
     with archive(lambda dataset: status[0]) as there, running(settings(tmp_path, there)) as node:
         push(node, series())
         (job,) = until(lambda: node.jobs.in_state(State.SENDING))
-        node.jobs.results(job)[0].unlink()
+        node.jobs.results(job)[Output.SEG].unlink()
         (job,) = ended(node)
         assert job.error == "its results are gone: result.seg.dcm; send the series again"
         status[0] = 0
@@ -187,10 +281,10 @@ def test_a_job_whose_results_are_gone_begins_again_when_its_series_is_sent_again
 def test_causes_that_the_settings_explain_are_said(tmp_path: Path, files: list[Path]) -> None:
     found = settings(tmp_path, tls=dict.fromkeys(Tls.model_fields, tmp_path / "none.pem"))
     place = DimseDestination(ae_title="ARCHIVE", host="nowhere.invalid", port=104)
-    said = attempted(lambda: send(files, place, found))
+    said = attempted(lambda: send(files, place, found, ignore))
     assert said is not None
     assert said.startswith("its host nowhere.invalid cannot be resolved or reached")
-    said = attempted(lambda: send(files, place.model_copy(update={"tls": True}), found))
+    said = attempted(lambda: send(files, place.model_copy(update={"tls": True}), found, ignore))
     assert said is not None
     assert said.startswith("tls: a certificate or key cannot be used")
 

@@ -91,6 +91,10 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         ({"peers": [{"ae_title": "A", "addresses": ["pacs.local"]}]}, "neither an IP address nor a network"),
         ({"rules": [{**SMALLEST["rules"][0], "description": "("}]}, "no regular expression"),
         ({"rules": [{**SMALLEST["rules"][0], "outputs": ["sr"]}]}, "ask for both"),
+        (
+            {"rules": [{**SMALLEST["rules"][0], "min_slices": 60, "max_slices": 59}]},
+            "max_slices is less than min_slices",
+        ),
         ({"rules": [{**SMALLEST["rules"][0], "send_to": ["nowhere"]}]}, "sends to 'nowhere'"),
         ({"rules": [{**SMALLEST["rules"][0], "modality": "PT"}]}, "modality"),
         ({"rules": [SMALLEST["rules"][0]] * 2}, "two rules have one name"),
@@ -133,6 +137,14 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
         read_settings(tmp_path / "node.yaml")
 
 
+def test_a_key_that_is_written_twice_is_named(tmp_path: Path) -> None:
+    """The first would be lost."""
+    path = written(tmp_path)
+    path.write_text(path.read_text() + "peers: [{ae_title: B, addresses: [10.0.0.2]}]\n")
+    with pytest.raises(SettingsError, match="key 'peers' is duplicated"):
+        read_settings(path)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         read_settings(tmp_path / "none.yaml")
@@ -146,3 +158,8 @@ def test_a_peer_is_known_by_its_addresses() -> None:
         True,
         True,
     ]
+
+
+def test_an_ipv4_peer_is_known_at_a_socket_that_listens_for_both() -> None:
+    peer = Peer.model_validate(SMALLEST["peers"][0])
+    assert [peer.is_at(f"::ffff:{a}") for a in ("10.0.0.7", "10.0.0.8", "192.168.1.9")] == [True, False, True]

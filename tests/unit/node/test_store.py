@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -194,12 +195,31 @@ def test_links_that_break_off_are_no_folder(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", full)
+        patch.setattr(shutil, "copyfile", full)
         with pytest.raises(OutputError, match="No space left"):
             store.link(key, to)
     assert not to.exists()
     store.link(key, to)
     assert [file.name for file in sorted(to.iterdir())] == [file.name for file in store.files(key)]
     assert [place.name for place in to.parent.iterdir()] == ["scan"]
+
+
+def test_without_links_the_objects_are_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on shares of Windows."""
+    for image in series()[:2]:
+        put(store, image)
+
+    def none(source: Path, target: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", none)
+    (key,), to = store.series(), tmp_path / "jobs" / "a" / "scan"
+    store.link(key, to)
+    assert [(file.name, file.read_bytes()) for file in sorted(to.iterdir())] == [
+        (file.name, file.read_bytes()) for file in store.files(key)
+    ]
 
 
 def test_a_linked_folder_is_on_the_disk_with_its_parents(

@@ -139,8 +139,9 @@ def test_a_damaged_job_is_told_of_and_the_others_are_served(
     text = '{"created": 1e400}' if text == "1e400" else text
     with queue._db:
         queue._db.execute("UPDATE jobs SET content = ? WHERE id = ?", (text, IDS[1]))
-    assert [job.id for job in queue.all()] == [IDS[0]]
-    assert f"job {IDS[1]} is damaged" in capsys.readouterr().err
+    for _ in range(2):
+        assert [job.id for job in queue.all()] == [IDS[0]]
+    assert capsys.readouterr().err.count(f"job {IDS[1]} is damaged") == 1
     queue.close()
 
 
