@@ -135,9 +135,9 @@ def _levels(shape: Index3, spacing_mm: Vector3) -> _Levels:
 
 
 def _compared(long: npt.NDArray[np.bool_], strides: Sequence[Index3]) -> npt.NDArray[np.bool_]:
-    """Axes with which spacings are compared: those long enough to be pooled or, if none is, those pooled on the
-    way to the last two levels. An axis that is too short keeps its spacing: compared with it, all others would
-    become too coarse."""
+    """Axes with which spacings are compared: those long enough to be pooled or, if none is, those pooled
+    on the way to the last two levels. An axis that is too short keeps its spacing: compared with it, all
+    others would become too coarse."""
     if long.any():
         return long
     late: npt.NDArray[np.bool_] = (np.array(strides[-2:]) > 1).any(axis=0)
