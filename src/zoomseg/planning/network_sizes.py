@@ -140,7 +140,7 @@ def _compared(long: npt.NDArray[np.bool_], strides: Sequence[Index3]) -> npt.NDA
     others would become too coarse."""
     if long.any():
         return long
-    late: npt.NDArray[np.bool_] = (np.array(strides[-2:]) > 1).any(axis=0)
+    late: npt.NDArray[np.bool_] = np.array(strides[-2:]).max(axis=0) > 1
     return late if late.any() else np.ones(3, dtype=bool)
 
 

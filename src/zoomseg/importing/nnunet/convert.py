@@ -405,7 +405,7 @@ def _label_values(dataset: dict[str, Any]) -> set[int]:
     return {one for one in every if isinstance(one, int)}
 
 
-def _whole(value: object) -> object:
+def _whole(value: Any) -> Any:
     """A label's value; nnU-Net also reads numbers written as text."""
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
 
