@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import random
 import shlex
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +26,7 @@ from fuzzing.zips import packed, zip_changed
 
 ZOOMSEG = "zoomseg.cli.main:main"
 PACKAGE = "fuzzing.packages:main"
+IMPORT = "fuzzing.imports:main"
 
 SOUND = "sound"
 """Name of the valid case that some batches contain."""
@@ -359,6 +362,46 @@ def _weights_changed(m: Mutation, data: bytes) -> bytes:
     return damaged(m, data, *m.pick(((0, 8), (8, 8 + length), numbers, numbers, numbers)))
 
 
+def _nnunet(making: _Making) -> _Command:
+    """An invalid model of nnU-Net, as a folder or a zip."""
+    m, members = making.m, dict(making.samples.nnunet)
+    checkpoint = next(name for name in members if name.endswith(".pth"))
+    way = m.pick(
+        (*("plans.json",) * 5, *("dataset.json",) * 4, *("pickle",) * 3, "checkpoint", *("zip",) * 4)
+    )
+    m.note(f"in {way}")
+    match way:
+        case "zip":
+            pass
+        case "pickle":
+            members[checkpoint] = _pickle_changed(m, members[checkpoint])
+        case "checkpoint":
+            members[checkpoint] = damaged(m, members[checkpoint])
+        case _:
+            members[way] = json_changed(m, json.loads(members[way]))
+    source = making.given / "trained"
+    if way == "zip" or m.chance(0.3):
+        source = source.with_suffix(".zip")
+        inside = {f"trained/{name}": data for name, data in members.items()}
+        source.write_bytes(zip_changed(m, inside) if way == "zip" else packed(inside))
+    else:
+        for name, data in members.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(data)
+    return _Command(("import", "nnunet", str(source), "-o", making.out), entry=IMPORT)
+
+
+def _pickle_changed(m: Mutation, data: bytes) -> bytes:
+    """Change the pickle in a checkpoint, which is a zip of uncompressed members."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(changed, "w") as other:
+        for name in archive.namelist():
+            content = archive.read(name)
+            new = damaged(m, content) if name.endswith("/data.pkl") else content
+            other.writestr(zipfile.ZipInfo(name), new)
+    return changed.getvalue()
+
+
 def _recipe(making: _Making) -> _Command:
     m, samples = making.m, making.samples
     tiny = m.chance(0.5)
@@ -410,6 +453,7 @@ KINDS: dict[str, Callable[[_Making], _Command]] = {
     "dataset.json": _dataset,
     "label file": _labels,
     "model": _model,
+    "nnU-Net": _nnunet,
     "recipe": _recipe,
     "package": _package,
 }

@@ -107,7 +107,7 @@ def _looks_complete(given: Input, ran: Ran) -> Iterator[Violation]:
             found = _packaged(given.out.with_name("labels.nii.gz"), ran)
         case "check":
             found = _opens_as_dataset(given.out) if failed else iter(())
-        case "train":
+        case "train" | "import":
             found = _opens_as_model(given.out) if failed else _is_no_model(given.out)
         case "evaluate":
             found = (f"{p.name} of a failed evaluation" for p in given.out.glob("*.*") if failed)

@@ -45,7 +45,7 @@ COMMANDS = (
         "zoomseg.cli.training_display",
         "zoomseg.cli.prediction_display",
     ),
-    *("zoomseg.export.run", "fuzzing.packages"),
+    *("zoomseg.export.run", "fuzzing.packages", "zoomseg.importing.nnunet.run", "fuzzing.imports"),
 )
 """Modules that commands import; they are imported before a child is forked."""
 

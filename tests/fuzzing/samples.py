@@ -22,7 +22,7 @@ import pydicom
 import SimpleITK as sitk  # noqa: N813
 import yaml
 
-from helpers import dicom_series
+from helpers import dicom_series, nnunet_models
 from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.labels import LabelSchema
@@ -132,6 +132,14 @@ class Samples:
         """An untrained model."""
         bundle.save(untrained_bundle(), self.root / "model")
         return self.root / "model"
+
+    @cached_property
+    def nnunet(self) -> dict[str, bytes]:
+        """A trained model of nnU-Net, as content by path in its folder."""
+        folder = nnunet_models.write(self.root / "nnunet")
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))
+        }
 
     @cached_property
     def package(self) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from zoomseg.core.arrays import Array, namespace
 from zoomseg.core.errors import ModelError
 from zoomseg.core.tiling import PointwiseHead, Tile, logarithms, normalised
 from zoomseg.io.bundle import Bundle, NetworkFiles
+from zoomseg.io.files import read_file
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import SplitNetwork, StageNetwork
 from zoomseg.recipe.spec import MeanKind, Stage
@@ -169,6 +170,7 @@ def _graph(model: Bundle, stage: str, backend: Compiler) -> Path:
 
 def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
     try:
-        graph_check.check(files.graph.read_bytes(), files.weights.name, files.weights.stat().st_size)
+        graph = read_file(files.graph, graph_check.LARGEST)
+        graph_check.check(graph, files.weights.name, files.weights.stat().st_size)
     except (ValueError, OSError) as error:
         raise ModelError(f"model {model.folder}, stage '{stage}': {error}; obtain it again") from error

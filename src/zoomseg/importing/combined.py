@@ -8,6 +8,7 @@ concern a scan as a whole (its orientation, its cropping) must be equal.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -172,7 +173,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         slug = (_slug(name) or "model")[:_PREFIX]
-        found.append(slug if slug not in found else f"{slug}-{len(found) + 1}")
+        numbered = (f"{slug}-{n}" for n in itertools.count(len(found) + 1))
+        found.append(next(own for own in itertools.chain([slug], numbered) if own not in found))
     return found
 
 

@@ -25,7 +25,8 @@ from zoomseg.recipe import spec as specs
 SMALLEST_FEATURE_MAP = 4
 MAX_LEVELS = 6
 ANISOTROPY = 2.0
-"""An axis that is coarser than the finest by this factor is not pooled (and not convolved across) yet."""
+"""An axis that is coarser than the finest by this factor is not pooled (and not convolved across) yet. Axes
+that are too short to be pooled are not compared with."""
 WEIGHT_COPIES = 5
 """Copies of every weight: itself, its gradient, two moments of the optimiser, its average."""
 ANSWER_COPIES = 8
@@ -70,9 +71,18 @@ def size_network(
     stage: str, scan: Index3, spacing_mm: Vector3, voxels: float, base: int, recipe: specs.PlannedRecipe
 ) -> SizedNetwork:
     """A patch of about ``voxels`` voxels, as near to a physical cube as the scan (its shape at
-    ``spacing_mm``) allows, and a network of ``base`` channels whose pooling divides it."""
+    ``spacing_mm``) allows, and a network of ``base`` channels whose pooling divides it.
+
+    Raises:
+        RecipeError: no axis is long enough to be pooled.
+    """
     shape = _cube(scan, spacing_mm, voxels)
     levels = _levels(shape, spacing_mm)
+    if len(levels.strides) < 2:
+        raise RecipeError(
+            f"stage '{stage}': {times(scan)} voxels are too few to plan a network, which needs "
+            f"{2 * SMALLEST_FEATURE_MAP - 1} along an axis; use larger or finer scans, or write a recipe"
+        )
     divisor = np.prod(np.array(levels.strides), axis=0)
     patch = as_index(np.maximum(divisor, np.round(np.array(shape) / divisor) * divisor))
     depth = len(levels.strides)
@@ -108,29 +118,36 @@ def _cube(scan: Index3, spacing_mm: Vector3, voxels: float) -> Index3:
 def _levels(shape: Index3, spacing_mm: Vector3) -> _Levels:
     size, spacing = np.array(shape, dtype=float), np.array(spacing_mm)
     strides: list[Index3] = [(1, 1, 1)]
-    kernels: list[Index3] = [_kernel(spacing)]
+    kernels: list[Index3] = []
     waits = np.zeros(3, dtype=int)
-    while len(strides) < MAX_LEVELS:
-        coarser = _coarser(spacing)
-        pool = (np.ceil(size / 2) >= SMALLEST_FEATURE_MAP) & ~coarser
-        if not pool.any():
+    while True:
+        long = np.ceil(size / 2) >= SMALLEST_FEATURE_MAP
+        coarser = _coarser(spacing, _compared(long, strides))
+        kernels.append(as_index(np.where(coarser | (size == 1), 1, 3)))
+        pool = long & ~coarser
+        if len(strides) == MAX_LEVELS or not pool.any():
             break
-        waits += coarser
+        waits += long & coarser
         stride = np.where(pool, 2, 1)
         size, spacing = np.ceil(size / stride), spacing * stride
         strides.append(as_index(stride))
-        kernels.append(_kernel(spacing))
     return _Levels(tuple(strides), tuple(kernels), as_index(waits))
 
 
-def _coarser(spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def _compared(long: npt.NDArray[np.bool_], strides: Sequence[Index3]) -> npt.NDArray[np.bool_]:
+    """Axes with which spacings are compared: those long enough to be pooled or, if none is, those pooled
+    on the way to the last two levels. An axis that is too short keeps its spacing: compared with it, all
+    others would become too coarse."""
+    if long.any():
+        return long
+    late: npt.NDArray[np.bool_] = np.array(strides[-2:]).max(axis=0) > 1
+    return late if late.any() else np.ones(3, dtype=bool)
+
+
+def _coarser(spacing: npt.NDArray[np.float64], compared: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Axes that are still too coarse to be pooled and convolved across."""
-    coarser: npt.NDArray[np.bool_] = spacing >= ANISOTROPY * spacing.min()
+    coarser: npt.NDArray[np.bool_] = spacing >= ANISOTROPY * spacing[compared].min()
     return coarser
-
-
-def _kernel(spacing: npt.NDArray[np.float64]) -> Index3:
-    return as_index(np.where(_coarser(spacing), 1, 3))
 
 
 def _why_strides(stage: str, levels: _Levels, spacing_mm: Vector3) -> Reason:
@@ -150,7 +167,7 @@ def _why_kernels(stage: str, kernels: Sequence[Index3]) -> Reason:
     if len(runs) == 1 and runs[0][0] == (3, 3, 3):
         return Reason(f"{stage} kernels", "3x3x3", "voxels are nearly cubes at every level")
     value = ", then ".join(f"{times(kernel)} at {n} level{'s' if n > 1 else ''}" for kernel, n in runs)
-    why = f"not across an axis that is {ANISOTROPY:g} or more times as coarse as another"
+    why = f"not across an axis that is {ANISOTROPY:g} or more times as coarse as another, or has one voxel"
     return Reason(f"{stage} kernels", value, why)
 
 

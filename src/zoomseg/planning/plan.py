@@ -25,7 +25,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.network_sizes import Cost, costs_of
 from zoomseg.planning.organ_groups import Group, groups_of, why_not
-from zoomseg.planning.rationale import Plan, Reason, about, count, gigabytes, organ_reasons
+from zoomseg.planning.rationale import Plan, Reason, about, count, gigabytes, organ_reasons, times
 from zoomseg.planning.stage_plans import (
     SINGLE_STAGE_FACTOR,
     Layout,
@@ -60,6 +60,8 @@ ONE_PIECE_CASES = 5
 STOUT = 0.1
 """Minimum share of its bounding box that an organ fills: thinner ones (the portal vein fills 3 %, the
 pancreas 9 %) break in two if they are delineated imprecisely, and their parts are not islands."""
+MANY_TILES = 1000
+"""A warning is issued if a single stage needs more for the largest scan: ten per axis."""
 SMALLEST_PATCH_VOXELS = 2000
 """Patches are not reduced below this size, at which nothing could be learned."""
 
@@ -118,6 +120,7 @@ def plan(
     reasons += [chosen.why_memory, mirrored(schema, data)[1], contrast(data).reason]
     reasons += [why_training(concrete.stages[-1].training), _why_length(recipe, length), why_islands]
     reasons += organ_reasons(data, schema, finest_mm)
+    reasons += _many_tiles(concrete.stages[-1], data) if single else []
     reasons += [Reason(one.what, one.found, one.todo, warning=True) for one in data.advice]
     return Plan(concrete, tuple(reasons), data, finest_mm)
 
@@ -165,6 +168,17 @@ def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Re
         return True, Reason("stages", "one", why)
     why = f"the median scan has {scan} voxels, more than {patches}: too many for a single detailed stage"
     return False, Reason("stages", "two: coarse, then fine", why)
+
+
+def _many_tiles(stage: specs.Stage, data: Fingerprint) -> list[Reason]:
+    """A warning if tiles that suit the median scan, which is small, are very many in the largest one."""
+    pairs = zip(data.largest_shape, stage.grid.tile, strict=True)
+    tiles = math.prod(1 + max(0, math.ceil(2 * size / side - 2)) for size, side in pairs)  # overlap of half
+    if tiles <= MANY_TILES:
+        return []
+    value = f"{times(data.largest_shape)} voxels: about {count(tiles)} tiles of {times(stage.grid.tile)}"
+    why = "there is one stage, as the median scan is small: crop large scans to the region of the others"
+    return [Reason("largest scan", value, why, warning=True)]
 
 
 def _regions(

@@ -124,8 +124,13 @@ def times(shape: Index3) -> str:
 
 def millimetres(spacing_mm: Vector3) -> str:
     """``2.71 mm``, or ``1.25x1.25x7.7 mm``."""
-    figures = [f"{round(mm, 3):g}" for mm in spacing_mm]
+    figures = [f"{round(mm, decimals(mm)):g}" for mm in spacing_mm]
     return ("x".join(figures) if len(set(figures)) > 1 else figures[0]) + " mm"
+
+
+def decimals(mm: float) -> int:
+    """Of a rounded spacing: three, and more where these would be fewer than three digits."""
+    return max(3, 2 - math.floor(math.log10(mm)))
 
 
 def count(number: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 
@@ -15,13 +15,15 @@ from zoomseg.core.sides import has_side, is_asymmetric
 from zoomseg.planning.fingerprint import Fingerprint, as_index, as_vector
 from zoomseg.planning.network_sizes import size_network
 from zoomseg.planning.organ_groups import Group
-from zoomseg.planning.rationale import AXES, Reason, count, millimetres
+from zoomseg.planning.rationale import AXES, Reason, count, decimals, millimetres
 from zoomseg.recipe import spec as specs
 
 SINGLE_STAGE_FACTOR = 4.0
 """One stage is enough if the median scan has at most this many times a patch's voxels."""
 
 BATCH_LIMIT = 4
+Number = TypeVar("Number")
+
 SAME_SIDE = 0.9
 """An organ has a side if it lies to the right of another in at least this share of the cases."""
 
@@ -206,8 +208,9 @@ def _why_spacing(stage: str, data: Fingerprint, mm: Vector3, voxels: int) -> Rea
 
 def _fitting(data: Fingerprint, spacing_mm: Vector3, tile: Index3) -> Vector3:
     """Increase a spacing if rounding the tile to the network's pooling would cut the median scan."""
-    extent = np.array(data.extent_mm)
-    return _rounded(as_vector(np.maximum(spacing_mm, np.ceil(extent / np.array(tile) * 1000) / 1000)))
+    least = np.array(data.extent_mm) / np.array(tile)
+    unit = np.array([10.0 ** decimals(mm) for mm in least])
+    return _rounded(as_vector(np.maximum(spacing_mm, np.ceil(least * unit) / unit)))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -359,5 +362,27 @@ def _in_voxels(shape: Index3, spacing_mm: Vector3, other_mm: Vector3) -> Index3:
 
 
 def _rounded(spacing_mm: Vector3) -> Vector3:
-    """Rounded to three decimals, as a person would write it."""
-    return cast("Vector3", tuple(round(s, 3) for s in spacing_mm))
+    """Rounded to three decimals, and at least three digits, as a person would write it."""
+    return cast("Vector3", tuple(round(s, decimals(s)) for s in spacing_mm))
+
+
+def reordered(stage: specs.Stage, axes: Index3) -> specs.Stage:
+    """A planned stage, whose numbers are in the order of R, A and S, for scans whose axes are these."""
+    grid, network = stage.grid, stage.network
+    assert isinstance(grid, specs.FixedSpacing)
+    assert isinstance(network, specs.ResEncUNet)
+
+    def turned(values: tuple[Number, Number, Number]) -> tuple[Number, Number, Number]:
+        return (values[axes[0]], values[axes[1]], values[axes[2]])
+
+    changed = {
+        "grid": grid.model_copy(update={"mm": turned(grid.mm), "tile": turned(grid.tile)}),
+        "network": network.model_copy(
+            update={
+                "strides": tuple(map(turned, network.strides)),
+                "kernels": tuple(map(turned, network.kernels)),
+            }
+        ),
+        "training": stage.training.model_copy(update={"patch": turned(stage.training.patch)}),
+    }
+    return stage.model_copy(update=changed)

@@ -14,6 +14,7 @@ A fifth of the scans is held out: regions are chosen on them, and a small cascad
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, listed
+from zoomseg.core.geometry import Index3, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
@@ -43,8 +45,9 @@ from zoomseg.io.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from zoomseg.io.scans import ScanInput, find_scans, read_labels, read_scan, write_labels
+from zoomseg.io.scans import ScanInput, find_scans, read_grid, read_labels, read_scan, write_labels
 from zoomseg.pipeline import stage_input
+from zoomseg.planning import stage_plans
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import BodyMask, PlannedRecipe, Recipe, Stage, WholeVolume
@@ -241,7 +244,9 @@ class Acceleration:
         if model.orientation != "canonical":  # the first axis may not run from side to side
             unmirrored = stage.training.augmentation.model_copy(update={"flip_axes": ()})
             training = stage.training.model_copy(update={"augmentation": unmirrored})
-            stage = stage.model_copy(update={"training": training})
+            stage = stage_plans.reordered(
+                stage.model_copy(update={"training": training}), self._axes_in(model)
+            )
         return recipe.model_copy(
             update={
                 "name": REGION,
@@ -253,6 +258,12 @@ class Acceleration:
                 "crop": model.crop,
             }
         )
+
+    def _axes_in(self, model: Recipe) -> Index3:
+        """For each axis of a scan as the model reads it, the canonical one, in most training scans."""
+        grids = [read_grid(self._labels / f"{case}.nii.gz") for case in self.split.train]
+        seen = [stage_input.orientation_of(model, grid).grid(grid) for grid in grids]
+        return Counter(Orientation.to_canonical(grid).inverse.order for grid in seen).most_common(1)[0][0]
 
     # --- regions -----------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 it considers possible, that contains the prediction of the model without a region.
 
 Regions of several radii and thresholds are placed around the coarse predictions of scans on which the stage
-was not trained. Of those that contain ``RECALL`` of the model's foreground in every scan, the one with the
-fewest tiles is used.
+was not trained. Of those that contain ``RECALL`` of the model's foreground in every scan, and
+``ORGAN_RECALL`` of each organ over all scans, the one with the fewest tiles is used.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from zoomseg.recipe.spec import DilatedForeground, Stage
 
 RECALL = 0.999
 """Minimum share of the model's foreground that a region contains in every held-out scan."""
+
+ORGAN_RECALL = 0.99
+"""Minimum share of each organ that a region contains, over all held-out scans: a small organ is a negligible
+part of the foreground."""
 
 RADII_VOX = (2.0, 4.0, 8.0)
 """In voxels of the accelerated stage's own grid."""
@@ -108,7 +112,7 @@ class RegionSearch:
         """The candidate with the fewest tiles; among equals, the safest.
 
         Raises:
-            TrainingError: none contains enough in every scan.
+            TrainingError: none contains enough in every scan, or enough of every organ.
         """
         lowest = {own: min(cost.recall for cost in costs) for own, costs in self.found.items()}
         enough = [own for own in self.found if lowest[own] >= RECALL]
@@ -119,12 +123,24 @@ class RegionSearch:
                 f"{max(lowest.values()):.2%}); go on for longer with --resume --time-budget, or give more "
                 "scans"
             )
-        best = min(enough, key=lambda own: (self._total(own), -own[0], own[1]))
+        organs = {own: _by_organ(self.found[own]) for own in enough}
+        least = {own: min(organs[own].values(), default=1.0) for own in enough}
+        safe = [own for own in enough if least[own] >= ORGAN_RECALL]
+        if not safe:
+            most = max(enough, key=least.__getitem__)
+            name = min(organs[most], key=organs[most].__getitem__)
+            raise TrainingError(
+                f"stage '{self.stage.name}': no region around what the coarse stage finds holds "
+                f"{ORGAN_RECALL:.0%} of every organ that the model finds in the held-out scans (at most "
+                f"{least[most]:.2%} of '{name}'); go on for longer with --resume --time-budget, or give more "
+                "scans"
+            )
+        best = min(safe, key=lambda own: (self._total(own), -own[0], own[1]))
         costs = self.found[best]
         return ChosenRegion(
             DilatedForeground(of=self.of, labels=self.labels, radius_vox=best[0], threshold=best[1]),
             lowest[best],
-            _by_organ(costs),
+            organs[best],
             self._total(best) / sum(cost.all_tiles for cost in costs),
         )
 

@@ -119,6 +119,14 @@ def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: 
         networks_of([model], backend, CPU)
 
 
+def test_a_graph_that_grew_since_it_was_loaded_is_not_read(tmp_path: Path) -> None:
+    model = converted("unet3d", tmp_path)
+    with model.graphs["coarse"].graph.open("ab") as file:
+        file.truncate(10**12)  # of which nothing is stored
+    with pytest.raises(ModelError, match=r"stage 'coarse': .*has 1000000000000 bytes, 1048576 at most"):
+        networks_of([model], "onnxruntime", CPU)
+
+
 def of_nine_organs(folder: Path, seed: int = 0, half: bool = False) -> Bundle:
     """A stage ``coarse`` of ten classes and four features, whose mean is geometric."""
     small = one_stage("plain_conv_unet")

@@ -123,6 +123,12 @@ def test_each_stage_is_named_after_its_model_and_sees_its_own_intensities(
     assert [part["fold"] for part in model.provenance["combined_of"]] == ["0", "0", "0"]  # type: ignore[union-attr,index,call-overload]
 
 
+def test_stages_of_equal_and_of_numbered_names_differ(models: tuple[Bundle, Bundle, Bundle]) -> None:
+    a, b, c = models
+    model = combined([a, b, c], ["x", "x-3", "x"])
+    assert [stage.name for stage in model.recipe.stages] == ["x", "x-3", "x-4"]
+
+
 def test_models_that_see_scans_turned_differently_are_refused(models: tuple[Bundle, Bundle, Bundle]) -> None:
     a, b, _ = models
     turned = Bundle(

@@ -69,6 +69,58 @@ def test_an_axis_waits_until_the_others_are_as_coarse() -> None:
     assert halvings.value == ", ".join(f"{'RAS'[a]} {int(math.log2(n))}" for a, n in enumerate(counted))
 
 
+@pytest.mark.parametrize(
+    ("scan", "spacing_mm", "strides", "kernels"),
+    [
+        ((512, 512, 1), (1.0, 1.0, 1.0), ((2, 2, 1),) * 5, ((3, 3, 1),) * 6),
+        ((512, 512, 1), (0.7, 0.7, 5.0), ((2, 2, 1),) * 5, ((3, 3, 1),) * 6),
+        ((1, 100, 100), (1.0, 1.0, 1.0), ((1, 2, 2),) * 5, ((1, 3, 3),) * 6),
+        ((400, 400, 6), (1.0, 1.0, 1.0), ((2, 2, 1),) * 5, ((3, 3, 3),) * 6),
+        ((256, 256, 7), (1.0, 1.0, 0.5), ((1, 1, 2), *((2, 2, 1),) * 4), ((1, 1, 3), *((3, 3, 3),) * 5)),
+        ((512, 512, 10), (1.0, 1.0, 1.0), ((2, 2, 2), *((2, 2, 1),) * 4), ((3, 3, 3),) * 6),
+        # A thick axis is not convolved across until the others are as coarse, however short it is.
+        ((512, 512, 6), (1.0, 1.0, 5.0), ((2, 2, 1),) * 5, (*((3, 3, 1),) * 2, *((3, 3, 3),) * 4)),
+    ],
+)
+def test_an_axis_too_short_to_be_halved_keeps_no_other_from_it(
+    scan: Index3, spacing_mm: Vector3, strides: tuple[Index3, ...], kernels: tuple[Index3, ...]
+) -> None:
+    network = fit(scan, spacing_mm, 110_000).network
+    assert network.strides == ((1, 1, 1), *strides)
+    assert network.kernels == kernels
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing_mm", "strides", "kernels"),
+    [
+        ((35, 50, 35), (1.0, 1.0, 1.0), (*((2, 2, 2),) * 3, (1, 2, 1)), (*((3, 3, 3),) * 4, (3, 1, 3))),
+        ((50, 50, 33), (9.989, 9.989, 9.989), (*((2, 2, 2),) * 3, (2, 2, 1)), (*((3, 3, 3),) * 4, (1, 1, 3))),
+        ((47, 47, 47), (3.009, 3.009, 3.009), ((2, 2, 2),) * 3, ((3, 3, 3),) * 4),
+        (
+            (87, 87, 14),
+            (1.25, 1.25, 7.7),
+            (*((2, 2, 1),) * 2, *((2, 2, 2),) * 2),
+            (*((3, 3, 1),) * 2, *((3, 3, 3),) * 3),
+        ),
+        ((60, 60, 29), (2.461, 2.461, 5.0), ((2, 2, 1), *((2, 2, 2),) * 3), ((3, 3, 1), *((3, 3, 3),) * 4)),
+    ],
+    ids=["hippocampus", "OpenKBP, coarse", "BTCV", "CHAOS", "BTCV, 5 mm"],
+)
+def test_axes_that_are_all_long_are_halved_as_in_the_trainings_that_were_measured(
+    patch: Index3, spacing_mm: Vector3, strides: tuple[Index3, ...], kernels: tuple[Index3, ...]
+) -> None:
+    network = fit(patch, spacing_mm, 1e7).network
+    assert network.strides == ((1, 1, 1), *strides)
+    assert network.kernels == kernels
+
+
+def test_what_is_too_small_for_a_network_is_refused() -> None:
+    told = "stage 'fine': 6x6x6 voxels are too few to plan a network, which needs 7 along an axis"
+    with pytest.raises(RecipeError, match=told):
+        fit((6, 6, 6), (1.0, 1.0, 1.0), 1e6)
+    assert fit((7, 6, 1), (1.0, 1.0, 1.0), 1e6).network.strides == ((1, 1, 1), (2, 1, 1))
+
+
 def test_cubes_are_said_shortly() -> None:
     _, halvings, kernels = fit((300, 300, 300), (1.0, 1.0, 1.0), 64**3).reasons
     assert (halvings.value, kernels.value) == ("4 times", "3x3x3")

@@ -74,6 +74,21 @@ def test_boxes_are_for_small_organs_far_apart_on_a_grid_that_can_be_finer() -> N
     assert "not seen" in (why_not(groups, far, unseen, coarse) or "")
 
 
+@pytest.mark.parametrize(("number", "boxes"), [(6, True), (7, False)])
+def test_no_more_groups_than_networks_can_be_trained(number: int, boxes: bool) -> None:
+    places = [(x, y, 0.5) for x in (0.1, 0.35, 0.65, 0.9) for y in (0.2, 0.8)][:number]
+    organs = [organ(f"o{n}", place) for n, place in enumerate(places)]
+    groups = groups_of(data(*organs), 16.0)
+    assert len(groups) == number
+    why = why_not(groups, data(*organs), LabelSchema.consecutive([o.name for o in organs]), (4.0, 4.0, 4.0))
+    assert why == (
+        None
+        if boxes
+        else "7 groups of organs lie apart, and at most 6 get a network each: more "
+        "would be trained too briefly"
+    )
+
+
 def far_apart(root: Path) -> Dataset:
     """Two balls of 10 mm at both ends of a long box of noise, with names for them."""
     for folder in ("imagesTr", "labelsTr"):

@@ -87,6 +87,17 @@ def template() -> PlannedRecipe:
     return recipe
 
 
+def test_a_large_scan_among_small_crops_is_warned_of() -> None:
+    made = whole_plan(replace(CROPS, shape=(40, 40, 40), largest_shape=(600, 600, 900)))
+    assert [s.grid.tile for s in made.recipe.stages] == [(40, 40, 40)]
+    (warning,) = made.warnings  # 29 x 29 x 44 tiles, of which each begins half a tile after the one before
+    assert warning.startswith(
+        "largest scan: 600x600x900 voxels: about 37,000 tiles of 40x40x40; there is one"
+    )
+    assert whole_plan(CROPS).warnings == ()
+    assert whole_plan(replace(ABDOMEN, largest_shape=(900, 900, 9000))).warnings == ()
+
+
 def test_large_scans_get_two_stages_small_crops_one() -> None:
     assert [s.name for s in planned(ABDOMEN).stages] == ["coarse", "fine"]
     assert [s.name for s in planned(CROPS).stages] == ["whole"]

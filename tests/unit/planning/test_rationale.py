@@ -12,6 +12,7 @@ from zoomseg.planning.rationale import (
     Reason,
     about,
     count,
+    decimals,
     gigabytes,
     millilitres,
     millimetres,
@@ -74,6 +75,8 @@ def test_figures() -> None:
     assert gigabytes(1_078_000_000) == "1.08 GB"
     assert millimetres((2.71, 2.71, 2.71)) == "2.71 mm"
     assert millimetres((1.25, 1.25, 7.699999)) == "1.25x1.25x7.7 mm"
+    assert millimetres((0.0003, 0.0014, 0.0123456)) == "0.0003x0.0014x0.0123 mm"
+    assert [decimals(mm) for mm in (250.0, 1.0, 0.1, 0.09, 0.0003)] == [3, 3, 3, 4, 6]
     assert [millilitres(v) for v in (4.768, 99.9, 1653.6)] == ["4.77", "99.9", "1,654"]
 
 

@@ -11,9 +11,17 @@ import pytest
 from zoomseg.core.labels import LabelSchema
 from zoomseg.planning.fingerprint import Fingerprint, Organ, SideBySide
 from zoomseg.planning.organ_groups import Group
-from zoomseg.planning.stage_plans import boxes, contrast, mirrored, spacing_for, spacing_in
+from zoomseg.planning.stage_plans import (
+    boxes,
+    contrast,
+    mirrored,
+    reordered,
+    spacing_for,
+    spacing_in,
+    two_stages,
+)
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import BoxAround, PlannedRecipe, PriorInput
+from zoomseg.recipe.spec import BoxAround, FixedSpacing, PlannedRecipe, PriorInput, ResEncUNet
 
 ABDOMEN = Fingerprint((0.8, 0.8, 2.0), (512, 512, 200), (512, 512, 300), True, (-110.2, 240.4), 30, 30)
 THICK_MR = Fingerprint((1.25, 1.25, 7.7), (256, 256, 36), (256, 256, 40), False, (0.0, 900.0), 16, 16)
@@ -34,6 +42,44 @@ def test_several_boxes_share_a_voxel_budget() -> None:
     assert spacing_in((1.0, 1.0, 1.0), [(20.0, 20.0, 20.0), (10.0, 10.0, 10.0)], 1125) == (2.0, 2.0, 2.0)
     assert spacing_in((1.0, 1.0, 4.0), [(16.0, 16.0, 16.0)], 256) == (2.0, 2.0, 4.0)
     assert spacing_in((1.0, 1.0, 1.0), [(20.0, 20.0, 20.0)], 10**6) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("mm", "rounded"), [(0.0003, 0.0003), (0.0014, 0.0014), (0.76171875, 0.762)])
+def test_spacings_keep_three_digits(mm: float, rounded: float) -> None:
+    """Those of micro-CT, too."""
+    data = replace(ABDOMEN, spacing_mm=(mm, mm, mm), shape=(100, 100, 100))
+    assert spacing_for(data, 10**6) == (rounded,) * 3
+
+
+def test_a_coarse_grid_of_micrometres_is_widened_as_little_as_one_of_millimetres() -> None:
+    small, large = (
+        two_stages(template(), replace(ABDOMEN, spacing_mm=(mm, mm, mm)), LabelSchema.consecutive(["bone"]))[
+            0
+        ]
+        for mm in (0.001, 1.0)
+    )
+    assert small.stage.grid.tile == large.stage.grid.tile
+    assert np.array(small.mm) * 1000 == pytest.approx(np.array(large.mm), rel=0.005)
+    assert (np.array(small.mm) * small.stage.grid.tile * 1000 >= ABDOMEN.shape).all()
+
+
+def test_a_stage_for_scans_with_other_axes_has_its_numbers_in_their_order() -> None:
+    coarse = two_stages(template(), THICK_MR, LabelSchema.consecutive(["liver"]))[0].stage
+    made = reordered(coarse, (1, 2, 0))  # scans whose axes run along A, S and R
+    assert isinstance(made.grid, FixedSpacing)
+    assert isinstance(coarse.grid, FixedSpacing)
+    assert isinstance(made.network, ResEncUNet)
+    assert isinstance(coarse.network, ResEncUNet)
+    for own, planned in (
+        (made.grid.mm, coarse.grid.mm),
+        (made.grid.tile, coarse.grid.tile),
+        (made.training.patch, coarse.training.patch),
+        *zip(made.network.strides, coarse.network.strides, strict=True),
+        *zip(made.network.kernels, coarse.network.kernels, strict=True),
+    ):
+        assert own == (planned[1], planned[2], planned[0])
+    assert len(set(coarse.grid.mm)) > 1  # otherwise their order would not show
+    assert reordered(coarse, (0, 1, 2)) == coarse
 
 
 def template() -> PlannedRecipe:

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,22 @@ from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from helpers.untrained_models import untrained
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from zoomseg.core.geometry import Orientation
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference.load import load_predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_labels, write_image
 from zoomseg.recipe.load import dump, load
-from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, ImageInput, Recipe, WholeVolume
+from zoomseg.recipe.spec import (
+    BoxAround,
+    DilatedForeground,
+    FixedShape,
+    FixedSpacing,
+    ImageInput,
+    Recipe,
+    Stage,
+    WholeVolume,
+)
 from zoomseg.training import acceleration, record, training_run
 from zoomseg.training.acceleration import Acceleration
 from zoomseg.training.log import Silent
@@ -122,6 +133,51 @@ def test_the_model_computes_around_what_the_coarse_stage_finds(
     assert records["whole"].tiles < 5 * 4 * 3
     region = result.stages["whole"].region
     assert not result.labels.data[~region.on(result.labels.grid).mask_in(result.labels.grid.box)].any()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored", "order"),
+    [
+        ("canonical", "ASR", (0, 1, 2)),
+        ("stored", "ASR", (1, 2, 0)),
+        ("ASR", "RAS", (1, 2, 0)),
+        ("stored", "LPS", (0, 1, 2)),
+    ],
+)
+def test_the_coarse_stage_is_planned_for_the_axes_that_the_model_reads(
+    orientation: str,
+    stored: str,
+    order: tuple[int, int, int],
+    oracle: Oracle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def coarse(folder: Path, axes: str, orientation: str) -> Stage:
+        (folder / "scans").mkdir(parents=True)
+        for seed in range(2):
+            image = tiny_case(seed)[0]
+            image = image.reoriented(Orientation.towards(axes, image.grid))
+            write_image(folder / "scans" / f"scan_{seed}.nii.gz", image)
+
+        def answer(case: Case, **_: object) -> object:
+            labels = tiny_case(int(case.id[-1]))[1]
+            return SimpleNamespace(labels=labels.reoriented(Orientation.towards(axes, labels.grid)))
+
+        monkeypatch.setattr(oracle, "predict", answer)
+        recipe = everywhere().model_copy(update={"orientation": orientation})
+        bundle.save(untrained(recipe, SCHEMA), folder / "slow")
+        run = begin(folder / "scans", folder / "slow", folder / "fast")
+        run.label(CPU, Silent())
+        (stage,) = run._region_recipe(CPU, Silent()).stages
+        return stage
+
+    planned = coarse(tmp_path / "canonical", "RAS", "canonical").grid
+    grid = coarse(tmp_path / "own", stored, orientation).grid
+    assert isinstance(planned, FixedSpacing)
+    assert isinstance(grid, FixedSpacing)
+    assert len(set(planned.tile)) > 1  # otherwise their order would not show
+    assert grid.tile == tuple(planned.tile[axis] for axis in order)
+    assert grid.mm == tuple(planned.mm[axis] for axis in order)
 
 
 def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, tmp_path: Path) -> None:

@@ -81,8 +81,28 @@ def test_a_scan_without_any_organ_asks_for_nothing() -> None:
 
 def test_recall_is_counted_by_organ_over_all_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidate_regions, "RECALL", 0.5)
+    monkeypatch.setattr(candidate_regions, "ORGAN_RECALL", 0.0)
     found = search()
     found.add(prediction((0, 8, 0.9)), answer(slice(0, 8), slice(40, 48)))
     chosen = found.chosen()
     assert chosen.organ_recall == {"liver": 1.0, "spleen": 0.0}
     assert chosen.lowest_recall == 0.5
+
+
+def test_no_organ_is_lost_because_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its voxels are too few for the recall of all organs together."""
+    monkeypatch.setattr(candidate_regions, "RECALL", 0.5)
+    found = search()
+    found.add(prediction((0, 32, 0.9)), answer(slice(0, 32), slice(60, 61)))
+    told = r"holds 99% of every organ .*\(at most 0\.00% of 'spleen'\); go on for longer"
+    with pytest.raises(TrainingError, match=told):
+        found.chosen()
+    seen = search()
+    # Unsure where the spleen lies: a region that contains it has more tiles, and is used nevertheless.
+    seen.add(prediction((0, 32, 0.9), (56, 64, 0.03)), answer(slice(0, 32), slice(60, 61)))
+    chosen = seen.chosen()
+    assert (chosen.organ_recall, chosen.tile_share) == ({"liver": 1.0, "spleen": 1.0}, 7 / 8)
+    # A hundredth of an organ over all scans may lie outside of the region.
+    seen.add(prediction((0, 32, 0.9)), answer(slice(0, 32), slice(60, 61)))
+    with pytest.raises(TrainingError, match=r"at most 50\.00% of 'spleen'"):
+        seen.chosen()

@@ -51,7 +51,7 @@ def read(path: Path) -> Checkpoint:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ModelError(_refusal(path, error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # on hostile bytes, the loader may raise any exception
         raise ModelError(f"{path} is damaged or no checkpoint ({quoted(error)}); copy it again") from None
     return _checked(path, data)
 
@@ -76,7 +76,17 @@ def _checked(path: Path, data: Any) -> Checkpoint:
     configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
     if not isinstance(configuration, str):
         raise ModelError(f"{path} names no configuration (init_args); supported: checkpoints of nnU-Net v2")
-    axes = data.get("inference_allowed_mirroring_axes") or ()
-    return Checkpoint(
-        weights, configuration, str(data.get("trainer_name", "")), tuple(int(axis) for axis in axes)
-    )
+    axes = _mirror_axes(path, data.get("inference_allowed_mirroring_axes"))
+    return Checkpoint(weights, configuration, str(data.get("trainer_name", "")), axes)
+
+
+def _mirror_axes(path: Path, given: Any) -> tuple[int, ...]:
+    """None: the trainer does not mirror."""
+    if given is None:
+        return ()
+    axes = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not all(type(axis) is int and 0 <= axis <= 2 for axis in axes):
+        raise ModelError(
+            f"{path} allows mirroring along axes {quoted(given)}; expected some of 0, 1 and 2: get it anew"
+        )
+    return axes

@@ -11,7 +11,7 @@ from zoomseg.core.errors import LabelError, ModelError, quoted
 from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.importing.nnunet.network import Axes, axes_of, in_space, spec_of, turned
-from zoomseg.importing.nnunet.plans import ChannelIntensities, Configuration, Plans
+from zoomseg.importing.nnunet.plans import ANISOTROPY, ChannelIntensities, Configuration, Plans, Resampling
 from zoomseg.recipe.quantities import MAX_NAME
 from zoomseg.recipe.spec import (
     SGD,
@@ -51,12 +51,6 @@ OVERSAMPLED = 0.33
 
 OVERLAP = 0.5
 """``nnUNetPredictor``'s ``tile_step_size``."""
-
-ANISOTROPY = 3.0
-"""``nnunetv2.configuration.ANISO_THRESHOLD``."""
-
-RESAMPLING_ORDER = 3
-"""``resample_data_or_seg_to_shape``'s default ``order``, of every kind of data."""
 
 _ORIENTATIONS = {
     "SimpleITKIO": "stored",
@@ -125,11 +119,12 @@ def converted(
     if before is None:
         return alone
     _check_prior(configuration)
-    return _cascade(alone, before)
+    return _cascade(alone, before, _label_values(dataset))
 
 
-def _cascade(own: Converted, before: Converted) -> Converted:
-    """A configuration after the one whose label map it reads."""
+def _cascade(own: Converted, before: Converted, label_values: set[int]) -> Converted:
+    """A configuration after the one whose label map it reads. ``label_values``: of the labels of which
+    regions consist."""
     for what, one, other in (
         ("labels", own.schema, before.schema),
         ("channels", own.channel_names, before.channel_names),
@@ -142,10 +137,11 @@ def _cascade(own: Converted, before: Converted) -> Converted:
             )
     overlap = own.stage.labels_overlap
     names = tuple(sorted(own.schema.names, key=own.schema.value_of.__getitem__))
-    if overlap and sorted(own.schema.values) != list(range(1, len(names) + 1)):
+    if overlap and not (_consecutive(own.schema.values) and label_values == set(own.schema.values)):
         raise ModelError(
-            f"dataset.json: regions have the values {sorted(own.schema.values)}; supported in a cascade are "
-            "1, 2, 3 and so on"
+            f"dataset.json: regions have the values {sorted(own.schema.values)} and consist of the labels "
+            f"{quoted(sorted(label_values))}; supported in a cascade are 1, 2, 3 and so on, and as many "
+            "regions as labels"
         )
     prior = PriorInput(of=LOWRES, labels=names if overlap else "all", form="label_map")
     differs = before.recipe.intensity != own.recipe.intensity
@@ -281,24 +277,23 @@ def _check_prior(configuration: Configuration) -> None:
         )
 
 
-def _resampling(what: str, function: str, options: dict[str, Any], order: int) -> float | None:
+def _resampling(what: str, function: str, options: Resampling, order: int) -> float | None:
     if function != "resample_data_or_seg_to_shape":
         raise ModelError(
             f"resampling_fn_{what} {quoted(function)}: supported is resample_data_or_seg_to_shape"
         )
-    along, apart = options.get("order", RESAMPLING_ORDER), options.get("order_z", 0)
-    separate, labels = options.get("force_separate_z", False), what == "seg"
+    labels = what == "seg"
     if (
-        along != order
-        or apart != 0
-        or separate not in (None, False)
-        or options.get("is_seg", False) != labels
+        options.order != order
+        or options.order_z != 0
+        or options.force_separate_z is True
+        or options.is_seg != labels
     ):
         raise ModelError(
             f"resampling_fn_{what}_kwargs {quoted(options)}: supported are is_seg {str(labels).lower()}, "
             f"order {order}, order_z 0 and force_separate_z null or false"
         )
-    return None if separate is False else float(options.get("separate_z_anisotropy_threshold", ANISOTROPY))
+    return None if options.force_separate_z is False else options.separate_z_anisotropy_threshold
 
 
 def _intensity(plans: Plans, configuration: Configuration, channels: int) -> IntensitySpec:
@@ -353,15 +348,18 @@ def _clipped(own: ChannelIntensities) -> Window:
 
 def _channel_names(dataset: dict[str, Any]) -> tuple[str, ...]:
     given = dataset.get("channel_names", dataset.get("modality"))
-    if not isinstance(given, dict) or not given or not all(str(key).isdecimal() for key in given):
-        raise ModelError("dataset.json: channel_names must name every channel by its number")
-    return tuple(str(given[key]) for key in sorted(given, key=int))
+    numbers = [str(n) for n in range(len(given))] if isinstance(given, dict) else []
+    if not isinstance(given, dict) or not given or set(given) != set(numbers):
+        raise ModelError(
+            "dataset.json: channel_names must name every channel by its number: 0, 1, 2 and so on"
+        )
+    return tuple(str(given[number]) for number in numbers)
 
 
 def _schema(dataset: dict[str, Any]) -> tuple[LabelSchema, bool]:
     """The labels, and whether they are regions, in the order in which they overwrite one another."""
     given = dataset.get("labels")
-    if not isinstance(given, dict) or given.get("background") != 0:
+    if not isinstance(given, dict) or _whole(given.get("background")) != 0:
         raise ModelError("dataset.json: labels must give every name its value, and background 0")
     # The ignore label occurs in references, never in predictions.
     labels = {str(name): value for name, value in given.items() if name not in ("background", "ignore")}
@@ -370,7 +368,8 @@ def _schema(dataset: dict[str, Any]) -> tuple[LabelSchema, bool]:
         names, values = list(labels), _painted(labels, dataset.get("regions_class_order"))
     else:
         single = {
-            name: value[0] if isinstance(value, list) and value else value for name, value in labels.items()
+            name: _whole(value[0] if isinstance(value, list) and value else value)
+            for name, value in labels.items()
         }
         if not _consecutive(list(single.values())):
             raise ModelError(
@@ -397,6 +396,18 @@ def _painted(labels: dict[str, Any], order: object) -> list[int]:
             "supported is a value of its own for each"
         )
     return order
+
+
+def _label_values(dataset: dict[str, Any]) -> set[int]:
+    """The values of all labels that are predicted, also of those in regions."""
+    given = [value for name, value in dataset["labels"].items() if name not in ("background", "ignore")]
+    every = (_whole(one) for value in given for one in (value if isinstance(value, list) else [value]))
+    return {one for one in every if isinstance(one, int)}
+
+
+def _whole(value: Any) -> Any:
+    """A label's value; nnU-Net also reads numbers written as text."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
 
 
 def _consecutive(values: Sequence[object]) -> bool:

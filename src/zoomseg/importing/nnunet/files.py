@@ -13,12 +13,13 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoomseg.core.errors import ModelError, listed, quoted
+from zoomseg.core.memory import spoken
 from zoomseg.importing.nnunet import plans
 from zoomseg.io.files import parse_json, read_file
 from zoomseg.io.zips import ZipLimits, checked_zip
@@ -33,6 +34,9 @@ _LIMITS = ZipLimits("models", 10_000, file_bytes=40_000_000_000, total_bytes=40_
 
 _JSON = re.compile(r"(^|/)(plans|dataset)\.json$")
 _WEIGHTS = re.compile(r"(^|/)fold_[^/]+/checkpoint_(final|best)\.pth$")
+_FOLD = re.compile(r"[0-9]+|all")
+_DEPTHS = ("", "*/", "*/*/", "*/*/*/")
+"""Of the search in a folder, which may hold anything else."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,26 @@ class ModelFiles:
     """By fold (``0`` to ``4``, or ``all``)."""
     left_out: tuple[str, ...]
     """Further numbered folds, which are not trained to the end."""
+    no_folds: tuple[str, ...]
+    """Further folders called ``fold_...`` with a checkpoint, such as backups."""
 
 
 @contextmanager
-def opened(source: Path, configuration: str | None = None) -> Iterator[Path]:
+def opened(
+    source: Path, configuration: str | None = None, folds: tuple[str, ...] | None = None
+) -> Iterator[Path]:
     """The folder with ``plans.json``, in ``source`` or temporarily unpacked from it.
 
     Args:
         configuration: chooses one of several models; None: there is only one, or a cascade.
+        folds: that ``read`` will be asked for; checkpoints of others are not unpacked.
 
     Raises:
-        ModelError: there is none, or several; the zip is damaged, or would write outside its folder.
+        ModelError: there is none, or several; a fold has no checkpoint; the zip is damaged, too large for
+            the disk, or would write outside its folder.
     """
     if source.is_dir():
-        yield _model_in(source, source, configuration)
+        yield _model_in(source, source, _DEPTHS, configuration)
         return
     if not source.is_file():
         raise ModelError(f"no file or folder at {source}; give a trained nnU-Net model's folder or its zip")
@@ -67,7 +77,7 @@ def opened(source: Path, configuration: str | None = None) -> Iterator[Path]:
             f"{source} is no zip; give a trained nnU-Net model's folder (with plans.json) or zip"
         )
     with tempfile.TemporaryDirectory() as folder:
-        yield _unpacked(source, Path(folder), configuration)
+        yield _unpacked(source, Path(folder), configuration, folds)
 
 
 def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
@@ -79,7 +89,11 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     Raises:
         ModelError: a file is missing or is not a JSON object, or a fold has no checkpoint.
     """
-    known = {name: _checkpoints(folder, name) for name in CHECKPOINTS}
+    every = {name: _checkpoints(folder, name) for name in CHECKPOINTS}
+    known = {
+        name: {fold: file for fold, file in own.items() if _FOLD.fullmatch(fold)}
+        for name, own in every.items()
+    }
     if not any(known.values()):
         raise ModelError(
             f"{folder} has no fold_*/{CHECKPOINTS[0]}; copy the whole folder, or train it to the end"
@@ -97,7 +111,10 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     checkpoints = {fold: found[fold] for fold in wanted}
     unfinished = set().union(*known.values()) - {*found, "all"}
     left_out = () if folds else tuple(sorted(unfinished))
-    return ModelFiles(_json(folder / "plans.json"), _json(folder / "dataset.json"), checkpoints, left_out)
+    no_folds = () if folds else tuple(sorted(set().union(*every.values()).difference(*known.values())))
+    return ModelFiles(
+        _json(folder / "plans.json"), _json(folder / "dataset.json"), checkpoints, left_out, no_folds
+    )
 
 
 def beside(folder: Path, configuration: str) -> Path:
@@ -116,19 +133,22 @@ def beside(folder: Path, configuration: str) -> Path:
 
 
 def _checkpoints(folder: Path, name: str) -> dict[str, Path]:
-    """The files of this name, by fold."""
+    """The files of this name, by what follows ``fold_`` in their folder's name."""
     files = sorted(folder.glob(f"fold_*/{name}"))
     return {file.parent.name.removeprefix("fold_"): file for file in files if file.is_file()}
 
 
-def _model_in(folder: Path, source: Path, configuration: str | None) -> Path:
+def _model_in(folder: Path, source: Path, depths: tuple[str, ...], configuration: str | None) -> Path:
     """The folder of the only model in a folder, or of the one of a configuration."""
-    depths = ("", "*/", "*/*/", "*/*/*/")
-    found = sorted(file.parent for depth in depths for file in folder.glob(f"{depth}plans.json"))
-    if not found:
+    if _is_trained(folder):
+        return folder
+    plans_in = sorted(file.parent for depth in depths for file in folder.glob(f"{depth}plans.json"))
+    if not plans_in:
+        deep = f", up to {len(depths) - 1} folders deep" if source.is_dir() else ""
         raise ModelError(
-            f"{source} holds no plans.json; give the folder that nnU-Net's training wrote, whole"
+            f"{source} holds no plans.json{deep}; give the folder that nnU-Net's training wrote, whole"
         )
+    found = [path for path in plans_in if _is_trained(path)] or plans_in
     chosen = found
     if len(found) > 1 and configuration is not None:
         chosen = [path for path in found if _configuration(path) == configuration]
@@ -144,6 +164,12 @@ def _model_in(folder: Path, source: Path, configuration: str | None) -> Path:
         f"{source} holds {len(chosen)} models ({names}); choose one by the last part of its name, e.g. "
         f"--configuration {quoted(_configuration(chosen[-1]))}, or give its folder alone"
     )
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether it is a model's: nnU-Net also copies ``plans.json`` beside predictions, ensembles and results
+    of cross-validation."""
+    return (folder / "plans.json").is_file() and any(folder.glob("fold_*"))
 
 
 def _configuration(folder: Path) -> str:
@@ -165,41 +191,77 @@ def _sibling(folder: Path, configuration: str) -> Path:
     return folder.with_name(f"{folder.name.rpartition('__')[0]}__{configuration}")
 
 
-def _unpacked(source: Path, folder: Path, configuration: str | None) -> Path:
+def _unpacked(source: Path, folder: Path, configuration: str | None, folds: tuple[str, ...] | None) -> Path:
     """Unpack the files of one model in a zip, and of the one whose label map it reads, to their positions
-    below ``folder``. The model is chosen by the small files: weights may have gigabytes."""
-    try:
-        with checked_zip(source, _LIMITS, ModelError) as archive:
-            members = archive.infolist()
-            _check_names(source, members)
-            _unpack(archive, [member for member in members if _JSON.search(member.filename)], folder)
-            model = _model_in(folder, source, configuration)
-            needed = (model, _read_by(model))
-            weights = [member for member in members if _WEIGHTS.search(member.filename)]
-            _unpack(archive, [own for own in weights if _place(own, folder).parent.parent in needed], folder)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"{source} cannot be unpacked ({error}); copy it again") from error
+    below ``folder``. The model and its checkpoints are chosen by names and small files, as weights may have
+    gigabytes: those that are not needed become empty files."""
+    with checked_zip(source, _LIMITS, ModelError) as archive:
+        members = archive.infolist()
+        small = [member for member in members if _JSON.search(_name(member))]
+        weights = [member for member in members if _WEIGHTS.search(_name(member))]
+        _check_names(source, [*small, *weights])
+        try:
+            for member in weights:
+                _created(member, folder).touch()
+            _unpack(archive, small, folder)
+            model = _model_in(folder, source, ("**/",), configuration)
+            needed = _needed(model, folds)
+            wanted = [member for member in weights if _place(member, folder) in needed]
+            _require_room(source, folder, wanted)
+            _unpack(archive, wanted, folder)
+        except ModelError:
+            raise
+        except Exception as error:  # inflating a hostile zip may raise many exceptions
+            raise ModelError(f"{source} cannot be unpacked ({quoted(error)}); copy it again") from error
     return model
+
+
+def _needed(model: Path, folds: tuple[str, ...] | None) -> set[Path]:
+    """The checkpoints of a model, and of the one whose label map it reads, if that is there."""
+    checkpoints = read(model, folds).checkpoints
+    needed = set(checkpoints.values())
+    before = _read_by(model)
+    if before is not None:
+        with suppress(ModelError):  # another one may be given instead; otherwise reported when it is read
+            needed.update(read(before, tuple(checkpoints)).checkpoints.values())
+    return needed
+
+
+def _require_room(source: Path, folder: Path, members: list[zipfile.ZipInfo]) -> None:
+    needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(
+            f"{source}: its checkpoints have {spoken(needed)}, and {folder.parent} has {spoken(free)} free; "
+            "free some space, set TMPDIR to a folder that has more, or choose fewer with --folds"
+        )
 
 
 def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> None:
     for member in members:
-        target = _place(member, folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(member) as stream, target.open("wb") as out:
+        with archive.open(member) as stream, _created(member, folder).open("wb") as out:
             shutil.copyfileobj(stream, out)
 
 
+def _created(member: zipfile.ZipInfo, folder: Path) -> Path:
+    """The place of a member, in an existing folder."""
+    target = _place(member, folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
 def _place(member: zipfile.ZipInfo, folder: Path) -> Path:
-    return folder.joinpath(*PurePosixPath(member.filename).parts)
+    return folder.joinpath(*PurePosixPath(_name(member)).parts)
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """With slashes: some programs on Windows write backslashes."""
+    return member.filename.replace("\\", "/")
 
 
 def _check_names(source: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
-        path = PurePosixPath(member.filename)
-        outside = (
-            path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
-        )
+        path = PurePosixPath(_name(member))
+        outside = path.is_absolute() or ".." in path.parts or ":" in member.filename
         link = (member.external_attr >> 16) & 0o170000 == 0o120000
         if outside or link:
             raise ModelError(

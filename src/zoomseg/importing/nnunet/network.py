@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from zoomseg.core.arrays import AnyNumpy
@@ -168,23 +169,47 @@ def weights_of(
             raise ModelError(
                 f"the checkpoint has no weight {place.source}, which the network of plans.json needs"
             )
-        values = _turned(tensor.float().numpy(), axes)
-        if regions and name.startswith(LAST_LAYERS):
-            values = np.concatenate([np.zeros_like(values[:1]), values])
-        if values.shape != tuple(wanted.shape):
-            raise ModelError(
-                f"the checkpoint's {place.source} has shape {list(values.shape)}, the network of plans.json "
-                f"and dataset.json {list(wanted.shape)}: they belong to different models"
-            )
+        values = _array(tensor, axes, tuple(wanted.shape), regions and name.startswith(LAST_LAYERS), place)
         found[name] = _skip_first(values) if place.skip_last else values
     return found
 
 
-def _turned(values: AnyNumpy, axes: Axes) -> AnyNumpy:
+def _array(tensor: Tensor, axes: Axes, shape: tuple[int, ...], background: bool, place: _Place) -> AnyNumpy:
+    """A weight of this shape. ``background``: its first class, of zeros, is to be added."""
+    if not _is_plain(tensor):
+        raise ModelError(
+            f"the checkpoint's {place.source} is no array of real numbers that are in the file; get the "
+            "model anew"
+        )
+    view = _turned(tensor.detach(), axes)
+    given = tuple(view.shape)
+    if background:
+        given = tuple(n + 1 for n in given[:1]) + given[1:]
+    if given != shape:
+        raise ModelError(
+            f"the checkpoint's {place.source} has shape {list(given)}, the network of plans.json and "
+            f"dataset.json {list(shape)}: they belong to different models"
+        )
+    values: AnyNumpy = np.ascontiguousarray(view.float().numpy())
+    return np.concatenate([np.zeros_like(values[:1]), values]) if background else values
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is an ordinary array of real numbers, each stored: a file of a few bytes may declare any
+    size."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_floating_point()
+        and not tensor.is_nested
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _turned(values: Tensor, axes: Axes) -> Tensor:
+    """A view."""
     values = values[:, :, None] if values.ndim == 4 else values  # a kernel of slices
-    if values.ndim != 5:
-        return values
-    return np.ascontiguousarray(values.transpose(0, 1, *(2 + axis for axis in axes)))
+    return values if values.ndim != 5 else values.permute(0, 1, *(2 + axis for axis in axes))
 
 
 def _skip_first(kernel: AnyNumpy) -> AnyNumpy:

@@ -8,8 +8,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import ModelError, listed, quoted
+from zoomseg.recipe.quantities import MAX_LEVELS, Batch
 
 PlansModel = TypeVar("PlansModel", bound=BaseModel)
+
+ANISOTROPY = 3.0
+"""``nnunetv2.configuration.ANISO_THRESHOLD``."""
 
 Sizes = int | list[int] | list[list[int]]
 """One number for all levels and axes, one per level, or one per level and axis."""
@@ -24,7 +28,7 @@ class _Part(BaseModel):
 class ArchitectureNumbers(_Part):
     """``arch_kwargs`` of ``PlainConvUNet`` and ``ResidualEncoderUNet``."""
 
-    n_stages: Annotated[int, Field(ge=2, le=12)]
+    n_stages: Annotated[int, Field(ge=2, le=MAX_LEVELS)]
     features_per_stage: int | list[int]
     kernel_sizes: Sizes
     strides: Sizes
@@ -57,7 +61,7 @@ class _OldNumbers(_Part):
     UNet_class_name: str
     UNet_base_num_features: int
     unet_max_num_features: int
-    n_conv_per_stage_encoder: list[int]
+    n_conv_per_stage_encoder: Annotated[list[int], Field(max_length=MAX_LEVELS)]
     n_conv_per_stage_decoder: list[int]
     conv_kernel_sizes: list[list[int]]
     pool_op_kernel_sizes: list[list[int]]
@@ -84,22 +88,32 @@ class _OldNumbers(_Part):
         return Architecture(network_class_name=self.UNet_class_name, arch_kwargs=numbers)
 
 
+class Resampling(_Part):
+    """Keyword arguments of ``resample_data_or_seg_to_shape``, with its defaults."""
+
+    is_seg: bool = False
+    order: int = 3
+    order_z: int = 0
+    force_separate_z: bool | None = False
+    separate_z_anisotropy_threshold: float = ANISOTROPY
+
+
 class Configuration(_Part):
     """The parts of a configuration that are relevant for prediction. Axes are nnU-Net's: a scan's k, j, i,
     transposed."""
 
     spacing: list[float]
     patch_size: list[int]
-    batch_size: Annotated[int, Field(ge=1)] = 2
+    batch_size: Batch = 2
     preprocessor_name: str = "DefaultPreprocessor"
     normalization_schemes: list[str]
     use_mask_for_norm: list[bool | None]
     resampling_fn_data: str = "resample_data_or_seg_to_shape"
-    resampling_fn_data_kwargs: dict[str, Any] = Field(default_factory=dict)
+    resampling_fn_data_kwargs: Resampling = Resampling()
     resampling_fn_seg: str = "resample_data_or_seg_to_shape"
-    resampling_fn_seg_kwargs: dict[str, Any] = Field(default_factory=dict)
+    resampling_fn_seg_kwargs: Resampling = Resampling()
     resampling_fn_probabilities: str = "resample_data_or_seg_to_shape"
-    resampling_fn_probabilities_kwargs: dict[str, Any] = Field(default_factory=dict)
+    resampling_fn_probabilities_kwargs: Resampling = Resampling()
     previous_stage: str | None = None
     architecture: Architecture
 
@@ -147,23 +161,35 @@ def configuration_of(plans: Plans, name: str) -> Configuration:
         ModelError: there is none of that name, it inherits from itself, or a number is missing or wrong.
     """
     where = f"plans.json, configuration {quoted(name)}"
-    given = _inherited(plans, name, ())
+    given = _inherited(plans, name)
     if "architecture" not in given and "UNet_class_name" in given:
         given["architecture"] = validated(_OldNumbers, given, where).architecture
     return validated(Configuration, given, where)
 
 
-def _inherited(plans: Plans, name: str, visited: tuple[str, ...]) -> dict[str, Any]:
-    if name in visited:
-        raise ModelError(f"plans.json: configuration {quoted(name)} inherits from itself; get the plans anew")
-    if name not in plans.configurations:
-        known = listed(sorted(plans.configurations))
-        raise ModelError(
-            f"plans.json has no configuration {quoted(name)}, which the checkpoint names; it has: {known}"
-        )
-    own = dict(plans.configurations[name])
-    parent = own.pop("inherits_from", None)
-    return own if parent is None else _inherited(plans, str(parent), (*visited, name)) | own
+def _inherited(plans: Plans, name: str) -> dict[str, Any]:
+    """A configuration's own values, and those of its parents that it lacks."""
+    found: dict[str, Any] = {}
+    visited: set[str] = set()
+    following: str | None = name
+    while following is not None:
+        if following in visited:
+            raise ModelError(
+                f"plans.json: configuration {quoted(following)} inherits from itself; get the plans anew"
+            )
+        if following not in plans.configurations:
+            known = listed(sorted(plans.configurations))
+            raise ModelError(
+                f"plans.json has no configuration {quoted(following)}, which the checkpoint names; it has: "
+                f"{known}"
+            )
+        visited.add(following)
+        own = dict(plans.configurations[following])
+        parent = own.pop("inherits_from", None)
+        for key, value in own.items():
+            found.setdefault(key, value)
+        following = None if parent is None else str(parent)
+    return found
 
 
 def validated(model: type[PlansModel], data: dict[str, Any], where: str) -> PlansModel:

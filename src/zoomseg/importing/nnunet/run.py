@@ -113,31 +113,39 @@ def read_models(
     Raises:
         ModelError: as ``import_models``.
     """
-    with files.opened(source, configuration) as folder:
+    with files.opened(source, configuration, folds) as folder:
         given = files.read(folder, folds)
         if given.left_out:
             on_warning(
                 f"{source}: fold {', '.join(given.left_out)} is left out: it has no {files.CHECKPOINTS[0]}, "
                 "without which nnU-Net does not predict with it either; train it to the end to include it"
             )
-        own, read = _configurations(given)
+        if given.no_folds:
+            on_warning(
+                f"{source}: fold_{', fold_'.join(given.no_folds)} is left out: nnU-Net's folds are numbers, "
+                "or all"
+            )
+        first_fold, path = next(iter(given.checkpoints.items()))
+        first = checkpoints.read(path)  # once: a file may have gigabytes
+        own = first.configuration
+        read = plans.configuration_of(plans.parse(given.plans), own).previous_stage
         if configuration not in (None, own):
             raise ModelError(f"{source} holds a model of {quoted(own)}, not of {quoted(configuration)}")
+
+        def model(fold: str, low: files.ModelFiles | None = None) -> Bundle:
+            checkpoint = first if fold == first_fold else checkpoints.read(given.checkpoints[fold])
+            return _model(given, fold, checkpoint, low)
+
         if read is None:
-            return {fold: _model(given, fold) for fold in given.checkpoints}
-        with files.opened(lowres or files.beside(folder, read), read) as other:
-            low = files.read(other, tuple(given.checkpoints))
-            return {fold: _model(given, fold, low) for fold in given.checkpoints}
+            return {fold: model(fold) for fold in given.checkpoints}
+        own_folds = tuple(given.checkpoints)
+        with files.opened(lowres or files.beside(folder, read), read, own_folds) as other:
+            low = files.read(other, own_folds)
+            return {fold: model(fold, low) for fold in own_folds}
 
 
 def _is_cascade(model: Bundle) -> bool:
     return any(stage.name == LOWRES for stage in model.recipe.stages)
-
-
-def _configurations(given: files.ModelFiles) -> tuple[str, str | None]:
-    """A model's configuration, and the one whose label map it reads; None: it reads none."""
-    name = checkpoints.read(next(iter(given.checkpoints.values()))).configuration
-    return name, plans.configuration_of(plans.parse(given.plans), name).previous_stage
 
 
 def _together(models: Sequence[Mapping[str, Bundle]], sources: Sequence[Path]) -> Mapping[str, Bundle]:
@@ -193,9 +201,14 @@ class _Fold:
     converted: Converted
 
     @classmethod
-    def of(cls, given: files.ModelFiles, fold: str, before: _Fold | None = None) -> _Fold:
+    def of(
+        cls,
+        given: files.ModelFiles,
+        fold: str,
+        checkpoint: checkpoints.Checkpoint,
+        before: _Fold | None = None,
+    ) -> _Fold:
         known = plans.parse(given.plans)
-        checkpoint = checkpoints.read(given.checkpoints[fold])
         name = checkpoint.configuration
         configuration = plans.configuration_of(known, name)
         _check_read(name, configuration.previous_stage, before)
@@ -239,9 +252,15 @@ def _check_read(name: str, read: str | None, before: _Fold | None) -> None:
         )
 
 
-def _model(given: files.ModelFiles, fold: str, low: files.ModelFiles | None = None) -> Bundle:
-    before = None if low is None else _Fold.of(low, fold)
-    last = _Fold.of(given, fold, before)
+def _model(
+    given: files.ModelFiles,
+    fold: str,
+    checkpoint: checkpoints.Checkpoint,
+    low: files.ModelFiles | None,
+) -> Bundle:
+    """The model of a fold, and of the same fold of the one whose label map it reads."""
+    before = None if low is None else _Fold.of(low, fold, checkpoints.read(low.checkpoints[fold]))
+    last = _Fold.of(given, fold, checkpoint, before)
     own = last.converted
     weights = {own.stage.name: last.weights}
     if before is not None:

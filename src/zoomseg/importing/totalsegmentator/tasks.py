@@ -2,7 +2,8 @@
 
 Facts from its repository (github.com/wasserth/TotalSegmentator, Apache-2.0, August 2026):
 ``map_tasks_config.py``, ``map_to_binary.py`` and ``nnunet.py``. Not included are tasks that first search for
-an organ and crop to it, that need a licence, or whose result is mostly post-processing.
+an organ and crop to it, that need a licence (except ``vertebrae_body``), or whose result is mostly
+post-processing.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -62,4 +63,35 @@ def test_a_half_copied_checkpoint_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", nnunet_models.checkpoint(nnunet_models.random_network(False)))
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ModelError, match="damaged or no checkpoint"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("axes", [5, True, "xy", [None], [[1]], [float("inf")], [3], [-1], torch.zeros(2)])
+def test_axes_of_mirroring_are_numbers_of_axes(tmp_path: Path, axes: Any) -> None:
+    content = nnunet_models.checkpoint(nnunet_models.random_network(False))
+    path = saved(tmp_path / "a.pth", content | {"inference_allowed_mirroring_axes": axes})
+    with pytest.raises(ModelError, match=r"allows mirroring along axes .*; expected some of 0, 1 and 2"):
+        checkpoint.read(path)
+
+
+def test_a_trainer_that_does_not_mirror_has_no_axes(tmp_path: Path) -> None:
+    content = nnunet_models.checkpoint(nnunet_models.random_network(False))
+    path = saved(tmp_path / "a.pth", content | {"inference_allowed_mirroring_axes": None})
+    assert checkpoint.read(path).mirror_axes == ()
+
+
+@pytest.mark.parametrize("pickled", [b"\x80", b"\x80\x02R.", b"\x80\x02(e.", b"\x80\x02K", b"\x80\x02X\xff"])
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_a_damaged_pickle_is_refused(tmp_path: Path, pickled: bytes, in_zip: bool) -> None:
+    path = tmp_path / "a.pth"
+    if in_zip:
+        saved(path, {"network_weights": {}})
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, pickled if name.endswith("data.pkl") else data)
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(ModelError, match=r"damaged or no checkpoint|not loaded"):
         checkpoint.read(path)

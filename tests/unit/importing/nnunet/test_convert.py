@@ -163,6 +163,32 @@ def test_regions_are_labels_in_the_order_in_which_they_are_written() -> None:
     assert of(nnunet_models.plans(), DATASET | single).schema.value_of == {"a": 1, "b": 2}
 
 
+def test_label_values_may_be_written_as_text() -> None:
+    own = of(nnunet_models.plans(), DATASET | {"labels": {"background": "0", "b": "2", "a": ["1"]}})
+    assert own.schema.value_of == {"a": 1, "b": 2}
+
+
+def test_a_cascade_of_fewer_regions_than_labels_is_refused() -> None:
+    """Its network has a channel for each label."""
+    for labels, supported in (
+        ({"background": 0, "whole": [1, 2, 3], "core": [2, 3]}, False),
+        ({"background": 0, "whole": [1, "2"], "core": 2}, True),
+        ({"background": 0, "whole": [1, 3], "core": 3}, False),
+    ):
+        dataset = DATASET | {"labels": labels, "regions_class_order": [1, 2]}
+        before = of(nnunet_models.plans(), dataset)
+        plans = parse(nnunet_models.plans())
+        configuration = configuration_of(plans, "3d_fullres")
+        if supported:
+            own = converted(plans, "3d_fullres", configuration, dataset, before=before)
+            assert [stage.name for stage in own.recipe.stages] == ["lowres", "fullres"]
+            continue
+        with pytest.raises(
+            ModelError, match=r"regions have the values \[1, 2\] and consist of the labels \["
+        ):
+            converted(plans, "3d_fullres", configuration, dataset, before=before)
+
+
 def test_a_reader_that_turns_scans_makes_the_model_see_them_turned() -> None:
     given = nnunet_models.plans() | {"image_reader_writer": "NibabelIOWithReorient"}
     assert of(given).recipe.orientation == "canonical"
@@ -244,6 +270,8 @@ def test_a_cascade_that_resamples_its_label_map_otherwise_is_refused(
     ("dataset", "message"),
     [
         ({"labels": nnunet_models.LABELS}, "channel_names must name every channel"),
+        (DATASET | {"channel_names": {"1": "CT"}}, "channel_names must name every channel by its number: 0"),
+        (DATASET | {"channel_names": {"9" * 5000: "CT"}}, "channel_names must name every channel"),
         (DATASET | {"labels": {"0": "background"}}, "labels must give every name its value"),
         (
             DATASET | {"labels": {"background": 0, "all": [1, 2], "core": 1}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,49 @@ def test_weights_that_do_not_fit_are_named() -> None:
     del given["encoder.stages.1.0.convs.1.norm.weight"]
     with pytest.raises(ModelError, match=r"no weight encoder\.stages\.1\.0\.convs\.1\.norm\.weight"):
         weights_of(given, spec, (2, 1, 0), 1, 3)
+
+
+STEM = "encoder.stages.0.0.convs.0.conv.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda own: torch.zeros(1, dtype=torch.half).expand(10**13),
+        lambda own: torch.zeros(1).expand(own.shape),
+        lambda own: own.to_sparse(),
+        lambda own: own.to("meta"),
+        lambda own: own.to(torch.complex64),
+        lambda own: own.to(torch.int32),
+    ],
+    ids=["huge", "expanded", "sparse", "meta", "complex", "whole"],
+)
+def test_a_weight_that_is_no_array_of_real_numbers_is_refused(
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    given = nnunet_models.stored(nnunet_models.random_network(False))
+    given[STEM] = change(given[STEM])
+    with pytest.raises(ModelError, match=rf"{STEM} is no array of real numbers that are in the file"):
+        weights_of(given, spec_of(parsed(False), (2, 1, 0)), (2, 1, 0), 1, 3)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_number_instead_of_an_array_is_refused(regions: bool) -> None:
+    given = nnunet_models.stored(nnunet_models.random_network(False, classes=2 if regions else 3))
+    given["decoder.seg_layers.1.bias"] = torch.zeros(())
+    with pytest.raises(ModelError, match=r"seg_layers\.1\.bias has shape \[\], the network"):
+        weights_of(given, spec_of(parsed(False), (2, 1, 0)), (2, 1, 0), 1, 3, regions)
+
+
+def test_weights_saved_as_parameters_are_read() -> None:
+    """As a dictionary of ``named_parameters`` has them, and in half precision."""
+    given = nnunet_models.stored(nnunet_models.random_network(False))
+    spec = spec_of(parsed(False), (2, 1, 0))
+    expected = weights_of(given, spec, (2, 1, 0), 1, 3)
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in given.items()}
+    found = weights_of(parameters, spec, (2, 1, 0), 1, 3)
+    half = weights_of({name: tensor.half() for name, tensor in given.items()}, spec, (2, 1, 0), 1, 3)
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values)
+        np.testing.assert_allclose(half[name], values, rtol=1e-3, atol=1e-4)
+        assert half[name].dtype == np.float32

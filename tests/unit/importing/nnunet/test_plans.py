@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from helpers import nnunet_models
@@ -34,6 +36,42 @@ def test_a_circle_and_an_unknown_configuration_are_refused() -> None:
     given["configurations"]["3d_fullres"]["inherits_from"] = "3d_child"
     with pytest.raises(ModelError, match="3d_child inherits from itself"):
         configuration_of(parse(given), "3d_child")
+
+
+def test_a_long_chain_is_followed_to_its_end() -> None:
+    given = nnunet_models.plans()
+    for n in range(3000):
+        parent = f"child_{n - 1}" if n else "3d_fullres"
+        given["configurations"][f"child_{n}"] = {"inherits_from": parent, "batch_size": n + 1}
+    found = configuration_of(parse(given), "child_2999")
+    assert (found.batch_size, found.patch_size) == (3000, nnunet_models.PATCH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 10**400}, "batch_size: Input should be less than or equal to 4096"),
+        (
+            {"resampling_fn_data_kwargs": {"separate_z_anisotropy_threshold": "x"}},
+            "resampling_fn_data_kwargs.separate_z_anisotropy_threshold: ",
+        ),
+        ({"resampling_fn_seg_kwargs": {"order": []}}, "resampling_fn_seg_kwargs.order: "),
+    ],
+)
+def test_numbers_out_of_range_and_of_other_types_are_refused(changes: Any, message: str) -> None:
+    given = nnunet_models.plans()
+    given["configurations"]["3d_fullres"] |= changes
+    with pytest.raises(ModelError, match=message):
+        configuration_of(parse(given), "3d_fullres")
+
+
+def test_older_plans_have_no_more_levels_than_a_network() -> None:
+    given = nnunet_models.plans()
+    own = given["configurations"]["3d_fullres"]
+    del own["architecture"]
+    own |= nnunet_models.old_numbers() | {"n_conv_per_stage_encoder": [0] * 100_000}
+    with pytest.raises(ModelError, match="n_conv_per_stage_encoder: List should have at most 12 items"):
+        configuration_of(parse(given), "3d_fullres")
 
 
 def test_plans_of_another_version_or_with_a_key_missing_are_refused() -> None:

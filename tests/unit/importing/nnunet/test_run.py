@@ -23,6 +23,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import Volume
+from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet.run import import_model, import_models
 from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.io import bundle
@@ -412,6 +413,25 @@ def test_folds_that_are_left_out_are_named(tmp_path: Path) -> None:
     import_models([given], tmp_path / "other", ("3",), on_warning=notes.append)
     assert len(notes) == 1
     assert bundle.load(tmp_path / "other").provenance["checkpoint"] == "checkpoint_best.pth"
+
+
+def test_a_backup_of_a_fold_is_named_and_no_member_of_the_ensemble(tmp_path: Path) -> None:
+    given = nnunet_models.write(tmp_path / "given")
+    shutil.copytree(given / "fold_0", given / "fold_0_old")
+    notes: list[str] = []
+    assert import_models([given], tmp_path / "model", on_warning=notes.append) == (tmp_path / "model",)
+    assert [note.partition(": ")[2] for note in notes] == [
+        "fold_0_old is left out: nnU-Net's folds are numbers, or all"
+    ]
+
+
+def test_every_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, _, _ = cascade(tmp_path / "given")
+    seen: list[Path] = []
+    read = checkpoints.read
+    monkeypatch.setattr(checkpoints, "read", lambda path: seen.append(path) or read(path))
+    import_model(given, tmp_path / "model")
+    assert [path.parents[1].name.rpartition("__")[2] for path in seen] == ["3d_cascade_fullres", "3d_lowres"]
 
 
 @pytest.mark.parametrize(
