@@ -54,9 +54,10 @@ def command(
 
     MODEL (for example an imported one) labels the scans. A small coarse stage learns from these labels where
     the organs are, and the new model applies MODEL's networks only around what that stage finds or considers
-    possible. The margin is chosen on held-out scans: a fifth, in each of which the region must contain 99.9 %
-    of what MODEL finds. With --small, a cascade of the recipe 'default' learns MODEL's labels and replaces
-    it: it is much faster, but its predictions differ; by how much is measured on the held-out scans.
+    possible. The margin is chosen on held-out scans, a fifth: the region must contain 99.9 % of what MODEL
+    finds in each of them, and 99 % of each organ over all of them. With --small, a cascade of the recipe
+    'default' learns MODEL's labels and replaces it: it is much faster, but its predictions differ; by how
+    much is measured on the held-out scans.
     """
     from zoomseg.core.interrupts import ending
     from zoomseg.io.bundle import models_in

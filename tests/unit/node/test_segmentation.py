@@ -20,7 +20,7 @@ from zoomseg.io.scans import write_image
 from zoomseg.node.jobs import TEMPORARY
 from zoomseg.node.segmentation import segment
 from zoomseg.serve.job_queue import Step
-from zoomseg.serve.worker import Task
+from zoomseg.serve.worker import Task, UnexpectedError
 
 
 def task(folder: Path, *outputs: str, organs: tuple[str, ...] = ()) -> Task:
@@ -68,6 +68,15 @@ def test_reasons_that_may_pass_are_marked(
     with pytest.raises(ZoomSegError) as raised:
         segment(task(tmp_path, "seg"), predictor(), lambda step: None)
     assert str(raised.value).startswith(TEMPORARY)
+
+
+def test_an_error_that_may_persist_in_the_process_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "scan", series())
+    monkeypatch.setattr(batch, "read_scan", failing(RuntimeError("CUDA error: device-side assert")))
+    with pytest.raises(UnexpectedError):
+        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
 
 
 @pytest.mark.parametrize("reader", [nullcontext(), reading(Path("a.dcm"), "an image")])
