@@ -91,7 +91,7 @@ def test_what_a_library_says_is_not_told(
             raise ValueError("no number: 'Secret^Name'")
 
     monkeypatch.setattr(batch, "read_scan", fail)
-    with pytest.raises(ScanError, match="ValueError") as raised:
+    with pytest.raises(ZoomSegError, match="ValueError") as raised:
         segment(task(tmp_path, "seg"), predictor(), lambda step: None)
     assert "Secret" not in str(raised.value)
 
