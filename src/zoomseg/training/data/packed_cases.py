@@ -21,7 +21,7 @@ from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE
-from zoomseg.core.region import Region
+from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import coordinates_box, sample_nearest
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.cache import ChunkedArray, write_array
@@ -56,6 +56,18 @@ class StoredPrior:
     labels: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ReferenceBox:
+    """The box, on the scan's grid, of the reference labels around which a stage is trained."""
+
+    grid: Grid
+    box: Box
+
+    def with_margin(self, margin_mm: Vector3) -> Grid:
+        """The part of the scan that prediction would show with this margin."""
+        return self.grid.crop(roi.widened(self.box, self.grid, margin_mm))
+
+
 @dataclass(frozen=True, eq=False)
 class PackedCase:
     """One case on one stage's grid. Arrays cover ``box`` of ``grid``; labels are class indices of the stage,
@@ -73,6 +85,8 @@ class PackedCase:
     """The classes annotated in this case (``[1 + labels]``, background always). Voxels of the others are
     background in ``labels`` and in ``counts``."""
     priors: Mapping[str, StoredPrior]
+    reference: ReferenceBox | None = None
+    """For a stage trained in boxes around the reference, of which ``grid`` is the widest."""
 
     @property
     def spacing_mm(self) -> Vector3:
@@ -157,7 +171,8 @@ def pack(
     """Sample a labelled case for one stage and write it to ``folder``; None if the stage's region is
     empty."""
     assert scan.labels is not None
-    seen = _view(stage, recipe, scan, scan.labels, priors)
+    around = None if stage.reference_margin_mm is None else _reference_box(stage, recipe, scan, scan.labels)
+    seen = _view(stage, recipe, scan, around, priors)
     if seen is None:
         return None
     if stage.includes_reference:
@@ -184,6 +199,7 @@ def pack(
         np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
         _store_priors(stage, priors, stem, folder),
+        around,
     )
 
 
@@ -210,22 +226,31 @@ def _view(
     stage: Stage,
     recipe: Recipe,
     scan: stage_input.PreparedScan,
-    reference: LabelMap,
+    around: ReferenceBox | None,
     priors: Mapping[str, StagePrediction],
 ) -> stage_input.StageView | None:
     """A stage's region in training: its widest reference box, or as in prediction."""
-    look, spec = stage.roi, stage.grid
-    if not (isinstance(look, BoxAround) and look.reference_margin_mm and isinstance(spec, FixedShape)):
+    margins, spec = stage.reference_margin_mm, stage.grid
+    if margins is None or not isinstance(spec, FixedShape):
         return stage_input.view(stage, recipe, scan, priors)
+    if around is None:
+        return None
+    _, high = margins
+    grid = grids.stage_grid(spec, around.with_margin((high, high, high)))
+    return stage_input.StageView(stage, grid, Region.whole(grid))
+
+
+def _reference_box(
+    stage: Stage, recipe: Recipe, scan: stage_input.PreparedScan, reference: LabelMap
+) -> ReferenceBox | None:
+    """None if the reference has none of the labels."""
+    look = stage.roi
+    assert isinstance(look, BoxAround)  # no other region has reference boxes
     source = stage if look.labels == "own" else graph.stage_of(recipe, look.of)
     schema = reference.schema
     names = graph.resolve_labels(source, schema) if isinstance(look.labels, str) else look.labels
-    mask = np.isin(reference.data, [schema.class_of(name) for name in names])
-    found = roi.box_around(mask, reference.grid, scan.grid, look.reference_margin_mm[1])
-    if found is None:
-        return None
-    grid = grids.stage_grid(spec, scan.grid, found.box)
-    return stage_input.StageView(stage, grid, Region.whole(grid))
+    box = bounding_box(np.isin(reference.data, [schema.class_of(name) for name in names]))
+    return None if box is None else ReferenceBox(scan.grid, scan.grid.box_of(reference.grid, box))
 
 
 def _store_priors(
