@@ -393,23 +393,26 @@ def reopen(
     epochs: int | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Acceleration:
-    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training. The models,
-    the folder of scans and ``settings`` (values of the record) must be those with which it was started.
+    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training, also for
+    later calls without one. The models, the folder of scans and ``settings`` (values of the record) must be
+    those with which it was started.
 
     Raises:
         ModelError: ``models`` are not models.
         TrainingError: there is none, it is damaged, it had other settings, or scans were added or removed
             since.
+        OutputError: another process works there, and a length is given.
     """
-    known = record.read_acceleration(out)
+    before = record.read_acceleration(out)
     given = {"models": _paths(models), "scans": str(scans.resolve()), **settings}
-    known.require_same_settings(given, out)
-    changed = set(known.cases) ^ {scan.id for scan in scans_in(scans)}
+    before.require_same_settings(given, out)
+    changed = set(before.cases) ^ {scan.id for scan in scans_in(scans)}
     if changed:
         raise TrainingError(f"{scans} has other scans than {out} was begun with ({min(changed)})")
     longer = seconds is not None or epochs is not None
-    seconds, epochs = known.length(seconds, epochs)
-    wish = TrainingRequest(seconds=seconds, epochs=epochs, seed=known.seed)
+    known = before.lasting(seconds, epochs)
+    wish = TrainingRequest(seconds=known.seconds, epochs=known.epochs, seed=known.seed)
+    record.keep_length(known, before, out, record.ACCELERATION)
     return Acceleration(known.models, scans, out, known.small, wish, longer)
 
 

@@ -143,20 +143,23 @@ def reopen(
     epochs: int | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> CrossValidation:
-    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds.
+    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds, also
+    for later calls without one.
     ``settings`` as in ``training_run.resume``.
 
     Raises:
         TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
+        OutputError: another process trains there, and a length is given.
     """
-    known = record.read_cross_validation(out)
-    known.require_same_settings(settings, out)
-    known.require_same_data(dataset, out)
-    seconds, epochs = known.length(seconds, epochs)
+    before = record.read_cross_validation(out)
+    before.require_same_settings(settings, out)
+    before.require_same_data(dataset, out)
+    known = before.lasting(seconds, epochs)
     init = None if known.init is None else Path(known.init)
     wish = TrainingRequest(
-        seconds=seconds, epochs=epochs, seed=known.seed, init=init, teachers=known.teachers
+        seconds=known.seconds, epochs=known.epochs, seed=known.seed, init=init, teachers=known.teachers
     )
+    record.keep_length(known, before, out, bundle.FOLDS)
     return CrossValidation(dataset, out, known.folds, wish)
 
 

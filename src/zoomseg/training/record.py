@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -88,9 +88,17 @@ class _Record(BaseModel):
                 f"data set '{dataset.name}' has other cases than {out} was trained with ({min(changed)})"
             )
 
-    def length(self, seconds: float | None, epochs: int | None) -> tuple[float | None, int | None]:
-        """Seconds and epochs of the unfinished parts: those given, otherwise the original ones."""
-        return (self.seconds, self.epochs) if seconds is None and epochs is None else (seconds, epochs)
+    def lasting(self, seconds: float | None, epochs: int | None) -> Self:
+        """The record with another length of the unfinished parts, if one is given."""
+        if seconds is None and epochs is None:
+            return self
+        return self.model_copy(update={"seconds": seconds, "epochs": epochs})
+
+    def is_longer_than(self, other: _Record) -> bool:
+        """Whether more training, or another kind of length, is asked for than in another record."""
+        if (self.seconds is None, self.epochs is None) != (other.seconds is None, other.epochs is None):
+            return True
+        return (self.seconds or 0, self.epochs or 0) > (other.seconds or 0, other.epochs or 0)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
         """Cases whose absence, or presence, prevents the training from being resumed."""
@@ -156,6 +164,13 @@ class TrainingRecord(_Record):
     fold: int = 0
     registered: str | None = None
     training_domain: TrainingDomain | None = None
+    planning_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Start-up and planning, which ``seconds`` includes."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What start-up and planning left of ``seconds``."""
+        return None if self.seconds is None else max(0.0, self.seconds - self.planning_seconds)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
         return {*self.train, *self.validation} - set(dataset.ids)
@@ -240,6 +255,18 @@ def write(record: _Record, file: Path) -> None:
         OutputError: it cannot be written.
     """
     write_json_atomic(file, record.model_dump(mode="json"))
+
+
+def keep_length(known: _Record, before: _Record, out: Path, name: str) -> None:
+    """Write a record in the folder ``out`` again if its length is another one than ``before``: a resumed
+    training to which no length is given has the last one.
+
+    Raises:
+        OutputError: as ``alone``.
+    """
+    if known != before:
+        with alone(out):
+            write(known, out / name)
 
 
 def read_training(out: Path) -> TrainingRecord:

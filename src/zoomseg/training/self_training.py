@@ -224,21 +224,22 @@ def reopen(
     epochs: int | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> SelfTraining:
-    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of the unfinished parts.
-    ``settings`` as in ``training_run.resume``.
+    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of the unfinished parts, also for
+    later calls without one. ``settings`` as in ``training_run.resume``.
 
     Raises:
         TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
+        OutputError: another process trains there, and a length is given.
     """
-    known = record.read_self_training(out)
-    known.require_same_settings(settings, out)
-    known.require_same_data(dataset, out)
-    seconds, epochs = known.length(seconds, epochs)
+    before = record.read_self_training(out)
+    before.require_same_settings(settings, out)
+    before.require_same_data(dataset, out)
+    known = before.lasting(seconds, epochs)
     init = None if known.init is None else Path(known.init)
     wish = TrainingRequest(
         known.recipe,
-        seconds,
-        epochs,
+        known.seconds,
+        known.epochs,
         known.folds,
         known.fold,
         known.seed,
@@ -246,6 +247,7 @@ def reopen(
         teachers=known.teachers,
         split=None if known.split is None else Split(*known.split),
     )
+    record.keep_length(known, before, out, record.UNLABELLED)
     return SelfTraining(dataset, out, Path(known.unlabelled), wish)
 
 

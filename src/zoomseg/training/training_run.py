@@ -96,7 +96,8 @@ def start(
     """
     if not processes.first:
         processes.wait_for_first(threading.Event())
-        split, recipe, settings = _recorded(dataset, out, device, processes)
+        known = record.read_training(out)
+        split, recipe, settings = _recorded(known, dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
     record.require_free(out, request.part_of)
     started = time.monotonic() if request.began is None else request.began
@@ -112,18 +113,17 @@ def is_begun(out: Path) -> bool:
 
 def _train_new(new: _New, started: float) -> bundle.Bundle:
     request, decided = new.request, _decide(new)
-    # Planning is part of the given time.
-    seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
-    if seconds is not None and seconds <= 0:
+    known = _record_of(new.dataset, request, decided, time.monotonic() - started)
+    if known.seconds_left == 0:
         raise TrainingError(
             f"the time budget of {request.seconds:g} s was used up by start-up and planning, which took "
-            f"{time.monotonic() - started:.1f} s; increase it"
+            f"{known.planning_seconds:.1f} s; increase it"
         )
-    record.write(_record_of(new.dataset, request, decided), new.out / record.FILE)
+    record.write(known, new.out / record.FILE)
     new.processes.wait_for_first(threading.Event())
     settings = loop.Settings(
         new.device,
-        seconds,
+        known.seconds_left,
         request.epochs,
         request.seed,
         init=decided.taken,
@@ -244,7 +244,9 @@ def _as_published(
     return recipe, training_domain.samples(dataset, split.train, tell)
 
 
-def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) -> record.TrainingRecord:
+def _record_of(
+    dataset: Dataset, request: TrainingRequest, decided: _Decided, planning_seconds: float
+) -> record.TrainingRecord:
     return record.TrainingRecord(
         **recorded(dataset, request),
         recipe=decided.recipe.model_dump(mode="json"),
@@ -254,6 +256,7 @@ def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) ->
         fold=request.fold,
         registered=None if request.registered is None else str(request.registered.resolve()),
         training_domain=decided.domain,
+        planning_seconds=planning_seconds,
     )
 
 
@@ -304,15 +307,27 @@ def finished(
         InterruptedTrainingError: stopped; the next call continues.
         ZoomSegError: as ``start`` and ``resume``.
     """
-    if (out / "model.json").is_file():
-        model = bundle.load(out)
-        if model.provenance.get("complete") is True:
-            if not model.graphs:  # stopped before they were written
-                loop.convert(out, observer)
-            return model
+    model = _complete_model(out)
+    if model is not None:
+        return _with_graphs(model, out, observer)
     if (out / record.FILE).is_file():
         return resume(dataset, out, device, observer, request.seconds, request.epochs)
     return start(dataset, out, request, device, observer)
+
+
+def _complete_model(out: Path) -> bundle.Bundle | None:
+    """The model in a folder if its training has ended; None if there is none."""
+    if not (out / "model.json").is_file():
+        return None
+    model = bundle.load(out)
+    return model if model.provenance.get("complete") is True else None
+
+
+def _with_graphs(model: bundle.Bundle, out: Path, observer: Observer) -> bundle.Bundle:
+    """A complete model, converted if its training was stopped before that."""
+    if not model.graphs:
+        loop.convert(out, observer)
+    return model
 
 
 def resume(
@@ -325,44 +340,49 @@ def resume(
     processes: Processes = ALONE,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> bundle.Bundle:
-    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length. ``settings`` (see
-    ``settings_given``) must be those with which it was started.
+    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length, also for later calls
+    without one. A model whose training has ended is returned as it is, unless it should be trained for
+    longer. ``settings`` (see ``settings_given``) must be those with which it was started.
 
     Raises:
         TrainingError: there is no training in ``out``, it is damaged, it was of another data set, or had
             other settings.
         OutputError: another process trains there.
     """
-    split, recipe, run = _recorded(dataset, out, device, processes, seconds, epochs, settings)
+    before = record.read_training(out)
+    before.require_same_settings(settings, out)
+    before.resolved_recipe(out)
+    before.require_same_data(dataset, out)
+    known = before.lasting(seconds, epochs)
+    _check_numbers(known.seconds, known.epochs, known.seed)
     with record.alone(out) if processes.first else nullcontext():
+        complete, longer = _complete_model(out), known.is_longer_than(before)
+        if processes.agree(complete is not None and not longer):
+            observer.message(f"{out} is trained; a longer --time-budget or more --epochs would go on")
+            model = bundle.load(out) if complete is None else complete
+            return _with_graphs(model, out, observer) if processes.first else model
+        split, recipe, run = _recorded(known, dataset, out, device, processes)
+        if processes.first:
+            if complete is not None:  # not any more, also if this is interrupted before the first checkpoint
+                unfinished = {**complete.provenance, "complete": False}
+                bundle.save(replace(complete, provenance=unfinished), out)
+            record.write(known, out / record.FILE)
         return loop.train(dataset, split, recipe, out, replace(run, resume=True), observer)
 
 
 def _recorded(
-    dataset: Dataset,
-    out: Path,
-    device: Device,
-    processes: Processes,
-    seconds: float | None = None,
-    epochs: int | None = None,
-    given: Mapping[str, Any] = MappingProxyType({}),
+    known: record.TrainingRecord, dataset: Dataset, out: Path, device: Device, processes: Processes
 ) -> tuple[loop.Split, Recipe, loop.Settings]:
-    """The decisions made at the start, with another length if one is given; settings that are ``given`` must
-    be the recorded ones."""
-    known = record.read_training(out)
-    known.require_same_settings(given, out)
+    """The decisions made at the start."""
     recipe = known.resolved_recipe(out)
-    known.require_same_data(dataset, out)
-    seconds, epochs = known.length(seconds, epochs)
-    _check_numbers(seconds, epochs, known.seed)
     taken: fine_tuning.Transfer | None = None
     if known.init is not None:
         initial = fine_tuning.load(_initial_folder(out), dataset)
         taken = _transfer(Path(known.init), initial, recipe, dataset)
     settings = loop.Settings(
         device,
-        seconds,
-        epochs,
+        known.seconds_left,
+        known.epochs,
         known.seed,
         init=taken,
         registered=None if known.registered is None else Path(known.registered),

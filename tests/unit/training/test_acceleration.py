@@ -133,6 +133,8 @@ def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, 
     assert again.split == run.split
     assert (again.models, again.wish.epochs, again.longer) == ((str(model.resolve()),), 1, False)
     assert acceleration.reopen([str(model)], scans, tmp_path / "fast", epochs=2).longer
+    last = acceleration.reopen([str(model)], scans, tmp_path / "fast")
+    assert (last.wish.epochs, last.longer) == (2, False)
     another = shutil.copytree(model, tmp_path / "another")
     with pytest.raises(TrainingError, match="another cannot be given to resume the training in"):
         acceleration.reopen([str(another)], scans, tmp_path / "fast")

@@ -101,8 +101,12 @@ def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Pat
     begin(data, tmp_path / "m", wish)
     again = cross_validation.reopen(data, tmp_path / "m")
     assert (again.count, again.wish) == (2, replace(wish, recipe=None))
-    longer = cross_validation.reopen(data, tmp_path / "m", epochs=3).wish
-    assert (longer.seconds, longer.epochs) == (None, 3)
+    for length in ({"epochs": 3}, {}):  # the last one that was given
+        longer = cross_validation.reopen(data, tmp_path / "m", **length).wish
+        assert (longer.seconds, longer.epochs) == (None, 3)
+    with pytest.raises(TrainingError, match="epochs must be"):
+        cross_validation.reopen(data, tmp_path / "m", epochs=0)
+    assert cross_validation.reopen(data, tmp_path / "m").wish == longer
 
 
 def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:

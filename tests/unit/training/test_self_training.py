@@ -211,7 +211,9 @@ def test_what_was_asked_for_is_read_back(
     again = self_training.reopen(data, out)
     assert again.wish == run.wish
     assert again.unlabelled == unlabelled.resolve()
-    assert self_training.reopen(data, out, seconds=9.0).wish == replace(run.wish, epochs=None, seconds=9.0)
+    for length in ({"seconds": 9.0}, {}):  # the last one that was given
+        again = self_training.reopen(data, out, **length)
+        assert again.wish == replace(run.wish, epochs=None, seconds=9.0)
     with pytest.raises(ModelError, match=r"already holds a training \(unlabelled\.json\)"):
         begin(data, out, unlabelled, teacher)
     with pytest.raises(TrainingError, match="other cases"):

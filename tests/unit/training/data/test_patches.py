@@ -340,8 +340,8 @@ def test_unaugmented_patches_of_two_stages_lie_where_their_grids_say(tmp_path: P
 def test_a_patch_of_a_reference_box_is_the_box_of_prediction_at_every_border(
     tmp_path: Path, side: int, margin_mm: float
 ) -> None:
-    """The scan's channels are the world coordinates (mm) of its voxels. The organ lies 3 voxels from a border,
-    where the widest box ends."""
+    """The scan's channels are the world coordinates (mm) of its voxels. The organ lies 3 voxels from a
+    border, where the widest box ends."""
     axis, end = divmod(side, 2)
     grid = Grid.from_spacing((24, 20, 16), (2.0, 2.0, 3.0), (-24.0, -20.0, -24.0))
     start = [9, 8, 6]
