@@ -254,6 +254,51 @@ def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
     assert_same(first, again)
 
 
+def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -> None:
+    """The run was stopped while the next one was prepared."""
+    recipe, stop = tiny_recipe(together=False, iterations=3), threading.Event()
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+
+    class Preparing(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prepared: list[str] = []
+
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            self.prepared.append(stage)
+
+    class StopIn(Recorder):
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            if stage == "fine":
+                stop.set()
+
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
+    with pytest.raises(InterruptedTrainingError, match="while preparing the data"):
+        run.train(stop)
+    (run.folder / "group-0.safetensors").unlink()  # stopped before it was written
+    watch = Preparing()
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    assert_same(whole, resumed)
+    assert set(watch.prepared) == {"fine"}
+    assert watch.messages == [
+        "stage 'coarse': resumed at step 3, trained 0 more steps",
+        "training 2 of 2: stage 'fine'",
+    ]
+
+
+def test_a_budget_shorter_than_what_was_spent_is_told_of(data: Dataset, tmp_path: Path) -> None:
+    watch = Recorder()
+    run = loop._Run(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=100.0), watch)
+    group = run._group(0, ("coarse", "fine"))
+    group.step, group.elapsed, group.spent = 7, 40.0, 200.0
+    run._set_length(group)
+    assert group.length.seconds == 2.0
+    assert group.progress == 1.0
+    assert watch.messages == [
+        "the time budget was used up before stage 'fine'; it gets 2 s, of which it had 40"
+    ]
+
+
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
     loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
     other = Settings(CPU, seed=9, resume=True)
