@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from zoomseg.evaluation.saved import gather, read_scores
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import write_text_atomic
+from zoomseg.planning import fingerprint
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import fine_tuning, record, training_run, validation
@@ -111,16 +113,19 @@ def begin(
 
     Raises:
         ModelError: ``out`` already contains a model or a cross-validation, or ``wish.init`` is not a model.
-        DatasetError: too few labelled cases for the folds.
+        DatasetError: too few labelled cases for the folds; an organ that only one of them has.
+        RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
     record.require_free(out)
     folds = CrossValidation(dataset, out, count, wish)
-    folds.held_back(0)  # refuses more folds than cases
+    held_back = [folds.held_back(fold) for fold in range(count)]
     cases = training_run.choose_split(dataset, TrainingRequest())
     recipe = training_run.wanted_recipe(
         wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
     )
+    organs = training_run.organs_of(recipe, dataset)
+    fingerprint.require_in_two(dataset, held_back, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
             planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)

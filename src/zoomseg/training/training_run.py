@@ -480,6 +480,18 @@ def _predicted(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     return tuple(name for name in dataset.schema.names if name in predicted)
 
 
+def organs_of(recipe: Recipe | PlannedRecipe, dataset: Dataset) -> tuple[str, ...]:
+    """The labels that a model of a recipe, not yet fitted to the data set, will predict.
+
+    Raises:
+        RecipeError: the recipe does not fit the data set's labels.
+    """
+    if isinstance(recipe, PlannedRecipe):
+        return dataset.schema.names
+    fitted, _ = graph.fit(recipe, dataset.schema)
+    return _predicted(graph.trainable(fitted, dataset.schema), dataset)
+
+
 def _length(request: TrainingRequest) -> TrainingLength | None:
     """The length that the user requested, if any."""
     if request.seconds is None and request.epochs is None:

@@ -6,15 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.tiny_dataset import CPU, tiny_dataset, tiny_recipe
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
+from zoomseg.io.scans import read_labels, write_labels
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
-from zoomseg.training import cross_validation
+from zoomseg.training import cross_validation, training_run
 from zoomseg.training.cross_validation import CrossValidation
 from zoomseg.training.log import Silent
 from zoomseg.training.training_run import TrainingRequest
@@ -107,6 +109,24 @@ def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Pat
     with pytest.raises(TrainingError, match="epochs must be"):
         cross_validation.reopen(data, tmp_path / "m", epochs=0)
     assert cross_validation.reopen(data, tmp_path / "m").wish == longer
+
+
+def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(
+    recipe: str, tmp_path: Path
+) -> None:
+    """The model of the fold that holds it out could not learn it."""
+    data = tiny_dataset(tmp_path / "d")
+    for case in data.cases[1:]:
+        assert case.labels is not None
+        labels = read_labels(case.labels, data.schema)
+        left = np.where(labels.data == 1, labels.data, 0).astype(np.uint8)
+        write_labels(case.labels, replace(labels, data=left))
+    held_back = training_run.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
+    fold = int("case_0" in held_back)
+    for wanted in (recipe, "default"):
+        with pytest.raises(DatasetError, match=f"right kidney is only in case_0, held out in fold {fold},"):
+            begin(data, tmp_path / "m", TrainingRequest(wanted))
+        assert not (tmp_path / "m").exists()
 
 
 def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:
