@@ -230,8 +230,8 @@ def require_in_two(
             ((fold, cases),) = there.items()
             raise DatasetError(
                 f"data set '{dataset.name}': {name} is only in {listed(cases)}, held out in fold {fold}, "
-                "whose model could not learn it; remove it from 'labels' in dataset.json, add cases that contain "
-                "it, or train without --fold all"
+                "whose model could not learn it; remove it from 'labels' in dataset.json, add cases that "
+                "contain it, or train without --fold all"
             )
 
 

@@ -29,7 +29,9 @@ UNLABELLED = "unlabelled.json"
 ACCELERATION = "accelerate.json"
 """Record of the acceleration of a model, in the new model's folder."""
 
-_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, "model.json", FILE)
+MODEL = "model.json"
+
+_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, MODEL, FILE)
 """Each of these files shows that something was started in a folder."""
 
 
@@ -83,6 +85,12 @@ class _Record(BaseModel):
                     f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {trained}"
                 )
         changed = self._changed_cases(dataset)
+        unlabelled = changed & {case.id for case in dataset.cases if case.labels is None}
+        if unlabelled:
+            raise TrainingError(
+                f"data set '{dataset.name}': {min(unlabelled)} has no labels any more, but {out} was trained "
+                "with them; put the file back, or train into another folder"
+            )
         if changed:
             raise TrainingError(
                 f"data set '{dataset.name}' has other cases than {out} was trained with ({min(changed)})"
@@ -125,7 +133,7 @@ class _OfAllLabelled(_Record):
     cases: tuple[str, ...]
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
+        return set(self.cases) ^ _labelled(dataset)
 
 
 class CrossValidationRecord(_OfAllLabelled):
@@ -173,7 +181,7 @@ class TrainingRecord(_Record):
         return None if self.seconds is None else max(0.0, self.seconds - self.planning_seconds)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return {*self.train, *self.validation} - set(dataset.ids)
+        return {*self.train, *self.validation} - _labelled(dataset)
 
     def resolved_recipe(self, out: Path) -> Recipe:
         """The recipe, checked.
@@ -186,6 +194,10 @@ class TrainingRecord(_Record):
         if isinstance(recipe, PlannedRecipe):
             raise _damaged(out / FILE, "its recipe has no numbers")
         return recipe
+
+
+def _labelled(dataset: Dataset) -> set[str]:
+    return {case.id for case in dataset.cases if case.labels is not None}
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
@@ -237,6 +249,8 @@ def require_free(out: Path, part_of: str | None = None) -> None:
 
 def _refuse_begun(out: Path, part_of: str | None) -> None:
     there = _begun(out, part_of)
+    if there == out / MODEL and not (out / FILE).is_file():
+        raise ModelError(f"{out} already holds a model; choose another folder")
     if there is not None:
         raise ModelError(
             f"{out} already holds a training ({there.name}); give --resume to continue it, or choose another "

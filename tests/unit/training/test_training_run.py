@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny_dataset import CPU, small_plan, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, ScanError, TrainingError
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.volume import Volume
@@ -321,6 +322,30 @@ def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str,
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     with pytest.raises(TrainingError, match=r"has other cases than .* was trained with \(case_3\)"):
         training_run.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, Silent())
+
+
+def test_resume_refuses_a_data_set_in_which_a_case_lost_its_labels(recipe: str, tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2), CPU, Silent())
+    training_run.start(data, tmp_path / "all", TrainingRequest(recipe), CPU, Silent())
+    for case in training_run.choose_split(data, TrainingRequest(folds=2)).validation:
+        (tmp_path / "d" / "labelsTr" / f"{case}.nii.gz").rename(tmp_path / f"{case}.nii.gz")
+        fewer = open_dataset(tmp_path / "d")
+        for out in (tmp_path / "m", tmp_path / "all"):
+            with pytest.raises(TrainingError, match=f"{case} has no labels any more, but {out} was"):
+                training_run.resume(fewer, out, CPU, Silent(), epochs=1)
+        (tmp_path / f"{case}.nii.gz").rename(tmp_path / "d" / "labelsTr" / f"{case}.nii.gz")
+
+
+def test_a_folder_with_a_model_alone_cannot_be_resumed_and_says_so(
+    data: Dataset, recipe: str, tmp_path: Path
+) -> None:
+    """It was downloaded or imported."""
+    bundle.save(untrained_bundle(), tmp_path)
+    with pytest.raises(
+        ModelError, match=f"^{re.escape(str(tmp_path))} already holds a model; choose another"
+    ):
+        training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, Silent())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": {}}', '{"recipe": 3, "train": 5}'])
