@@ -98,7 +98,8 @@ class Acceleration:
     # --- the labels of the model --------------------------------------------------------------------
 
     def label(self, device: Device, observer: Observer) -> None:
-        """Label the scans that are not yet labelled. A scan that cannot be used is named and left out.
+        """Label the scans that are not yet labelled. A scan that cannot be used is named and left out; until
+        a training on the others has begun, the next call tries it again.
 
         Raises:
             TrainingError: fewer than two could be used, or the model found nothing.
@@ -106,7 +107,8 @@ class Acceleration:
         """
         with record.alone(self.out):
             done = self._found()
-            todo = [scan for scan in scans_in(self.scans) if scan.id not in done]
+            known = set(done) if self._begun else {case for case, found in done.items() if found is not None}
+            todo = [scan for scan in scans_in(self.scans) if scan.id not in known]
             if todo:
                 predictor = load_predictor(self.models, device, on_warning=observer.message)
                 writable_directory(self._labels)
@@ -117,6 +119,12 @@ class Acceleration:
                 write_json_atomic(file, _Found(cases=done).model_dump(mode="json"))
             observer.preparing("labels", len(todo), len(todo))
         self._tell(observer)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a training on the labelled scans was decided, from which they must not change."""
+        region = self.out / DISTILLATION / REGION
+        return region.with_suffix(".yaml").is_file() or (self.out / record.FILE).is_file()
 
     def _labelled(self, scan: ScanInput, predictor: Predictor, observer: Observer) -> tuple[str, ...] | None:
         path = self._labels / f"{scan.id}.nii.gz"

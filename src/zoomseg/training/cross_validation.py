@@ -4,6 +4,7 @@
 OUT/folds.json       the request; a resumed cross-validation reads it
 OUT/recipe.yaml      the recipe of all folds, planned once, so that their models form an ensemble
 OUT/plan.md          reasons for its numbers, if it was planned
+OUT/init/<name>/     a copy of the initial model, if there is one
 OUT/fold-<n>/        a model with its training, as ``training.training_run`` writes it
 ```
 
@@ -121,9 +122,8 @@ def begin(
     folds = CrossValidation(dataset, out, count, wish)
     held_back = [folds.held_back(fold) for fold in range(count)]
     cases = training_run.choose_split(dataset, TrainingRequest())
-    recipe = training_run.wanted_recipe(
-        wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
-    )
+    initial = None if wish.init is None else fine_tuning.load(wish.init, dataset)
+    recipe = training_run.wanted_recipe(wish, initial)
     organs = training_run.organs_of(recipe, dataset)
     fingerprint.require_in_two(dataset, held_back, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
@@ -137,8 +137,10 @@ def begin(
             cases=cases.train,
             folds=count,
         )
+        if wish.init is not None and initial is not None:
+            wish = replace(wish, init=fine_tuning.keep(initial, wish.init, out))
         record.write(asked, out / bundle.FOLDS)
-    return folds
+    return replace(folds, wish=wish)
 
 
 def reopen(
@@ -160,7 +162,7 @@ def reopen(
     before.require_same_settings(settings, out)
     before.require_same_data(dataset, out)
     known = before.lasting(seconds, epochs)
-    init = None if known.init is None else Path(known.init)
+    init = None if known.init is None else fine_tuning.kept(known.init, out)
     wish = TrainingRequest(
         seconds=known.seconds, epochs=known.epochs, seed=known.seed, init=init, teachers=known.teachers
     )

@@ -143,8 +143,8 @@ class CrossValidationRecord(_OfAllLabelled):
 
 
 class SelfTrainingRecord(_OfAllLabelled):
-    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``recipe`` a name or path,
-    ``split`` the training and held-out cases, if they were given."""
+    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``recipe`` a name, or that of
+    the copy, ``split`` the training and held-out cases, if they were given."""
 
     unlabelled: str
     recipe: str | None

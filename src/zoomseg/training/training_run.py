@@ -177,6 +177,11 @@ def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _A
     for note in dataset.header_notes(split.train + split.validation):
         observer.message(note)
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
+    if initial is not None and initial.channel_names != dataset.channel_names:
+        observer.message(
+            f"channels {', '.join(dataset.channel_names)} are taken for the initial model's "
+            f"{', '.join(initial.channel_names)}, in this order"
+        )
     return _Asked(split, initial, wanted_recipe(request, initial))
 
 
@@ -264,7 +269,7 @@ def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
     """The fields of a request common to all records; paths are made absolute.
 
     Raises:
-        ModelError: a teacher is not a model.
+        ModelError: a teacher, or the initial model, is not a model.
     """
     return {
         "channels": dataset.channel_names,
@@ -280,7 +285,7 @@ def _settings(request: TrainingRequest) -> dict[str, Any]:
     own = request.recipe is None and request.init is not None
     return {
         "seed": request.seed,
-        "init": None if request.init is None else str(request.init.resolve()),
+        "init": None if request.init is None else str(bundle.find(request.init).resolve()),
         "teachers": tuple(str(bundle.find(model).resolve()) for model in request.teachers),
         "requested_recipe": None if own else load(request.recipe or DEFAULT).model_dump(mode="json"),
     }
@@ -290,7 +295,7 @@ def settings_given(request: TrainingRequest, given: Collection[str]) -> dict[str
     """The values of a request's settings named in ``given``, for ``record.require_same_settings``.
 
     Raises:
-        ModelError: a teacher is not a model.
+        ModelError: a teacher, or the initial model, is not a model.
         RecipeError: the recipe cannot be read.
     """
     known = _settings(request) | {"folds": request.folds, "fold": request.fold}

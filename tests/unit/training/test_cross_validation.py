@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny_dataset import CPU, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
@@ -88,6 +89,22 @@ def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path)
     again = cross_validation.reopen(data, tmp_path / "m")
     assert again.model(0, CPU, Silent()).provenance["complete"] is True
     assert again.model(1, CPU, Silent()).provenance["complete"] is True
+
+
+def test_the_initial_model_is_needed_only_at_the_beginning(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True, iterations=1)
+    bundle.save(replace(untrained_bundle(), recipe=recipe), tmp_path / "old")
+    begun = begin(data, tmp_path / "m", TrainingRequest(init=tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "elsewhere")
+    again = cross_validation.reopen(data, tmp_path / "m")
+    assert again.wish.init == begun.wish.init == tmp_path / "m" / "init" / "old"
+    assert again.model(1, CPU, Silent()).provenance["init"] == {
+        "model": "old",
+        "recipe": "tiny",
+        "tensors": 50,
+    }
+    given = {"init": str((tmp_path / "old").resolve())}
+    assert cross_validation.reopen(data, tmp_path / "m", settings=given).wish == again.wish
 
 
 def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
