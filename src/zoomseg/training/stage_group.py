@@ -111,6 +111,18 @@ class StageGroup:
         Args:
             dice: of every trained stage, updated with this batch if ``measure``.
         """
+        buffers = [b for name in self.trained for b in self.modules[name].buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        losses = self._update(batch, dice, measure)
+        if losses is None:  # a forward pass has changed the statistics of batch norms
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+        return losses
+
+    def _update(
+        self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool
+    ) -> dict[str, float] | None:
+        """As ``learn``; a skipped step leaves the buffers of its forward pass."""
         for name in self.trained:
             self.modules[name].train()
         for group in self.optimiser.param_groups:
@@ -160,8 +172,7 @@ class StageGroup:
                     stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
                 )
                 if stage.name in self.teachers:
-                    # Cloned, as autograd cannot keep tensors created in inference mode.
-                    taught_BCIJK = self.teachers[stage.name](x_BCIJK, ()).clone()
+                    taught_BCIJK = self.teachers[stage.name](x_BCIJK, ())
                     losses[stage.name] = loss.distilled(
                         losses[stage.name], logits[0], taught_BCIJK, target, total
                     )

@@ -22,7 +22,7 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.spec import Recipe, UNet3D
 from zoomseg.training import loop
 from zoomseg.training.data.preprocessing import Finished, PackedCases, Preprocessing
 from zoomseg.training.log import Row, Silent
@@ -321,17 +321,25 @@ def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
     assert "case_" in watch.messages[0]
 
 
-def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batch_norm: bool) -> None:
+    """Nor the statistics of batch norms, which the forward pass has already changed."""
     recipe = tiny_recipe(together=True)
+    if batch_norm:
+        stages = tuple(s.model_copy(update={"network": UNet3D(channels=(8, 16))}) for s in recipe.stages)
+        recipe = recipe.model_copy(update={"stages": stages})
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
     group = run._group(0, ("coarse", "fine"))
     source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
     batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
     before = {k: v.clone() for k, v in group.modules["fine"].state_dict().items()}
+    assert any("running_mean" in key for key in before) == batch_norm
     assert group.learn(batch, {}, measure=False) is None
     after = group.modules["fine"].state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+    assert group.learn(source.draw(1, np.random.default_rng(0)), {}, measure=False) is not None
+    assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
 def test_time_budget_is_kept_and_the_schedule_ends(
