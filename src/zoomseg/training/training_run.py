@@ -415,7 +415,8 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     if not 0 <= request.fold < request.folds:
         raise DatasetError(f"fold must be 0 to {request.folds - 1}, got {request.fold}")
     validation = parts[request.fold]
-    return loop.Split((*(i for i in labelled if i not in validation), *pseudo), validation)
+    held_back = frozenset(validation)
+    return loop.Split((*(i for i in labelled if i not in held_back), *pseudo), validation)
 
 
 def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:
