@@ -81,8 +81,8 @@ def save(
     wrong = _not_finite(tensors)
     if wrong is not None:
         raise TrainingError(
-            f"the training has diverged ({wrong} is not finite); {path} holds the state before that; lower the "
-            "learning rate"
+            f"the training has diverged ({wrong} is not finite); {path} holds the state before that; lower "
+            "the learning rate"
         )
     # As bytes: on a full disk, safetensors does not raise an OSError, and its files are private.
     content = safetensors.save(tensors, metadata={_META: json.dumps(asdict(progress))})

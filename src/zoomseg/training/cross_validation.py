@@ -94,7 +94,7 @@ class CrossValidation:
             with watch() as observer:
                 self.model(fold, device, observer)
             held_back = self.held_back(fold)
-            if read_scores(folder / validation.FOLDER, len(held_back)) is None:
+            if not _is_validated(folder, held_back):
                 on_validated(folder, validation.validate(self.dataset, folder, held_back, device))
         parts = [folder / validation.FOLDER for folder in self.folders]
         return gather(parts, self.dataset, self.out / validation.FOLDER)
@@ -102,6 +102,15 @@ class CrossValidation:
     def _wish_of(self, fold: int) -> TrainingRequest:
         recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"
         return replace(self.wish, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
+
+
+def _is_validated(folder: Path, held_back: tuple[str, ...]) -> bool:
+    """Whether each of these cases was scored, or is listed as failed."""
+    known = read_scores(folder / validation.FOLDER)
+    if known is None:
+        return False
+    listed = [case.id for case in known.cases] + [failure.case for failure in known.failures]
+    return sorted(listed) == sorted(held_back)
 
 
 def begin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,25 @@ def test_a_complete_fold_without_graphs_gets_them(data: Dataset, recipe: str, tm
     file.write_text(json.dumps(manifest))
     begun.model(0, CPU, Silent())
     assert set(bundle.load(tmp_path / "m" / "fold-0").graphs) == {"coarse", "fine"}
+
+
+def test_a_case_that_cannot_be_segmented_is_listed_and_tried_once(recipe: str, tmp_path: Path) -> None:
+    """Otherwise its fold would be validated again by every resumed cross-validation."""
+    data = tiny_dataset(tmp_path / "d")
+    validated: list[str] = []
+    begun = begin(data, tmp_path / "m", TrainingRequest(recipe))
+    for fold in range(2):
+        begun.model(fold, CPU, Silent())
+    (tmp_path / "d" / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"damaged")
+    for again in (begun, cross_validation.reopen(data, tmp_path / "m")):
+        scores = again.run(
+            CPU, lambda: nullcontext(Silent()), lambda folder, _: validated.append(folder.name)
+        )
+        assert [case.id for case in scores.cases] == ["case_0", "case_1", "case_3"]
+        assert [failure.case for failure in scores.failures] == ["case_2"]
+        assert validated == ["fold-0", "fold-1"]
+    summary = json.loads((tmp_path / "m" / "validation" / "summary.json").read_text())
+    assert list(summary["failed"]) == ["case_2"]
 
 
 def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path) -> None:
