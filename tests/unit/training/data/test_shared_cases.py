@@ -56,7 +56,7 @@ def packed(folder: Path, case: str, seed: int = 0, prior: bool = True) -> Packed
         stored(folder / f"fine-{case}-image.b2nd", image),
         stored(folder / f"fine-{case}-labels.b2nd", labels),
         Candidates(
-            rng.integers(0, 4, (7, 3)).astype(np.int32),
+            rng.integers(0, 4, (7, 3)).astype(np.int16),
             {10: rng.integers(0, 4, (2, 3)).astype(np.int32), 0: np.zeros((0, 3), dtype=np.int32)},
         ),
         np.array([2**40 + seed, 3, 0]),
