@@ -24,6 +24,7 @@ from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
 from zoomseg.training import loss
+from zoomseg.training.data.packed_cases import stored_labels
 from zoomseg.training.data.patches import Batch, StageBatch
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import RunningDice
@@ -245,7 +246,8 @@ class StageGroup:
                 ]
                 prior_BCIJK = torch.stack(moved)
             else:
-                prior_BCIJK = inputs.select_prior(spec, data.stored[spec.of].to(device), labels)
+                own = stored_labels(stage, spec.of, labels)
+                prior_BCIJK = inputs.select_prior(spec, data.stored[spec.of].to(device), own)
             if data.within_BIJK is not None:
                 prior_BCIJK = prior_BCIJK * data.within_BIJK.to(device)[:, None]
             if data.shown:

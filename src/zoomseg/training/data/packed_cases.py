@@ -6,6 +6,7 @@ A random crop then reads only the blocks it touches. The input of a stage is det
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch import Tensor
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
-from zoomseg.core.labels import IGNORE
+from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import coordinates_box, sample_nearest
 from zoomseg.core.volume import LabelMap
@@ -49,7 +50,8 @@ NOTHING_HELD: OnDevice = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class StoredPrior:
-    """An earlier stage's prediction for a training case, for stages trained separately."""
+    """An earlier stage's prediction for a training case, for stages trained separately: background and
+    ``labels``, see ``stored_labels``."""
 
     data: ChunkedArray
     grid: Grid
@@ -257,12 +259,34 @@ def _store_priors(
     stage: Stage, priors: Mapping[str, StagePrediction], stem: str, folder: Path
 ) -> dict[str, StoredPrior]:
     out: dict[str, StoredPrior] = {}
-    for spec in inputs.prior_specs(stage.inputs):
-        prior = priors[spec.of]
-        path = folder / f"{stem}-prior-{spec.of}.b2nd"
-        write_array(path, to_numpy(prior.probabilities).astype(np.float16))
-        out[spec.of] = StoredPrior(ChunkedArray.open(path), prior.grid, prior.labels)
+    for name in dict.fromkeys(spec.of for spec in inputs.prior_specs(stage.inputs)):
+        prior = priors[name]
+        labels = stored_labels(stage, name, prior.labels)
+        channels = [0, *(prior.channel(label) for label in labels)]
+        path = folder / f"{stem}-prior-{name}.b2nd"
+        write_array(path, to_numpy(prior.probabilities)[channels].astype(np.float16))
+        out[name] = StoredPrior(ChunkedArray.open(path), prior.grid, labels)
     return out
+
+
+def stored_labels(stage: Stage, prior: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of a prior that are stored for a stage: those that it reads, and their counterparts on the
+    other side, which become these in mirrored patches.
+
+    Args:
+        labels: all that the prior has.
+    """
+    specs = [spec for spec in inputs.prior_specs(stage.inputs) if spec.of == prior]
+    return _with_counterparts(
+        frozenset(label for spec in specs for label in inputs.prior_names(spec, labels)), labels
+    )
+
+
+@functools.cache  # asked in every step
+def _with_counterparts(read: frozenset[str], labels: tuple[str, ...]) -> tuple[str, ...]:
+    pairs = LabelSchema.consecutive(labels).pairs
+    kept = read.union(*(pair for pair in pairs if not read.isdisjoint(pair)))
+    return tuple(label for label in labels if label in kept)
 
 
 def reference_priors(
