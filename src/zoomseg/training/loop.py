@@ -12,7 +12,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +85,8 @@ class Settings:
     the observer and validates."""
     teachers: Teachers | None = None
     """Models whose predictions are a second target."""
+    accepted: Callable[[], None] | None = None
+    """Called by the first process once it has read the checkpoint, if there is one to be resumed."""
     domain: TrainingDomain | None = None
     """Properties of the training cases, by which the model recognises scans unlike them."""
 
@@ -207,6 +209,8 @@ class _Run:
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
         resumed = self._resume_point()  # before minutes are spent on atlases
+        if self.processes.first and self.settings.accepted is not None:
+            self.settings.accepted()
         if atlas_priors.uses_atlas(self.recipe) and self.processes.first:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, RecipeError, TrainingError, listed, quoted
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, listed, quoted
 from zoomseg.datasets.advice import advise
 from zoomseg.datasets.layouts import Dataset, folds
 from zoomseg.io import bundle
@@ -321,10 +321,12 @@ def finished(
 
 
 def _complete_model(out: Path) -> bundle.Bundle | None:
-    """The model in a folder if its training has ended; None if there is none."""
-    if not (out / "model.json").is_file():
+    """The model in a folder if its training has ended; None if there is none, or a damaged one, which a
+    resumed training replaces."""
+    try:
+        model = bundle.load(out)
+    except ModelError:
         return None
-    model = bundle.load(out)
     return model if model.provenance.get("complete") is True else None
 
 
@@ -363,16 +365,19 @@ def resume(
     with record.alone(out) if processes.first else nullcontext():
         complete, longer = _complete_model(out), known.is_longer_than(before)
         if processes.agree(complete is not None and not longer):
-            observer.message(f"{out} is trained; a longer --time-budget or more --epochs would go on")
+            observer.message(f"{out} is trained; a longer --time-budget, or more --epochs, train it further")
             model = bundle.load(out) if complete is None else complete
             return _with_graphs(model, out, observer) if processes.first else model
         split, recipe, run = _recorded(known, dataset, out, device, processes)
-        if processes.first:
-            if complete is not None:  # not any more, also if this is interrupted before the first checkpoint
+
+        def accepted() -> None:
+            record.write(known, out / record.FILE)
+            if complete is not None:  # not any more, also if it is stopped before the first checkpoint
                 unfinished = {**complete.provenance, "complete": False}
                 bundle.save(replace(complete, provenance=unfinished), out)
-            record.write(known, out / record.FILE)
-        return loop.train(dataset, split, recipe, out, replace(run, resume=True), observer)
+
+        run = replace(run, resume=True, accepted=accepted)
+        return loop.train(dataset, split, recipe, out, run, observer)
 
 
 def _recorded(

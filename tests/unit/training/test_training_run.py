@@ -250,6 +250,7 @@ def test_a_resumed_training_keeps_the_last_length_given(
 
     def spied(*given: Any) -> bundle.Bundle:
         asked.append((given[4].seconds, given[4].epochs))
+        given[4].accepted()
         raise InterruptedTrainingError("stopped")
 
     training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
@@ -257,7 +258,7 @@ def test_a_resumed_training_keeps_the_last_length_given(
     for length in ({"epochs": 3}, {}, {"epochs": 2}, {}, {"seconds": 50.0}, {}):
         with pytest.raises(InterruptedTrainingError):
             training_run.resume(data, out, CPU, Silent(), **length)
-        assert bundle.load(out).provenance["complete"] is False  # from the first longer one on
+        assert bundle.load(out).provenance["complete"] is False  # also before its first checkpoint
     planning = record.read_training(out).planning_seconds
     budget = pytest.approx(50 - planning)
     assert asked == [(None, 3), (None, 3), (None, 2), (None, 2), (budget, None), (budget, None)]
@@ -315,6 +316,8 @@ def test_a_finished_training_is_resumed_to_its_model(
         (out / "model.json").write_text(json.dumps(file))
         training_run.resume(data, out, CPU, Silent())
         assert set(bundle.load(out).graphs) == {"coarse", "fine"}
+    (out / "model.json").write_text("{")
+    assert training_run.resume(data, out, CPU, Silent()).provenance["complete"] is True
     assert training_run.resume(data, out, CPU, Silent(), epochs=2).calibration is None
 
 
