@@ -16,7 +16,7 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
 from zoomseg.pipeline import stage_input
-from zoomseg.recipe.spec import DilatedForeground, PriorInput, Recipe, Stage, Unchanged
+from zoomseg.recipe.spec import DilatedForeground, ImageInput, PriorInput, Recipe, Stage, Unchanged
 from zoomseg.training.data import packed_cases
 
 RECIPE = tiny_recipe(together=False)
@@ -291,7 +291,7 @@ def test_only_labels_that_the_stage_reads_are_stored(
     shares = np.stack([0.75 * drawn[0], 0.25 * drawn[0], drawn[1], drawn[2], 0 * drawn[0]]).astype(np.float32)
     shares[4, 3] = 0.5
     several = {"coarse": replace(priors["coarse"], probabilities=shares, labels=labels)}
-    stage = FINE.model_copy(update={"inputs": (PriorInput(of="coarse", labels=read),)})
+    stage = FINE.model_copy(update={"inputs": (ImageInput(), PriorInput(of="coarse", labels=read))})
     stored = packed(stage, scan, several, tmp_path).priors["coarse"]
     assert stored.labels == kept == packed_cases.stored_labels(stage, "coarse", labels)
     expected = shares[[0, *(1 + labels.index(label) for label in kept)]]
