@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -30,6 +31,7 @@ class TrainingDisplay:
         """Time of the newest row."""
         self._finished = False
         self._last_line = 0.0
+        self._last_prepared = math.inf
         # Last, as it immediately asks what to show.
         self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=4)
 
@@ -49,8 +51,11 @@ class TrainingDisplay:
         if self._console.is_terminal:
             self._preparing = Group(Text(text), ProgressBar(total=total, completed=done, width=50))
             self._live.refresh()
-        elif done == total:
+        elif done == total or time.monotonic() - self._last_prepared > PLAIN_EVERY_SECONDS:
+            self._last_prepared = time.monotonic()
             self._console.print(text, highlight=False)
+        elif done == 0:
+            self._last_prepared = time.monotonic()
 
     def row(self, row: Row, remaining_seconds: float | None) -> None:
         self._rows[(row.stage, row.split)] = row

@@ -596,12 +596,3 @@ def folds(ids: Sequence[str], k: int, seed: int = 0) -> tuple[tuple[str, ...], .
     shuffled = sorted(ids)
     random.Random(seed).shuffle(shuffled)
     return tuple(tuple(sorted(shuffled[part::k])) for part in range(k))
-
-
-def split(dataset: Dataset, k: int, fold: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Training and validation part of a data set for fold ``fold`` (from 0) of ``k``."""
-    parts = folds(dataset.ids, k, seed)
-    if not 0 <= fold < k:
-        raise DatasetError(f"fold must be 0 to {k - 1}, got {fold}")
-    rest = [case for case in dataset.ids if case not in parts[fold]]
-    return dataset.subset(rest), dataset.subset(parts[fold])

@@ -69,6 +69,7 @@ def evaluate(
     provenance: Mapping[str, object] | None = None,
     on_progress: OnCaseScored | None = None,
     workers: int | None = None,
+    unsegmented: Sequence[Failure] = (),
 ) -> Evaluation:
     """Score every case that has a prediction and a reference, and write the results to ``out``.
 
@@ -85,6 +86,7 @@ def evaluate(
         training_log: the ``metrics.csv`` of the training to be shown in the report.
         provenance: further information on the origin of the predictions for the report.
         workers: processes that score, each one case at a time; None: ``THREADS`` of this one.
+        unsegmented: further cases, without a prediction, to be listed with those that could not be scored.
 
     Raises:
         DatasetError: nothing to score: no such folders, no files, or none that match.
@@ -103,7 +105,7 @@ def evaluate(
     kept = (*_without_stages(pairs), *_damaged_stages(cases))
     found = (*missing, *_header_notes(pairs), *_copies(cases), *kept, *without_figures())
     warnings = (*pairs.warnings, *found)
-    evaluation = Evaluation(pairs.organs, rules, tuple(cases), tuple(failures), warnings)
+    evaluation = Evaluation(pairs.organs, rules, tuple(cases), (*failures, *unsegmented), warnings)
     source = reference.root if isinstance(reference, Dataset) else reference
     origin = read_origin(predictions)
     sources = {"predictions": str(predictions), "reference": str(source)}

@@ -173,7 +173,11 @@ def box_around(mask: Mask, source: Grid, grid: Grid, margin_mm: float) -> Region
     box = bounding_box(mask)
     if box is None:
         return None
-    here = grid.box_of(source, box)
-    margin = [math.ceil(margin_mm / s) for s in grid.spacing_mm]
-    wide: Box = here.expand((margin[0], margin[1], margin[2])).intersect(grid.box)
+    wide = widened(grid.box_of(source, box), grid, (margin_mm, margin_mm, margin_mm))
     return None if wide.empty else Region(grid, wide)
+
+
+def widened(box: Box, grid: Grid, margin_mm: Vector3) -> Box:
+    """A box of ``grid`` with a margin on both sides of each axis, as far as the grid reaches."""
+    i, j, k = (math.ceil(mm / s) for mm, s in zip(margin_mm, grid.spacing_mm, strict=True))
+    return box.expand((i, j, k)).intersect(grid.box)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError
+from zoomseg.core.errors import DatasetError, listed
 from zoomseg.core.geometry import Index3, Orientation, Vector3
 from zoomseg.core.morphology import largest_component
 from zoomseg.core.region import class_boxes
@@ -194,12 +194,54 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
         if not missing:
             return
     if missing:
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        raise DatasetError(
-            f"data set '{dataset.name}': no voxel of {', '.join(missing[:NAMED])}{more} in any of the "
-            f"{len(ids)} training cases, so it cannot be learned; remove it from 'labels' in "
-            "dataset.json, or train on cases that contain it"
-        )
+        raise _absent(dataset, missing, len(ids))
+
+
+def require_in_two(
+    dataset: Dataset,
+    folds: Sequence[Sequence[str]],
+    organs: Iterable[str],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Read cases until each of ``organs`` was found in two folds, so that whichever is held out, the others
+    have it.
+
+    Raises:
+        DatasetError: some are in none of them, or in one, whose model could not learn them.
+        ScanError: a case cannot be used.
+    """
+    found: dict[str, dict[int, list[str]]] = {name: {} for name in organs}
+    in_turn = [
+        (fold, case) for row in zip_longest(*folds) for fold, case in enumerate(row) if case is not None
+    ]
+    for done, (fold, case_id) in enumerate(in_turn):
+        if all(len(there) > 1 for there in found.values()):
+            return
+        if on_progress is not None:
+            on_progress(done, len(in_turn))
+        (case,) = cases_of(dataset, [case_id])
+        for name in _present(case).intersection(found):
+            found[name].setdefault(fold, []).append(case_id)
+    absent = [name for name, there in found.items() if not there]
+    if absent:
+        raise _absent(dataset, absent, len(in_turn))
+    for name, there in found.items():
+        if len(there) == 1:
+            ((fold, cases),) = there.items()
+            raise DatasetError(
+                f"data set '{dataset.name}': {name} is only in {listed(cases)}, held out in fold {fold}, "
+                "whose model could not learn it; remove it from 'labels' in dataset.json, add cases that "
+                "contain it, or train without --fold all"
+            )
+
+
+def _absent(dataset: Dataset, organs: Sequence[str], cases: int) -> DatasetError:
+    more = f" and {len(organs) - NAMED} more" if len(organs) > NAMED else ""
+    return DatasetError(
+        f"data set '{dataset.name}': no voxel of {', '.join(organs[:NAMED])}{more} in any of the {cases} "
+        "training cases, so it cannot be learned; remove it from 'labels' in dataset.json, or train on cases "
+        "that contain it"
+    )
 
 
 def spread(ids: Sequence[str], most: int) -> Sequence[str]:

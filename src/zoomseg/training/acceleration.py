@@ -101,7 +101,8 @@ class Acceleration:
     # --- the labels of the model --------------------------------------------------------------------
 
     def label(self, device: Device, observer: Observer) -> None:
-        """Label the scans that are not yet labelled. A scan that cannot be used is named and left out.
+        """Label the scans that are not yet labelled. A scan that cannot be used is named and left out; until
+        a training on the others has begun, the next call tries it again.
 
         Raises:
             TrainingError: fewer than two could be used, or the model found nothing.
@@ -109,7 +110,8 @@ class Acceleration:
         """
         with record.alone(self.out):
             done = self._found()
-            todo = [scan for scan in scans_in(self.scans) if scan.id not in done]
+            known = set(done) if self._begun else {case for case, found in done.items() if found is not None}
+            todo = [scan for scan in scans_in(self.scans) if scan.id not in known]
             if todo:
                 predictor = load_predictor(self.models, device, on_warning=observer.message)
                 writable_directory(self._labels)
@@ -120,6 +122,12 @@ class Acceleration:
                 write_json_atomic(file, _Found(cases=done).model_dump(mode="json"))
             observer.preparing("labels", len(todo), len(todo))
         self._tell(observer)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a training on the labelled scans was decided, from which they must not change."""
+        region = self.out / DISTILLATION / REGION
+        return region.with_suffix(".yaml").is_file() or (self.out / record.FILE).is_file()
 
     def _labelled(self, scan: ScanInput, predictor: Predictor, observer: Observer) -> tuple[str, ...] | None:
         path = self._labels / f"{scan.id}.nii.gz"
@@ -404,23 +412,26 @@ def reopen(
     epochs: int | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Acceleration:
-    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training. The models,
-    the folder of scans and ``settings`` (values of the record) must be those with which it was started.
+    """The acceleration in ``out``; ``seconds`` or ``epochs`` replace the length of its training, also for
+    later calls without one. The models, the folder of scans and ``settings`` (values of the record) must be
+    those with which it was started.
 
     Raises:
         ModelError: ``models`` are not models.
         TrainingError: there is none, it is damaged, it had other settings, or scans were added or removed
             since.
+        OutputError: another process works there, and a length is given.
     """
-    known = record.read_acceleration(out)
+    before = record.read_acceleration(out)
     given = {"models": _paths(models), "scans": str(scans.resolve()), **settings}
-    known.require_same_settings(given, out)
-    changed = set(known.cases) ^ {scan.id for scan in scans_in(scans)}
+    before.require_same_settings(given, out)
+    changed = set(before.cases) ^ {scan.id for scan in scans_in(scans)}
     if changed:
         raise TrainingError(f"{scans} has other scans than {out} was begun with ({min(changed)})")
     longer = seconds is not None or epochs is not None
-    seconds, epochs = known.length(seconds, epochs)
-    wish = TrainingRequest(seconds=seconds, epochs=epochs, seed=known.seed)
+    known = before.lasting(seconds, epochs)
+    wish = TrainingRequest(seconds=known.seconds, epochs=known.epochs, seed=known.seed)
+    record.keep_length(known, before, out, record.ACCELERATION)
     return Acceleration(known.models, scans, out, known.small, wish, longer)
 
 

@@ -64,6 +64,7 @@ def save(
     """Write everything that a resumed run needs to continue exactly as without interruption.
 
     Raises:
+        TrainingError: a value is not finite; the earlier checkpoint stays.
         OutputError: the checkpoint cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -77,6 +78,12 @@ def save(
         for key, value in state.items():
             tensors[f"optimiser/{index}/{key}"] = torch.as_tensor(value)
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    wrong = _not_finite(tensors)
+    if wrong is not None:
+        raise TrainingError(
+            f"the training has diverged ({wrong} is not finite); {path} holds the state before that; lower "
+            "the learning rate"
+        )
     # As bytes: on a full disk, safetensors does not raise an OSError, and its files are private.
     content = safetensors.save(tensors, metadata={_META: json.dumps(asdict(progress))})
     write_bytes_atomic(path, content)
@@ -110,9 +117,9 @@ def restore(
     """
     try:
         tensors = safetensors.load_file(path)
-        for key, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{key} is not finite")
+        wrong = _not_finite(tensors)
+        if wrong is not None:
+            raise ValueError(f"{wrong} is not finite")
         for stage, module in modules.items():
             module.load_state_dict(_under(tensors, f"last/{stage}/"))
         for stage, state in averaged.items():
@@ -127,6 +134,11 @@ def restore(
         optimiser.load_state_dict({"state": _laid_out(state_of, optimiser), "param_groups": groups})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise TrainingError(f"checkpoint {path} does not fit this recipe ({reason_of(error)})") from error
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a value that is not finite."""
+    return next((key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
 
 
 def _check_state(state_of: Mapping[int, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:

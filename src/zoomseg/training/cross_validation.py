@@ -4,6 +4,7 @@
 OUT/folds.json       the request; a resumed cross-validation reads it
 OUT/recipe.yaml      the recipe of all folds, planned once, so that their models form an ensemble
 OUT/plan.md          reasons for its numbers, if it was planned
+OUT/init/<name>/     a copy of the initial model, if there is one
 OUT/fold-<n>/        a model with its training, as ``training.training_run`` writes it
 ```
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +29,7 @@ from zoomseg.evaluation.saved import gather, read_scores
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import write_text_atomic
+from zoomseg.planning import fingerprint
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import fine_tuning, record, training_run, validation
@@ -91,7 +94,7 @@ class CrossValidation:
             with watch() as observer:
                 self.model(fold, device, observer)
             held_back = self.held_back(fold)
-            if read_scores(folder / validation.FOLDER, len(held_back)) is None:
+            if not _is_validated(folder, held_back):
                 on_validated(folder, validation.validate(self.dataset, folder, held_back, device))
         parts = [folder / validation.FOLDER for folder in self.folders]
         return gather(parts, self.dataset, self.out / validation.FOLDER)
@@ -99,6 +102,15 @@ class CrossValidation:
     def _wish_of(self, fold: int) -> TrainingRequest:
         recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"
         return replace(self.wish, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
+
+
+def _is_validated(folder: Path, held_back: tuple[str, ...]) -> bool:
+    """Whether each of these cases was scored, or is listed as failed."""
+    known = read_scores(folder / validation.FOLDER)
+    if known is None:
+        return False
+    listed = [case.id for case in known.cases] + [failure.case for failure in known.failures]
+    return sorted(listed) == sorted(held_back)
 
 
 def begin(
@@ -111,16 +123,18 @@ def begin(
 
     Raises:
         ModelError: ``out`` already contains a model or a cross-validation, or ``wish.init`` is not a model.
-        DatasetError: too few labelled cases for the folds.
+        DatasetError: too few labelled cases for the folds; an organ that only one of them has.
+        RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
     record.require_free(out)
     folds = CrossValidation(dataset, out, count, wish)
-    folds.held_back(0)  # refuses more folds than cases
+    held_back = [folds.held_back(fold) for fold in range(count)]
     cases = training_run.choose_split(dataset, TrainingRequest())
-    recipe = training_run.wanted_recipe(
-        wish, None if wish.init is None else fine_tuning.load(wish.init, dataset)
-    )
+    initial = None if wish.init is None else fine_tuning.load(wish.init, dataset)
+    recipe = training_run.wanted_recipe(wish, initial)
+    organs = training_run.organs_of(recipe, dataset)
+    fingerprint.require_in_two(dataset, held_back, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
             planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
@@ -132,8 +146,10 @@ def begin(
             cases=cases.train,
             folds=count,
         )
+        if wish.init is not None and initial is not None:
+            wish = replace(wish, init=fine_tuning.keep(initial, wish.init, out))
         record.write(asked, out / bundle.FOLDS)
-    return folds
+    return replace(folds, wish=wish)
 
 
 def reopen(
@@ -143,20 +159,23 @@ def reopen(
     epochs: int | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> CrossValidation:
-    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds.
+    """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds, also
+    for later calls without one.
     ``settings`` as in ``training_run.resume``.
 
     Raises:
         TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
+        OutputError: another process trains there, and a length is given.
     """
-    known = record.read_cross_validation(out)
-    known.require_same_settings(settings, out)
-    known.require_same_data(dataset, out)
-    seconds, epochs = known.length(seconds, epochs)
-    init = None if known.init is None else Path(known.init)
+    before = record.read_cross_validation(out)
+    before.require_same_settings(settings, out)
+    before.require_same_data(dataset, out)
+    known = before.lasting(seconds, epochs)
+    init = None if known.init is None else fine_tuning.kept(known.init, out)
     wish = TrainingRequest(
-        seconds=seconds, epochs=epochs, seed=known.seed, init=init, teachers=known.teachers
+        seconds=known.seconds, epochs=known.epochs, seed=known.seed, init=init, teachers=known.teachers
     )
+    record.keep_length(known, before, out, bundle.FOLDS)
     return CrossValidation(dataset, out, known.folds, wish)
 
 

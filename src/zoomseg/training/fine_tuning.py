@@ -28,6 +28,9 @@ from zoomseg.recipe.spec import BoxAround, DilatedForeground, ProbabilityTimesAt
 SLOWER = 10
 """Fine-tuning divides learning rates by this."""
 
+KEPT = "init"
+"""Folder of the copy of an initial model, under its name, in that of several trainings."""
+
 _IMAGE = "image"
 _CLASS = "class"
 
@@ -105,7 +108,8 @@ def load(path: Path, dataset: Dataset) -> bundle.Bundle:
     """The initial model.
 
     Raises:
-        ModelError: not a model, or one for scans with another number of channels.
+        ModelError: not a model, or one for scans with another number of channels, or the same ones in another
+            order.
     """
     model = bundle.load(path)
     ours, theirs = dataset.channel_names, model.channel_names
@@ -115,7 +119,31 @@ def load(path: Path, dataset: Dataset) -> bundle.Bundle:
             f"data set '{dataset.name}' has {len(ours)} ({', '.join(ours)}); "
             "start from a model of as many channels, or omit --init"
         )
+    moved = [name for name, other in zip(ours, theirs, strict=True) if name != other and name in theirs]
+    if moved:
+        raise ModelError(
+            f"model {path} reads channels {', '.join(theirs)}, data set '{dataset.name}' has "
+            f"{', '.join(ours)}: {moved[0]} is in another place; number the channels as the model does"
+        )
     return model
+
+
+def keep(model: bundle.Bundle, path: Path, out: Path) -> Path:
+    """Copy the initial model, given as ``path``, to the folder of several trainings: those that have not
+    started need it, even if the model itself was moved. Returns the copy's folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    folder = out / KEPT / bundle.find(path).resolve().name
+    bundle.save(model, folder)
+    return folder
+
+
+def kept(path: str, out: Path) -> Path:
+    """The copy that ``keep`` made; the model itself if there is none, as in folders of earlier versions."""
+    folder = out / KEPT / Path(path).name
+    return folder if folder.is_dir() else Path(path)
 
 
 def recipe_of(model: bundle.Bundle) -> Recipe:

@@ -12,7 +12,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +85,8 @@ class Settings:
     the observer and validates."""
     teachers: Teachers | None = None
     """Models whose predictions are a second target."""
+    accepted: Callable[[], None] | None = None
+    """Called by the first process once it has read the checkpoint, if there is one to be resumed."""
     domain: TrainingDomain | None = None
     """Properties of the training cases, by which the model recognises scans unlike them."""
 
@@ -207,6 +209,8 @@ class _Run:
     def train(self, stop: threading.Event) -> bundle.Bundle:
         self.stop = stop
         resumed = self._resume_point()  # before minutes are spent on atlases
+        if self.processes.first and self.settings.accepted is not None:
+            self.settings.accepted()
         if atlas_priors.uses_atlas(self.recipe) and self.processes.first:
             self.atlas_of = self._atlas()
         all_labels = self.dataset.schema.names
@@ -314,29 +318,38 @@ class _Run:
     # --- one group ---------------------------------------------------------------------------------
 
     def _train_group(self, group: StageGroup, log: Log | None) -> None:
+        begun = group.step
+        if begun:
+            self._set_length(group)
+        if group.progress < 1.0:  # otherwise, it was stopped in the preparation of the next one
+            self._prepare_and_train(group, log)
+            self._save(group)
+        if begun:
+            more = f"{group.step - begun} more step{'s' * (group.step - begun != 1)}"
+            self.observer.message(f"stage '{group.lead.name}': resumed at step {begun}, trained {more}")
+        if self.processes.first:
+            write_bytes_atomic(self._group_file(group.index), self.checkpoint.read_bytes())
+
+    def _prepare_and_train(self, group: StageGroup, log: Log | None) -> None:
+        part, parts = self.parts[group.index], len(self.parts)
+        if parts > 1:
+            name = part.row_name(group.lead.name)
+            self.observer.message(f"training {group.index + 1} of {parts}: stage '{name}'")
         packs = self._pack(group)
         group.take_over()
         validation = self._validation_batches(group, packs)
         source, device = self._source(group, packs), self.settings.device
         if group.step == 0:
             group.spent = self.processes.agree(self.spent)
-        if self.settings.seconds is not None:
-            group.length = TrainingLength(None, self.processes.agree(self._group_seconds(group)))
+            self._set_length(group)
 
         def batch_of(step: int) -> Batch:
             rng = np.random.default_rng([self.settings.seed, group.index, step])
             make = partial(source.draw, group.lead.training.batch, rng, self.processes.share)
             return on_side_stream(make, device.place)
 
-        begun = group.step
         with closing(prefetched(batch_of, group.step, device.batches_ahead)) as batches, device.tuned():
             self._loop(group, batches, validation, log)
-        if begun:
-            more = f"{group.step - begun} more step{'s' * (group.step - begun != 1)}"
-            self.observer.message(f"stage '{group.lead.name}': resumed at step {begun}, trained {more}")
-        self._save(group)
-        if self.processes.first:
-            write_bytes_atomic(self._group_file(group.index), self.checkpoint.read_bytes())
 
     def _source(self, group: StageGroup, packs: PackedCases) -> PatchSource:
         """The source of training patches, on the device, with as much of the data there as fits."""
@@ -346,18 +359,29 @@ class _Run:
             self.recipe, group.stages, packs.train, self.schemas, place=device.place, held=held
         )
 
-    def _group_seconds(self, group: StageGroup) -> float:
-        """This group's part of the remaining budget at its first step."""
-        assert self.settings.seconds is not None
+    def _set_length(self, group: StageGroup) -> None:
+        """Give a group its part of the time budget, if there is one."""
+        if self.settings.seconds is not None:
+            seconds = self._group_seconds(group, self.settings.seconds)
+            group.length = TrainingLength(None, self.processes.agree(seconds))
+
+    def _group_seconds(self, group: StageGroup, whole: float) -> float:
+        """This group's part of what was left of the whole budget at its first step."""
         shares = [part.share for part in self.parts[group.index :]]
-        part = (self.settings.seconds - group.spent) * shares[0] / sum(shares)
-        least = LEAST_SHARE * self.settings.seconds
+        part = (whole - group.spent) * shares[0] / sum(shares)
+        least = LEAST_SHARE * whole
         if part >= least:
             return part
+        if group.step > 0:  # resumed with a shorter budget
+            self.observer.message(
+                f"the time budget was used up before stage '{group.lead.name}'; it gets {least:.0f} s, of "
+                f"which it had {group.elapsed:.0f}"
+            )
+            return least
         if group.index == 0:
             raise TrainingError(
                 f"the time budget was used up by preparing the data, which took {group.spent:.1f} s of the "
-                f"{self.settings.seconds:.1f} s that start-up and planning had left; increase it"
+                f"{whole:.1f} s that start-up and planning had left; increase it"
             )
         # The results of earlier groups must not be lost because their predictions took long.
         self.observer.message(

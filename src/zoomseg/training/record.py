@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,9 @@ UNLABELLED = "unlabelled.json"
 ACCELERATION = "accelerate.json"
 """Record of the acceleration of a model, in the new model's folder."""
 
-_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, "model.json", FILE)
+MODEL = "model.json"
+
+_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, MODEL, FILE)
 """Each of these files shows that something was started in a folder."""
 
 
@@ -83,14 +85,28 @@ class _Record(BaseModel):
                     f"data set '{dataset.name}' has {key} {value}, but {out} was trained with {trained}"
                 )
         changed = self._changed_cases(dataset)
+        unlabelled = changed & {case.id for case in dataset.cases if case.labels is None}
+        if unlabelled:
+            raise TrainingError(
+                f"data set '{dataset.name}': {min(unlabelled)} has no labels any more, but {out} was trained "
+                "with them; put the file back, or train into another folder"
+            )
         if changed:
             raise TrainingError(
                 f"data set '{dataset.name}' has other cases than {out} was trained with ({min(changed)})"
             )
 
-    def length(self, seconds: float | None, epochs: int | None) -> tuple[float | None, int | None]:
-        """Seconds and epochs of the unfinished parts: those given, otherwise the original ones."""
-        return (self.seconds, self.epochs) if seconds is None and epochs is None else (seconds, epochs)
+    def lasting(self, seconds: float | None, epochs: int | None) -> Self:
+        """The record with another length of the unfinished parts, if one is given."""
+        if seconds is None and epochs is None:
+            return self
+        return self.model_copy(update={"seconds": seconds, "epochs": epochs})
+
+    def is_longer_than(self, other: _Record) -> bool:
+        """Whether more training, or another kind of length, is asked for than in another record."""
+        if (self.seconds is None, self.epochs is None) != (other.seconds is None, other.epochs is None):
+            return True
+        return (self.seconds or 0, self.epochs or 0) > (other.seconds or 0, other.epochs or 0)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
         """Cases whose absence, or presence, prevents the training from being resumed."""
@@ -117,7 +133,7 @@ class _OfAllLabelled(_Record):
     cases: tuple[str, ...]
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return set(self.cases) ^ {case.id for case in dataset.cases if case.labels is not None}
+        return set(self.cases) ^ _labelled(dataset)
 
 
 class CrossValidationRecord(_OfAllLabelled):
@@ -127,8 +143,8 @@ class CrossValidationRecord(_OfAllLabelled):
 
 
 class SelfTrainingRecord(_OfAllLabelled):
-    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``recipe`` a name or path,
-    ``split`` the training and held-out cases, if they were given."""
+    """``unlabelled.json``; ``unlabelled`` is the folder of unlabelled scans, ``recipe`` a name, or that of
+    the copy, ``split`` the training and held-out cases, if they were given."""
 
     unlabelled: str
     recipe: str | None
@@ -156,9 +172,16 @@ class TrainingRecord(_Record):
     fold: int = 0
     registered: str | None = None
     training_domain: TrainingDomain | None = None
+    planning_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Start-up and planning, which ``seconds`` includes."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What start-up and planning left of ``seconds``."""
+        return None if self.seconds is None else max(0.0, self.seconds - self.planning_seconds)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return {*self.train, *self.validation} - set(dataset.ids)
+        return {*self.train, *self.validation} - _labelled(dataset)
 
     def resolved_recipe(self, out: Path) -> Recipe:
         """The recipe, checked.
@@ -171,6 +194,10 @@ class TrainingRecord(_Record):
         if isinstance(recipe, PlannedRecipe):
             raise _damaged(out / FILE, "its recipe has no numbers")
         return recipe
+
+
+def _labelled(dataset: Dataset) -> set[str]:
+    return {case.id for case in dataset.cases if case.labels is not None}
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
@@ -222,6 +249,8 @@ def require_free(out: Path, part_of: str | None = None) -> None:
 
 def _refuse_begun(out: Path, part_of: str | None) -> None:
     there = _begun(out, part_of)
+    if there == out / MODEL and not (out / FILE).is_file():
+        raise ModelError(f"{out} already holds a model; choose another folder")
     if there is not None:
         raise ModelError(
             f"{out} already holds a training ({there.name}); give --resume to continue it, or choose another "
@@ -240,6 +269,18 @@ def write(record: _Record, file: Path) -> None:
         OutputError: it cannot be written.
     """
     write_json_atomic(file, record.model_dump(mode="json"))
+
+
+def keep_length(known: _Record, before: _Record, out: Path, name: str) -> None:
+    """Write a record in the folder ``out`` again if its length is another one than ``before``: a resumed
+    training to which no length is given has the last one.
+
+    Raises:
+        OutputError: as ``alone``.
+    """
+    if known != before:
+        with alone(out):
+            write(known, out / name)
 
 
 def read_training(out: Path) -> TrainingRecord:

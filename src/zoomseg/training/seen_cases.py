@@ -25,12 +25,13 @@ def warning(
         for name, model in zip(names, models, strict=True)
         if model.provenance.get("data_set") == dataset.name
     }
-    known = {str(case) for cases in trained.values() if isinstance(cases, list) for case in cases}
-    seen = [case for case in held_back if case in known]
+    known = {name: set(map(str, cases)) for name, cases in trained.items() if isinstance(cases, list)}
+    seen = [case for case in held_back if any(case in cases for cases in known.values())]
     if seen:
+        those = [name for name, cases in known.items() if not cases.isdisjoint(seen)]
         return (
             f"{len(seen)} of the {len(held_back)} held-out cases were among the training cases of "
-            f"{', '.join(trained)} ({', '.join(seen[:3])}), so their scores will be too high"
+            f"{', '.join(those)} ({', '.join(seen[:3])}), so their scores will be too high"
         )
     unknown = [name for name, cases in trained.items() if not isinstance(cases, list)]
     if held_back and unknown:

@@ -3,6 +3,8 @@
 
 ```
 OUT/unlabelled.json     the request; a resumed training reads it
+OUT/recipe.yaml         a copy of the recipe's file, if one was given
+OUT/init/<name>/        a copy of the initial model, if there is one
 OUT/teachers/           the first round, unless teachers were given: a cross-validation of the labelled cases
 OUT/pseudo-labels/      <case>.nii.gz, and pseudo-labels.json with the kept organs of each case
 OUT/                    the model trained on both, as written by ``training.training_run``
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from zoomseg.anatomy.organ_names import alike
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, quoted
@@ -38,10 +41,18 @@ from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle, first_problem
-from zoomseg.io.files import check_name, read_file, reason_of, writable_directory, write_json_atomic
+from zoomseg.io.files import (
+    check_name,
+    read_file,
+    reason_of,
+    writable_directory,
+    write_json_atomic,
+    write_text_atomic,
+)
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
-from zoomseg.training import cross_validation, record, seen_cases, training_run
+from zoomseg.recipe.load import dump, load
+from zoomseg.training import cross_validation, fine_tuning, record, seen_cases, training_run
 from zoomseg.training.cross_validation import OnValidated
 from zoomseg.training.log import Observer
 from zoomseg.training.loop import Split
@@ -51,6 +62,7 @@ from zoomseg.training.training_run import TrainingRequest
 TEACHERS = "teachers"
 LABELS = "pseudo-labels"
 KEPT = "pseudo-labels.json"
+RECIPE = "recipe.yaml"
 
 FOLDS = 5
 """Of the first round; with fewer labelled cases, their number."""
@@ -60,12 +72,13 @@ LEAST_CONFIDENCE = 0.8
 
 
 class _Kept(BaseModel):
-    """One scan: its files, and the organs that were kept."""
+    """One scan: its files, the organs that were kept, and why it could not be used, if so."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     images: tuple[str, ...]
     organs: tuple[str, ...]
+    failed: str | None = None
 
 
 class _KeptCases(BaseModel):
@@ -117,8 +130,9 @@ class SelfTraining:
         watch: Callable[[], AbstractContextManager[Observer]],
         on_validated: OnValidated,
     ) -> Evaluation | None:
-        """The first round, started or resumed (``CrossValidation.run``); None if teachers are given."""
-        if self.wish.teachers:
+        """The first round, started or resumed (``CrossValidation.run``); None if teachers are given, or the
+        student's training has begun."""
+        if self.wish.teachers or self._student_begun:
             return None
         if cross_validation.is_begun(self.folder):
             first = cross_validation.reopen(self.labelled, self.folder, self.wish.seconds, self.wish.epochs)
@@ -131,21 +145,25 @@ class SelfTraining:
 
     def label(self, device: Device, observer: Observer) -> None:
         """Label the scans that are not yet labelled, unless the student's training has begun. A scan that
-        cannot be used is named and left out.
+        cannot be used is named and left out, and tried again by the next call.
 
         Raises:
             ModelError: a teacher is not a model, or predicts none of the data set's labels.
             TrainingError: no organ of any scan was kept.
             OutputError: labels cannot be written, or another process trains there.
         """
-        if (self.out / record.FILE).is_file():
+        if self._student_begun:
             return
         with record.alone(self.out):
             self._label(device, observer)
 
+    @property
+    def _student_begun(self) -> bool:
+        return training_run.is_begun(self.out)
+
     def _label(self, device: Device, observer: Observer) -> None:
         scans, done = scans_in(self.unlabelled, self.dataset), _read_kept(self.out, self.dataset.schema)
-        todo = [scan for scan in scans if scan.id not in done]
+        todo = [scan for scan in scans if scan.id not in done or done[scan.id].failed is not None]
         if todo:
             predictor = load_predictor(
                 self.wish.teachers or (self.folder,), device, on_warning=observer.message
@@ -154,8 +172,7 @@ class SelfTraining:
             writable_directory(self.out / LABELS)
             for number, scan in enumerate(todo):
                 observer.preparing(LABELS, number, len(todo))
-                kept = _labelled(scan, predictor, self.dataset.schema, self.out / LABELS, observer)
-                done[scan.id] = _Kept(images=tuple(str(p.resolve()) for p in scan.paths), organs=kept)
+                done[scan.id] = _labelled(scan, predictor, self.dataset.schema, self.out / LABELS, observer)
                 write_json_atomic(self.out / LABELS / KEPT, _KeptCases(cases=done).model_dump(mode="json"))
             observer.preparing(LABELS, len(todo), len(todo))
         _tell_kept(done, self.dataset.schema, observer)
@@ -168,7 +185,7 @@ class SelfTraining:
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
         data = extended(self.dataset, self.out)
-        if (self.out / record.FILE).is_file():
+        if self._student_begun:
             return training_run.resume(data, self.out, device, observer, self.wish.seconds, self.wish.epochs)
         return training_run.start(
             data, self.out, replace(self.wish, teachers=(), part_of=record.UNLABELLED), device, observer
@@ -186,7 +203,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
     """Check a request and write it down.
 
     Raises:
-        ModelError: ``out`` already contains a training; a teacher is not a model.
+        ModelError: ``out`` already contains a training; a teacher or ``wish.init`` is not a model.
         DatasetError: too few labelled cases; unlabelled scans with a labelled case's name.
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written, or another process trains there.
@@ -194,27 +211,37 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
     record.require_free(out)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
-    run = SelfTraining(
-        dataset, out, unlabelled, replace(wish, recipe=_absolute(wish.recipe), teachers=teachers)
-    )
+    run = SelfTraining(dataset, out, unlabelled, replace(wish, teachers=teachers))
     for model in teachers:
         _require_known(bundle.load(model), dataset.schema)
     if not teachers and len(run.labelled.cases) < 2:
         raise DatasetError(
             "the first round needs at least two labelled cases; label more, or give a --teacher"
         )
+    initial = None if wish.init is None else fine_tuning.load(wish.init, dataset)
+    recipe = load(wish.recipe) if wish.recipe is not None and Path(wish.recipe).is_file() else None
     asked = SelfTrainingRecord(
         **training_run.recorded(dataset, run.wish),
         cases=tuple(case.id for case in dataset.cases if case.labels is not None),
         unlabelled=str(unlabelled.resolve()),
-        recipe=run.wish.recipe,
+        recipe=wish.recipe if recipe is None else RECIPE,
         folds=wish.folds,
         fold=wish.fold,
         split=None if wish.split is None else (wish.split.train, wish.split.validation),
     )
     with record.alone_in_free(out):
+        init = wish.init
+        if recipe is not None:
+            write_text_atomic(out / RECIPE, dump(recipe))
+        if init is not None and initial is not None:
+            init = fine_tuning.keep(initial, init, out)
         record.write(asked, out / record.UNLABELLED)
-    return run
+    return replace(run, wish=replace(run.wish, recipe=_recipe_of(asked, out), init=init))
+
+
+def _recipe_of(known: SelfTrainingRecord, out: Path) -> str | None:
+    """Its name, or the path of the copy."""
+    return str(out / RECIPE) if known.recipe == RECIPE else known.recipe
 
 
 def reopen(
@@ -224,21 +251,22 @@ def reopen(
     epochs: int | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> SelfTraining:
-    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of the unfinished parts.
-    ``settings`` as in ``training_run.resume``.
+    """The training in ``out``; ``seconds`` or ``epochs`` replace the length of the unfinished parts, also for
+    later calls without one. ``settings`` as in ``training_run.resume``.
 
     Raises:
         TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
+        OutputError: another process trains there, and a length is given.
     """
-    known = record.read_self_training(out)
-    known.require_same_settings(settings, out)
-    known.require_same_data(dataset, out)
-    seconds, epochs = known.length(seconds, epochs)
-    init = None if known.init is None else Path(known.init)
+    before = record.read_self_training(out)
+    before.require_same_settings(settings, out)
+    before.require_same_data(dataset, out)
+    known = before.lasting(seconds, epochs)
+    init = None if known.init is None else fine_tuning.kept(known.init, out)
     wish = TrainingRequest(
-        known.recipe,
-        seconds,
-        epochs,
+        _recipe_of(known, out),
+        known.seconds,
+        known.epochs,
         known.folds,
         known.fold,
         known.seed,
@@ -246,6 +274,7 @@ def reopen(
         teachers=known.teachers,
         split=None if known.split is None else Split(*known.split),
     )
+    record.keep_length(known, before, out, record.UNLABELLED)
     return SelfTraining(dataset, out, Path(known.unlabelled), wish)
 
 
@@ -300,12 +329,8 @@ def extended(dataset: Dataset, out: Path) -> Dataset:
     return replace(dataset, cases=tuple(sorted((*dataset.cases, *added), key=lambda case: case.id)))
 
 
-def _absolute(recipe: str | None) -> str | None:
-    return str(Path(recipe).resolve()) if recipe is not None and Path(recipe).is_file() else recipe
-
-
 def _require_known(teacher: Bundle, schema: LabelSchema) -> None:
-    if not any(schema.find(name) for name in teacher.schema.names):
+    if not alike(schema, teacher.schema):
         raise ModelError(
             f"teacher {teacher.folder or teacher.recipe.name} predicts none of the data set's labels (it has "
             f"{', '.join(teacher.schema.names)})"
@@ -314,20 +339,20 @@ def _require_known(teacher: Bundle, schema: LabelSchema) -> None:
 
 def _labelled(
     scan: ScanInput, predictor: Predictor, schema: LabelSchema, out: Path, observer: Observer
-) -> tuple[str, ...]:
-    """Label one scan; returns the organs that were kept."""
-    path = out / f"{scan.id}.nii.gz"
+) -> _Kept:
+    """Label one scan."""
+    path, images = out / f"{scan.id}.nii.gz", tuple(str(file.resolve()) for file in scan.paths)
     try:
         check_name(path)
         case = read_scan(scan, channels_last=predictor.channels > 1)
         result = predictor.predict(case, keep=False)
     except ZoomSegError as error:
         observer.message(f"{scan.id}: not used ({error})")
-        return ()
+        return _Kept(images=images, organs=(), failed=str(error))
     labels, kept = _confident(case, result, predictor.bundle, schema)
     if kept:
         write_labels(path, labels)
-    return kept
+    return _Kept(images=images, organs=kept)
 
 
 def _confident(
@@ -336,9 +361,10 @@ def _confident(
     """The label map with the confident organs only, as classes of the data set, and their names."""
     rows = organ_rows_of(case.id, result, case.image, teacher.calibration, domain=teacher.domain)
     table = np.zeros(result.schema.classes, dtype=np.uint8)
+    known = {theirs: own for own, theirs in alike(schema, result.schema).items()}
     kept = set()
     for row in rows:
-        own = schema.find(row.organ)
+        own = known.get(row.organ)
         if own is not None and row.confidence is not None and row.confidence >= LEAST_CONFIDENCE:
             table[result.schema.class_of(row.organ)] = schema.class_of(own)
             kept.add(own)

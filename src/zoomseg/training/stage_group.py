@@ -24,6 +24,7 @@ from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
 from zoomseg.training import loss
+from zoomseg.training.data.packed_cases import stored_labels
 from zoomseg.training.data.patches import Batch, StageBatch
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import RunningDice
@@ -111,6 +112,18 @@ class StageGroup:
         Args:
             dice: of every trained stage, updated with this batch if ``measure``.
         """
+        buffers = [b for name in self.trained for b in self.modules[name].buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        losses = self._update(batch, dice, measure)
+        if losses is None:  # a forward pass has changed the statistics of batch norms
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+        return losses
+
+    def _update(
+        self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool
+    ) -> dict[str, float] | None:
+        """As ``learn``; a skipped step leaves the buffers of its forward pass."""
         for name in self.trained:
             self.modules[name].train()
         for group in self.optimiser.param_groups:
@@ -160,8 +173,7 @@ class StageGroup:
                     stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
                 )
                 if stage.name in self.teachers:
-                    # Cloned, as autograd cannot keep tensors created in inference mode.
-                    taught_BCIJK = self.teachers[stage.name](x_BCIJK, ()).clone()
+                    taught_BCIJK = self.teachers[stage.name](x_BCIJK, ())
                     losses[stage.name] = loss.distilled(
                         losses[stage.name], logits[0], taught_BCIJK, target, total
                     )
@@ -234,7 +246,8 @@ class StageGroup:
                 ]
                 prior_BCIJK = torch.stack(moved)
             else:
-                prior_BCIJK = inputs.select_prior(spec, data.stored[spec.of].to(device), labels)
+                own = stored_labels(stage, spec.of, labels)
+                prior_BCIJK = inputs.select_prior(spec, data.stored[spec.of].to(device), own)
             if data.within_BIJK is not None:
                 prior_BCIJK = prior_BCIJK * data.within_BIJK.to(device)[:, None]
             if data.shown:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, RecipeError, TrainingError, listed, quoted
+from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, listed, quoted
 from zoomseg.datasets.advice import advise
 from zoomseg.datasets.layouts import Dataset, folds
 from zoomseg.io import bundle
@@ -96,7 +96,8 @@ def start(
     """
     if not processes.first:
         processes.wait_for_first(threading.Event())
-        split, recipe, settings = _recorded(dataset, out, device, processes)
+        known = record.read_training(out)
+        split, recipe, settings = _recorded(known, dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
     record.require_free(out, request.part_of)
     started = time.monotonic() if request.began is None else request.began
@@ -112,18 +113,17 @@ def is_begun(out: Path) -> bool:
 
 def _train_new(new: _New, started: float) -> bundle.Bundle:
     request, decided = new.request, _decide(new)
-    # Planning is part of the given time.
-    seconds = None if request.seconds is None else request.seconds - (time.monotonic() - started)
-    if seconds is not None and seconds <= 0:
+    known = _record_of(new.dataset, request, decided, time.monotonic() - started)
+    if known.seconds_left == 0:
         raise TrainingError(
             f"the time budget of {request.seconds:g} s was used up by start-up and planning, which took "
-            f"{time.monotonic() - started:.1f} s; increase it"
+            f"{known.planning_seconds:.1f} s; increase it"
         )
-    record.write(_record_of(new.dataset, request, decided), new.out / record.FILE)
+    record.write(known, new.out / record.FILE)
     new.processes.wait_for_first(threading.Event())
     settings = loop.Settings(
         new.device,
-        seconds,
+        known.seconds_left,
         request.epochs,
         request.seed,
         init=decided.taken,
@@ -177,6 +177,11 @@ def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _A
     for note in dataset.header_notes(split.train + split.validation):
         observer.message(note)
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
+    if initial is not None and initial.channel_names != dataset.channel_names:
+        observer.message(
+            f"channels {', '.join(dataset.channel_names)} are taken for the initial model's "
+            f"{', '.join(initial.channel_names)}, in this order"
+        )
     return _Asked(split, initial, wanted_recipe(request, initial))
 
 
@@ -244,7 +249,9 @@ def _as_published(
     return recipe, training_domain.samples(dataset, split.train, tell)
 
 
-def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) -> record.TrainingRecord:
+def _record_of(
+    dataset: Dataset, request: TrainingRequest, decided: _Decided, planning_seconds: float
+) -> record.TrainingRecord:
     return record.TrainingRecord(
         **recorded(dataset, request),
         recipe=decided.recipe.model_dump(mode="json"),
@@ -254,6 +261,7 @@ def _record_of(dataset: Dataset, request: TrainingRequest, decided: _Decided) ->
         fold=request.fold,
         registered=None if request.registered is None else str(request.registered.resolve()),
         training_domain=decided.domain,
+        planning_seconds=planning_seconds,
     )
 
 
@@ -261,7 +269,7 @@ def recorded(dataset: Dataset, request: TrainingRequest) -> dict[str, Any]:
     """The fields of a request common to all records; paths are made absolute.
 
     Raises:
-        ModelError: a teacher is not a model.
+        ModelError: a teacher, or the initial model, is not a model.
     """
     return {
         "channels": dataset.channel_names,
@@ -277,7 +285,7 @@ def _settings(request: TrainingRequest) -> dict[str, Any]:
     own = request.recipe is None and request.init is not None
     return {
         "seed": request.seed,
-        "init": None if request.init is None else str(request.init.resolve()),
+        "init": None if request.init is None else str(bundle.find(request.init).resolve()),
         "teachers": tuple(str(bundle.find(model).resolve()) for model in request.teachers),
         "requested_recipe": None if own else load(request.recipe or DEFAULT).model_dump(mode="json"),
     }
@@ -287,7 +295,7 @@ def settings_given(request: TrainingRequest, given: Collection[str]) -> dict[str
     """The values of a request's settings named in ``given``, for ``record.require_same_settings``.
 
     Raises:
-        ModelError: a teacher is not a model.
+        ModelError: a teacher, or the initial model, is not a model.
         RecipeError: the recipe cannot be read.
     """
     known = _settings(request) | {"folds": request.folds, "fold": request.fold}
@@ -304,15 +312,29 @@ def finished(
         InterruptedTrainingError: stopped; the next call continues.
         ZoomSegError: as ``start`` and ``resume``.
     """
-    if (out / "model.json").is_file():
-        model = bundle.load(out)
-        if model.provenance.get("complete") is True:
-            if not model.graphs:  # stopped before they were written
-                loop.convert(out, observer)
-            return model
+    model = _complete_model(out)
+    if model is not None:
+        return _with_graphs(model, out, observer)
     if (out / record.FILE).is_file():
         return resume(dataset, out, device, observer, request.seconds, request.epochs)
     return start(dataset, out, request, device, observer)
+
+
+def _complete_model(out: Path) -> bundle.Bundle | None:
+    """The model in a folder if its training has ended; None if there is none, or a damaged one, which a
+    resumed training replaces."""
+    try:
+        model = bundle.load(out)
+    except ModelError:
+        return None
+    return model if model.provenance.get("complete") is True else None
+
+
+def _with_graphs(model: bundle.Bundle, out: Path, observer: Observer) -> bundle.Bundle:
+    """A complete model, converted if its training was stopped before that."""
+    if not model.graphs:
+        loop.convert(out, observer)
+    return model
 
 
 def resume(
@@ -325,44 +347,52 @@ def resume(
     processes: Processes = ALONE,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> bundle.Bundle:
-    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length. ``settings`` (see
-    ``settings_given``) must be those with which it was started.
+    """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length, also for later calls
+    without one. A model whose training has ended is returned as it is, unless it should be trained for
+    longer. ``settings`` (see ``settings_given``) must be those with which it was started.
 
     Raises:
         TrainingError: there is no training in ``out``, it is damaged, it was of another data set, or had
             other settings.
         OutputError: another process trains there.
     """
-    split, recipe, run = _recorded(dataset, out, device, processes, seconds, epochs, settings)
+    before = record.read_training(out)
+    before.require_same_settings(settings, out)
+    before.resolved_recipe(out)
+    before.require_same_data(dataset, out)
+    known = before.lasting(seconds, epochs)
+    _check_numbers(known.seconds, known.epochs, known.seed)
     with record.alone(out) if processes.first else nullcontext():
-        return loop.train(dataset, split, recipe, out, replace(run, resume=True), observer)
+        complete, longer = _complete_model(out), known.is_longer_than(before)
+        if processes.agree(complete is not None and not longer):
+            observer.message(f"{out} is trained; a longer --time-budget, or more --epochs, train it further")
+            model = bundle.load(out) if complete is None else complete
+            return _with_graphs(model, out, observer) if processes.first else model
+        split, recipe, run = _recorded(known, dataset, out, device, processes)
+
+        def accepted() -> None:
+            record.write(known, out / record.FILE)
+            if complete is not None:  # not any more, also if it is stopped before the first checkpoint
+                unfinished = {**complete.provenance, "complete": False}
+                bundle.save(replace(complete, provenance=unfinished), out)
+
+        run = replace(run, resume=True, accepted=accepted)
+        return loop.train(dataset, split, recipe, out, run, observer)
 
 
 def _recorded(
-    dataset: Dataset,
-    out: Path,
-    device: Device,
-    processes: Processes,
-    seconds: float | None = None,
-    epochs: int | None = None,
-    given: Mapping[str, Any] = MappingProxyType({}),
+    known: record.TrainingRecord, dataset: Dataset, out: Path, device: Device, processes: Processes
 ) -> tuple[loop.Split, Recipe, loop.Settings]:
-    """The decisions made at the start, with another length if one is given; settings that are ``given`` must
-    be the recorded ones."""
-    known = record.read_training(out)
-    known.require_same_settings(given, out)
+    """The decisions made at the start."""
     recipe = known.resolved_recipe(out)
-    known.require_same_data(dataset, out)
-    seconds, epochs = known.length(seconds, epochs)
-    _check_numbers(seconds, epochs, known.seed)
     taken: fine_tuning.Transfer | None = None
     if known.init is not None:
         initial = fine_tuning.load(_initial_folder(out), dataset)
         taken = _transfer(Path(known.init), initial, recipe, dataset)
     settings = loop.Settings(
         device,
-        seconds,
-        epochs,
+        known.seconds_left,
+        known.epochs,
         known.seed,
         init=taken,
         registered=None if known.registered is None else Path(known.registered),
@@ -390,7 +420,8 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     if not 0 <= request.fold < request.folds:
         raise DatasetError(f"fold must be 0 to {request.folds - 1}, got {request.fold}")
     validation = parts[request.fold]
-    return loop.Split((*(i for i in labelled if i not in validation), *pseudo), validation)
+    held_back = frozenset(validation)
+    return loop.Split((*(i for i in labelled if i not in held_back), *pseudo), validation)
 
 
 def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:
@@ -458,6 +489,18 @@ def _predicted(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     """The labels that at least one stage predicts, in the schema's order."""
     predicted = {name for stage in recipe.stages for name in graph.resolve_labels(stage, dataset.schema)}
     return tuple(name for name in dataset.schema.names if name in predicted)
+
+
+def organs_of(recipe: Recipe | PlannedRecipe, dataset: Dataset) -> tuple[str, ...]:
+    """The labels that a model of a recipe, not yet fitted to the data set, will predict.
+
+    Raises:
+        RecipeError: the recipe does not fit the data set's labels.
+    """
+    if isinstance(recipe, PlannedRecipe):
+        return dataset.schema.names
+    fitted, _ = graph.fit(recipe, dataset.schema)
+    return _predicted(graph.trainable(fitted, dataset.schema), dataset)
 
 
 def _length(request: TrainingRequest) -> TrainingLength | None:

@@ -12,7 +12,7 @@ from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.calibration import calibrate, scored
 from zoomseg.evaluation.evaluate import evaluate
-from zoomseg.evaluation.result import Evaluation
+from zoomseg.evaluation.result import Evaluation, Failure
 from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome, Segmented
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
@@ -66,8 +66,16 @@ def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Dev
     if len(failed) == len(cases.cases):
         reason = f"none of {len(failed)} held-out cases could be segmented; {failed[0].reason}"
         raise ScanError(reason)
-    log = out / "training" / "metrics.csv"
-    scores = evaluate(folder / "predictions", cases, folder, training_log=log)
+    log, without = out / "training" / "metrics.csv", {failure.case for failure in failed}
+    scores = evaluate(
+        folder / "predictions",
+        dataset.subset(
+            case for case in kept_back if case not in without
+        ),  # one may have an earlier prediction
+        folder,
+        training_log=log,
+        unsegmented=[Failure(failure.case, failure.reason) for failure in failed],
+    )
     found = {(row.case, row.organ) for row in rows if row.confidence is not None}
     known = scored({key: dice for key, dice in promised.items() if key in found}, scores)
     bundle.save(replace(model, calibration=calibrate(known)), out)

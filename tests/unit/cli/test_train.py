@@ -270,7 +270,7 @@ def test_a_damaged_checkpoint_is_named(
     assert run("train", data, "-o", out, "-r", recipe, "--device", "cpu") == 0
     file = out / "training" / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    said = refused(capfd, data, "-o", out, "--resume", "--device", "cpu")
+    said = refused(capfd, data, "-o", out, "--resume", "--epochs", "9", "--device", "cpu")
     assert "checkpoint.safetensors" in said
     assert bundle.load(out).provenance["complete"] is True  # the model is unchanged
 
@@ -374,7 +374,9 @@ def test_a_student_says_who_taught_it(
     record = json.loads((out / "training" / "job.json").read_text())
     assert record["teachers"] == [str((tmp_path / "teacher").resolve())]
     shutil.rmtree(tmp_path / "teacher")
-    assert "no model folder at" in refused(capfd, data, "-o", out, "--resume", "--device", "cpu")
+    assert run("train", data, "-o", out, "--resume", "--device", "cpu") == 0  # nothing is left to learn
+    longer = (data, "-o", out, "--resume", "--epochs", "1", "--device", "cpu")
+    assert "no model folder at" in refused(capfd, *longer)
 
 
 @pytest.fixture

@@ -62,6 +62,17 @@ def test_preparing_counts_cases() -> None:
     assert "Preparing 3 of 3 cases" in shown(True, *acts)
 
 
+def test_a_long_preparation_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(training_display.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    display = TrainingDisplay(Console(file=out, force_terminal=False, width=100))
+    for done in range(6):
+        display.preparing("fine", done, 5)
+        now[0] += 16
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["2", "4", "5"]
+
+
 def test_messages_are_shown_as_they_are() -> None:
     assert "case [7] has NaN" in shown(False, ("message", "case [7] has NaN"))
 

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import DatasetError, LabelError, ScanError
-from zoomseg.datasets.layouts import Dataset, folds, open_dataset, split
+from zoomseg.datasets.layouts import Dataset, folds, open_dataset
 
 SHAPE = (6, 7, 8)
 NNUNET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 4, "liver": 2}}
@@ -588,13 +588,8 @@ def test_impossible_folds() -> None:
         folds(["a", "a"], 2)
 
 
-def test_split_and_subset(tmp_path: Path) -> None:
+def test_subset(tmp_path: Path) -> None:
     dataset: Dataset = open_dataset(nnunet(tmp_path, cases=("a", "b", "c", "d")))
-    train, validation = split(dataset, 2, 0)
-    assert sorted(train.ids + validation.ids) == ["a", "b", "c", "d"]
-    assert validation.ids == folds(dataset.ids, 2)[0]
     assert dataset.subset(["d", "a"]).ids == ("a", "d")
     with pytest.raises(DatasetError, match="no case z"):
         dataset.subset(["a", "z"])
-    with pytest.raises(DatasetError, match="fold must be 0 to 1"):
-        split(dataset, 2, 2)

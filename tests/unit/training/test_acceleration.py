@@ -14,7 +14,7 @@ import pytest
 from helpers.tiny_dataset import CPU, SCHEMA, tiny_case, tiny_recipe
 from helpers.untrained_models import untrained
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, ScanError, TrainingError
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference.load import load_predictor
@@ -189,6 +189,8 @@ def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, 
     assert again.split == run.split
     assert (again.models, again.wish.epochs, again.longer) == ((str(model.resolve()),), 1, False)
     assert acceleration.reopen([str(model)], scans, tmp_path / "fast", epochs=2).longer
+    last = acceleration.reopen([str(model)], scans, tmp_path / "fast")
+    assert (last.wish.epochs, last.longer) == (2, False)
     another = shutil.copytree(model, tmp_path / "another")
     with pytest.raises(TrainingError, match="another cannot be given to resume the training in"):
         acceleration.reopen([str(another)], scans, tmp_path / "fast")
@@ -197,6 +199,34 @@ def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, 
     (scans / "scan_0.nii.gz").unlink()
     with pytest.raises(TrainingError, match="has other scans than"):
         acceleration.reopen([str(model)], scans, tmp_path / "fast")
+
+
+def test_a_scan_that_could_not_be_used_is_tried_again_until_the_training_begins(
+    scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may not have answered. Afterwards, the split of the scans must not change."""
+    run = begin(scans, model, tmp_path / "fast")
+    predict = oracle.predict
+
+    def without_memory(case: Case, **how: object) -> object:
+        if case.id == "scan_2":
+            raise ScanError("a network disk did not answer")
+        return predict(case, **how)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oracle, "predict", without_memory)
+        run.label(CPU, Silent())
+    oracle.seen.clear()
+    again = acceleration.reopen([str(model)], scans, tmp_path / "fast")
+    again.label(CPU, Silent())
+    assert oracle.seen == ["scan_2"]
+    assert len(again.split.train) + len(again.split.validation) == SCANS
+    file = tmp_path / "fast" / "distillation" / "labels" / "labels.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({"cases": {**found["cases"], "scan_2": None}}))
+    (tmp_path / "fast" / "distillation" / "region.yaml").write_text("")
+    acceleration.reopen([str(model)], scans, tmp_path / "fast").label(CPU, Silent())
+    assert oracle.seen == ["scan_2"]
 
 
 def test_organs_that_no_scan_learned_from_has_are_told_and_left_out(

@@ -77,6 +77,19 @@ def test_a_failed_save_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
 
 
+def test_a_state_that_is_not_finite_does_not_replace_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    modules, averaged, optimiser = trained(0)
+    checkpoint.save(path, PROGRESS, modules, averaged, optimiser)
+    before = path.read_bytes()
+    averaged["coarse"]["1.running_var"][2] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"diverged \(averaged/coarse/1\.running_var is not finite\); .*c\.saf"
+    ):
+        checkpoint.save(path, PROGRESS, modules, averaged, optimiser)
+    assert path.read_bytes() == before
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"gone\.safetensors cannot be read .* without --resume"):
         checkpoint.read_progress(tmp_path / "gone.safetensors")

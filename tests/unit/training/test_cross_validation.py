@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.tiny_dataset import CPU, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
+from zoomseg.io.scans import read_labels, write_labels
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
-from zoomseg.training import cross_validation
+from zoomseg.training import cross_validation, training_run
 from zoomseg.training.cross_validation import CrossValidation
 from zoomseg.training.log import Silent
 from zoomseg.training.training_run import TrainingRequest
@@ -76,6 +80,25 @@ def test_a_complete_fold_without_graphs_gets_them(data: Dataset, recipe: str, tm
     assert set(bundle.load(tmp_path / "m" / "fold-0").graphs) == {"coarse", "fine"}
 
 
+def test_a_case_that_cannot_be_segmented_is_listed_and_tried_once(recipe: str, tmp_path: Path) -> None:
+    """Otherwise its fold would be validated again by every resumed cross-validation."""
+    data = tiny_dataset(tmp_path / "d")
+    validated: list[str] = []
+    begun = begin(data, tmp_path / "m", TrainingRequest(recipe))
+    for fold in range(2):
+        begun.model(fold, CPU, Silent())
+    (tmp_path / "d" / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"damaged")
+    for again in (begun, cross_validation.reopen(data, tmp_path / "m")):
+        scores = again.run(
+            CPU, lambda: nullcontext(Silent()), lambda folder, _: validated.append(folder.name)
+        )
+        assert [case.id for case in scores.cases] == ["case_0", "case_1", "case_3"]
+        assert [failure.case for failure in scores.failures] == ["case_2"]
+        assert validated == ["fold-0", "fold-1"]
+    summary = json.loads((tmp_path / "m" / "validation" / "summary.json").read_text())
+    assert list(summary["failed"]) == ["case_2"]
+
+
 def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path) -> None:
     """Its file states that it is incomplete, as after Ctrl-C; the recipe may be missing."""
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe, epochs=None))
@@ -86,6 +109,22 @@ def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path)
     again = cross_validation.reopen(data, tmp_path / "m")
     assert again.model(0, CPU, Silent()).provenance["complete"] is True
     assert again.model(1, CPU, Silent()).provenance["complete"] is True
+
+
+def test_the_initial_model_is_needed_only_at_the_beginning(data: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(together=True, iterations=1)
+    bundle.save(replace(untrained_bundle(), recipe=recipe), tmp_path / "old")
+    begun = begin(data, tmp_path / "m", TrainingRequest(init=tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "elsewhere")
+    again = cross_validation.reopen(data, tmp_path / "m")
+    assert again.wish.init == begun.wish.init == tmp_path / "m" / "init" / "old"
+    assert again.model(1, CPU, Silent()).provenance["init"] == {
+        "model": "old",
+        "recipe": "tiny",
+        "tensors": 50,
+    }
+    given = {"init": str((tmp_path / "old").resolve())}
+    assert cross_validation.reopen(data, tmp_path / "m", settings=given).wish == again.wish
 
 
 def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
@@ -101,8 +140,30 @@ def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Pat
     begin(data, tmp_path / "m", wish)
     again = cross_validation.reopen(data, tmp_path / "m")
     assert (again.count, again.wish) == (2, replace(wish, recipe=None))
-    longer = cross_validation.reopen(data, tmp_path / "m", epochs=3).wish
-    assert (longer.seconds, longer.epochs) == (None, 3)
+    for length in ({"epochs": 3}, {}):  # the last one that was given
+        longer = cross_validation.reopen(data, tmp_path / "m", **length).wish
+        assert (longer.seconds, longer.epochs) == (None, 3)
+    with pytest.raises(TrainingError, match="epochs must be"):
+        cross_validation.reopen(data, tmp_path / "m", epochs=0)
+    assert cross_validation.reopen(data, tmp_path / "m").wish == longer
+
+
+def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(
+    recipe: str, tmp_path: Path
+) -> None:
+    """The model of the fold that holds it out could not learn it."""
+    data = tiny_dataset(tmp_path / "d")
+    for case in data.cases[1:]:
+        assert case.labels is not None
+        labels = read_labels(case.labels, data.schema)
+        left = np.where(labels.data == 1, labels.data, 0).astype(np.uint8)
+        write_labels(case.labels, replace(labels, data=left))
+    held_back = training_run.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
+    fold = int("case_0" in held_back)
+    for wanted in (recipe, "default"):
+        with pytest.raises(DatasetError, match=f"right kidney is only in case_0, held out in fold {fold},"):
+            begin(data, tmp_path / "m", TrainingRequest(wanted))
+        assert not (tmp_path / "m").exists()
 
 
 def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:

@@ -268,3 +268,45 @@ def test_a_model_of_other_channels_and_what_is_no_model(data: Dataset, model: Pa
         training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path / "two"), CPU, Silent())
     with pytest.raises(ModelError, match="has no layer of recipe 'default'"):
         training_run.start(data, tmp_path / "m", TrainingRequest("default", init=model), CPU, Silent())
+
+
+@pytest.mark.parametrize("theirs", [("T2", "T1"), ("T2", "PET")])
+def test_channels_in_another_order_are_refused(
+    data: Dataset, model: Path, tmp_path: Path, theirs: tuple[str, str]
+) -> None:
+    old = untrained_bundle()
+    bundle.save(bundle.Bundle(old.recipe, SCHEMA, theirs, old.weights, {}), tmp_path / "two")
+    with pytest.raises(ModelError, match=r"has T1, T2: T. is in another place; number the channels as"):
+        fine_tuning.load(tmp_path / "two", dataclasses.replace(data, channel_names=("T1", "T2")))
+    same = dataclasses.replace(data, channel_names=theirs)
+    assert fine_tuning.load(tmp_path / "two", same).channel_names == theirs
+
+
+def test_other_names_of_channels_are_told_of(data: Dataset, model: Path, tmp_path: Path) -> None:
+    told = Told()
+    mr = dataclasses.replace(data, channel_names=("MR",))
+    training_run.start(mr, tmp_path / "m", TrainingRequest(init=model, epochs=1), CPU, told)
+    assert "channels MR are taken for the initial model's CT, in this order" in told.messages
+    told.messages.clear()
+    training_run.start(data, tmp_path / "n", TrainingRequest(init=model, epochs=1), CPU, told)
+    assert not any(text.startswith("channels") for text in told.messages)
+
+
+def test_an_included_model_is_known_by_its_name_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wish = TrainingRequest(init=Path(bundle.ABDOMEN_CT))
+    monkeypatch.chdir(tmp_path)
+    given = training_run.settings_given(wish, {"init"})
+    assert given == {"init": str((bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT).resolve())}
+    with pytest.raises(ModelError, match="no model folder at nowhere"):
+        training_run.settings_given(TrainingRequest(init=Path("nowhere")), {"init"})
+
+
+def test_a_copy_of_the_model_has_its_name(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    assert fine_tuning.kept(str(model), out) == model  # of an earlier version
+    folder = fine_tuning.keep(bundle.load(model), model, out)
+    assert folder == out / "init" / "old"
+    assert fine_tuning.kept(str(model), out) == folder
+    assert bundle.load(folder).recipe == bundle.load(model).recipe

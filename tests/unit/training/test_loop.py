@@ -22,7 +22,7 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.recipe.spec import Recipe
+from zoomseg.recipe.spec import Recipe, UNet3D
 from zoomseg.training import loop
 from zoomseg.training.data.preprocessing import Finished, PackedCases, Preprocessing
 from zoomseg.training.log import Row, Silent
@@ -254,6 +254,51 @@ def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
     assert_same(first, again)
 
 
+def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -> None:
+    """The run was stopped while the next one was prepared."""
+    recipe, stop = tiny_recipe(together=False, iterations=3), threading.Event()
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+
+    class Preparing(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prepared: list[str] = []
+
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            self.prepared.append(stage)
+
+    class StopIn(Recorder):
+        def preparing(self, stage: str, done: int, total: int) -> None:
+            if stage == "fine":
+                stop.set()
+
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
+    with pytest.raises(InterruptedTrainingError, match="while preparing the data"):
+        run.train(stop)
+    (run.folder / "group-0.safetensors").unlink()  # stopped before it was written
+    watch = Preparing()
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    assert_same(whole, resumed)
+    assert set(watch.prepared) == {"fine"}
+    assert watch.messages == [
+        "stage 'coarse': resumed at step 3, trained 0 more steps",
+        "training 2 of 2: stage 'fine'",
+    ]
+
+
+def test_a_budget_shorter_than_what_was_spent_is_told_of(data: Dataset, tmp_path: Path) -> None:
+    watch = Recorder()
+    run = loop._Run(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=100.0), watch)
+    group = run._group(0, ("coarse", "fine"))
+    group.step, group.elapsed, group.spent = 7, 40.0, 200.0
+    run._set_length(group)
+    assert group.length.seconds == 2.0
+    assert group.progress == 1.0
+    assert watch.messages == [
+        "the time budget was used up before stage 'fine'; it gets 2 s, of which it had 40"
+    ]
+
+
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
     loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
     other = Settings(CPU, seed=9, resume=True)
@@ -276,17 +321,25 @@ def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
     assert "case_" in watch.messages[0]
 
 
-def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batch_norm: bool) -> None:
+    """Nor the statistics of batch norms, which the forward pass has already changed."""
     recipe = tiny_recipe(together=True)
+    if batch_norm:
+        stages = tuple(s.model_copy(update={"network": UNet3D(channels=(8, 16))}) for s in recipe.stages)
+        recipe = recipe.model_copy(update={"stages": stages})
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
     group = run._group(0, ("coarse", "fine"))
     source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
     batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
     before = {k: v.clone() for k, v in group.modules["fine"].state_dict().items()}
+    assert any("running_mean" in key for key in before) == batch_norm
     assert group.learn(batch, {}, measure=False) is None
     after = group.modules["fine"].state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+    assert group.learn(source.draw(1, np.random.default_rng(0)), {}, measure=False) is not None
+    assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
 def test_time_budget_is_kept_and_the_schedule_ends(

@@ -25,6 +25,7 @@ RECORD = TrainingRecord(
     recipe=tiny_recipe(together=True).model_dump(mode="json"),
     train=("a", "b"),
     validation=("c",),
+    planning_seconds=12.25,
     training_domain=TrainingDomain("CT", (QUANTILES,), (-125.0, -120.0), (300.0, 420.5), {}),
 )
 FOLDS = CrossValidationRecord(
@@ -61,6 +62,35 @@ def test_there_and_back(tmp_path: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "epochs", "longer"),
+    [
+        (None, None, False),
+        (60.5, None, False),
+        (61.0, None, True),
+        (30.0, None, False),
+        (None, 1, True),  # of another kind
+    ],
+)
+def test_a_length_replaces_the_recorded_one(seconds: float | None, epochs: int | None, longer: bool) -> None:
+    given = RECORD.lasting(seconds, epochs)
+    expected = (seconds, epochs) if (seconds, epochs) != (None, None) else (60.5, None)
+    assert (given.seconds, given.epochs) == expected
+    assert given.is_longer_than(RECORD) == longer
+    assert given.model_copy(update={"seconds": 60.5, "epochs": None}) == RECORD
+
+
+def test_epochs_are_compared_and_the_recipes_length_is_another_kind() -> None:
+    assert FOLDS.lasting(None, 4).is_longer_than(FOLDS)
+    assert not FOLDS.lasting(None, 2).is_longer_than(FOLDS)
+    assert FOLDS.is_longer_than(FOLDS.model_copy(update={"epochs": None}))
+
+
+@pytest.mark.parametrize(("planning", "left"), [(0.0, 60.5), (20.5, 40.0), (90.0, 0.0)])
+def test_planning_is_part_of_the_time(planning: float, left: float) -> None:
+    assert RECORD.model_copy(update={"planning_seconds": planning}).seconds_left == left
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"train": []},
@@ -69,6 +99,7 @@ def test_there_and_back(tmp_path: Path, file: Path) -> None:
         {"seconds": "NaN"},
         {"channels": "CT"},
         {"training_domain": {"modality": 3}},
+        {"planning_seconds": -1.0},
     ],
     ids=str,
 )

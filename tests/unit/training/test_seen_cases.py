@@ -30,6 +30,20 @@ def test_names_the_held_out_cases_that_a_model_was_trained_on(data: Dataset) -> 
     )
 
 
+def test_of_several_models_those_that_saw_the_cases_are_named(data: Dataset) -> None:
+    """As the folds of a cross-validation."""
+    folds = [["case_0", "case_1"], ["case_0", "case_2"], ["case_3"]]
+    models = [
+        replace(untrained_bundle(), provenance={"data_set": "tiny", "training_cases": list(cases)})
+        for cases in folds
+    ]
+    found = seen_cases.warning(models, ["fold-0", "fold-1", "fold-2"], HELD_BACK, data)
+    assert found is not None
+    assert found.startswith(
+        "2 of the 2 held-out cases were among the training cases of fold-1, fold-2 (case_2"
+    )
+
+
 def test_a_model_that_names_no_cases_may_have_seen_them(data: Dataset) -> None:
     found = warned(data, data_set="tiny", training_cases=24)
     assert found is not None

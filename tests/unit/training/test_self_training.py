@@ -4,6 +4,7 @@ resumed."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from zoomseg.io.calibration import Calibration
 from zoomseg.io.scans import read_labels, write_image
 from zoomseg.pipeline.cascade import OrganUncertainty, Prediction
 from zoomseg.pipeline.uncertainty import Uncertainty
-from zoomseg.recipe.load import dump
+from zoomseg.recipe.load import dump, load
 from zoomseg.training import record, self_training
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import Split
@@ -175,9 +176,63 @@ def test_what_is_labelled_is_not_labelled_again(
     again = self_training.reopen(data, out)
     again.label(CPU, Silent())
     assert oracle.seen == ["new_12", "new_13"]
-    again.label(CPU, Silent())
-    assert oracle.seen == ["new_12", "new_13"]
+    again.label(CPU, Silent())  # only the scan that could not be used, which may have been for the moment
+    assert oracle.seen == ["new_12", "new_13", "new_13"]
     assert len(extended(data, out).cases) == 6
+    ask({**SURE, "new_13": {"Kidney_R": 0.9}})
+    again.label(CPU, Silent())
+    assert len(extended(data, out).cases) == 7
+
+
+def test_a_teachers_organs_may_have_any_name(
+    data: Dataset,
+    unlabelled: Path,
+    tmp_path: Path,
+    ask: Callable[..., Oracle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As everywhere else: RK is the right kidney."""
+    schema = LabelSchema(("liver", "RK", "LKI"), (1, 2, 5))
+    monkeypatch.setattr(sys.modules[__name__], "TEACHER_SCHEMA", schema)
+    bundle.save(replace(untrained_bundle(), schema=schema), tmp_path / "teacher")
+    ask({"new_10": {"liver": 0.9, "RK": 0.9, "LKI": 0.5}, "new_11": {"RK": 0.9, "LKI": 0.9}})
+    out = tmp_path / "m"
+    begin(data, out, unlabelled, str(tmp_path / "teacher")).label(CPU, Silent())
+    added = {case.id: case.annotated for case in extended(data, out).cases if case.pseudo}
+    assert added == {"new_10": {"right kidney"}, "new_11": {"left kidney", "right kidney"}}
+    kept = read_labels(out / "pseudo-labels" / "new_11.nii.gz", SCHEMA).data
+    np.testing.assert_array_equal(kept, tiny_case(11)[1].data)
+
+
+def test_the_recipe_and_the_initial_model_are_kept(
+    data: Dataset, unlabelled: Path, recipe: str, tmp_path: Path
+) -> None:
+    """A change of the file, hours later, would otherwise be a change of the student alone."""
+    bundle.save(untrained_bundle(), tmp_path / "old")
+    run = begin(data, tmp_path / "m", unlabelled, recipe=recipe, init=tmp_path / "old")
+    Path(recipe).write_text(dump(tiny_recipe(together=True, iterations=9)))
+    (tmp_path / "old").rename(tmp_path / "elsewhere")
+    again = self_training.reopen(data, tmp_path / "m")
+    assert again.wish == run.wish
+    assert load(str(again.wish.recipe)) == tiny_recipe(together=True, iterations=2)
+    assert again.wish.init is not None
+    assert bundle.load(again.wish.init).recipe == untrained_bundle().recipe
+    named = begin(data, tmp_path / "n", unlabelled, recipe="default")
+    assert (named.wish.recipe, self_training.reopen(data, tmp_path / "n").wish.recipe) == ("default",) * 2
+
+
+def test_teachers_are_not_trained_again_once_the_student_has_begun(
+    data: Dataset, unlabelled: Path, tmp_path: Path
+) -> None:
+    """They may have been removed."""
+
+    def never() -> Silent:
+        raise AssertionError("trained")
+
+    run = begin(data, tmp_path / "m", unlabelled)
+    (tmp_path / "m" / "training").mkdir()
+    (tmp_path / "m" / record.FILE).write_text("{}")
+    assert run.teach(CPU, never, lambda *found: None) is None  # type: ignore[arg-type,return-value]
 
 
 def test_a_model_learns_from_both_and_goes_on(
@@ -211,7 +266,9 @@ def test_what_was_asked_for_is_read_back(
     again = self_training.reopen(data, out)
     assert again.wish == run.wish
     assert again.unlabelled == unlabelled.resolve()
-    assert self_training.reopen(data, out, seconds=9.0).wish == replace(run.wish, epochs=None, seconds=9.0)
+    for length in ({"seconds": 9.0}, {}):  # the last one that was given
+        again = self_training.reopen(data, out, **length)
+        assert again.wish == replace(run.wish, epochs=None, seconds=9.0)
     with pytest.raises(ModelError, match=r"already holds a training \(unlabelled\.json\)"):
         begin(data, out, unlabelled, teacher)
     with pytest.raises(TrainingError, match="other cases"):

@@ -13,9 +13,9 @@ from helpers.tiny_dataset import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.backends.device import Device
 from zoomseg.core.labels import IGNORE
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Recipe
+from zoomseg.recipe.spec import SGD, AdamW, ImageInput, OptimiserSpec, PriorInput, Recipe
 from zoomseg.training import loop, stage_group
-from zoomseg.training.data.patches import Batch, PatchSource
+from zoomseg.training.data.patches import Batch, PatchSource, StageBatch
 from zoomseg.training.log import RunningDice, Silent
 from zoomseg.training.loop import Settings, Split
 from zoomseg.training.stage_group import StageGroup, overlaps
@@ -75,6 +75,20 @@ def test_a_dropped_channel_of_a_prior_is_zero(data: Dataset, tmp_path: Path) -> 
     assert float(whole[:, 1:].amax()) > 0
     assert torch.equal(dropped[:, :1], whole[:, :1])  # the image
     assert torch.equal(dropped[:, 1:], whole[:, 1:] * shown[:, :, None, None, None])
+
+
+def test_the_channel_of_a_label_is_found_among_those_that_are_stored(data: Dataset, tmp_path: Path) -> None:
+    """Of three labels, those that the stage reads, in the prior's order."""
+    recipe = tiny_recipe(together=False)
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    group = replace(run._group(1, ("fine",)), labels={"coarse": ("aorta", "liver", "spleen")})
+    image, stored = torch.zeros(1, 1, 2, 2, 2), torch.arange(24.0).reshape(1, 3, 2, 2, 2)
+    target, counts = torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.ones(1, 3)
+    patch = StageBatch(image, target, counts, (), None, {"coarse": stored}, (), None)
+    prior = PriorInput(of="coarse", labels=("spleen", "liver"))
+    stage = group.lead.model_copy(update={"inputs": (ImageInput(), prior)})
+    shown = group._assemble(stage, patch, Batch(("a",), {"fine": patch}), {})
+    assert torch.equal(shown, torch.cat([image, stored[:, [2, 1]]], dim=1))
 
 
 def test_a_prior_is_zero_beyond_the_scan_where_the_image_is(data: Dataset, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 
 from helpers.tiny_dataset import CPU, small_plan, tiny_dataset, tiny_recipe
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import DatasetError, ModelError, OutputError, RecipeError, ScanError, TrainingError
+from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.io import bundle
@@ -235,10 +237,118 @@ def test_a_folder_of_a_larger_training_is_taken_by_its_own_parts_alone(
     training_run.start(data, tmp_path, TrainingRequest(recipe, part_of=of), CPU, Silent())
 
 
+def seconds_and_epochs(model: Path) -> tuple[float | None, int | None]:
+    known = record.read_training(model)
+    return known.seconds, known.epochs
+
+
+def test_a_resumed_training_keeps_the_last_length_given(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m"
+    asked: list[tuple[float | None, int | None]] = []
+
+    def spied(*given: Any) -> bundle.Bundle:
+        asked.append((given[4].seconds, given[4].epochs))
+        given[4].accepted()
+        raise InterruptedTrainingError("stopped")
+
+    training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+    monkeypatch.setattr(training_run.loop, "train", spied)
+    for length in ({"epochs": 3}, {}, {"epochs": 2}, {}, {"seconds": 50.0}, {}):
+        with pytest.raises(InterruptedTrainingError):
+            training_run.resume(data, out, CPU, Silent(), **length)
+        assert bundle.load(out).provenance["complete"] is False  # also before its first checkpoint
+    planning = record.read_training(out).planning_seconds
+    budget = pytest.approx(50 - planning)
+    assert asked == [(None, 3), (None, 3), (None, 2), (None, 2), (budget, None), (budget, None)]
+    assert seconds_and_epochs(out) == (50.0, None)
+    with pytest.raises(TrainingError, match="epochs must be"):
+        training_run.resume(data, out, CPU, Silent(), epochs=0)
+    assert seconds_and_epochs(out) == (50.0, None)
+
+
+def test_planning_also_counts_in_a_resumed_training(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[float | None] = []
+
+    def spied(*given: Any) -> None:
+        budgets.append(given[4].seconds)
+
+    monkeypatch.setattr(training_run.loop, "train", spied)
+    out, request = tmp_path / "m", TrainingRequest(recipe, seconds=500, began=time.monotonic() - 100)
+    training_run.start(data, out, request, CPU, Silent())
+    training_run.resume(data, out, CPU, Silent())
+    training_run.resume(data, out, CPU, Silent(), seconds=600)
+    training_run.resume(data, out, CPU, Silent(), seconds=60)
+    first, again, longer, shorter = budgets
+    assert first is not None
+    assert 300 < first < 400
+    assert again == first
+    assert longer == pytest.approx(first + 100)
+    assert shorter == 0  # planning took more
+
+
+def test_a_finished_training_is_resumed_to_its_model(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is prepared or written again, and the calibration stays."""
+    out = tmp_path / "m"
+    model = training_run.start(data, out, TrainingRequest(recipe, epochs=1, folds=2), CPU, Silent())
+    held_back = [str(case) for case in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    validation.validate(data, out, held_back, CPU)
+    before = (out / "model.json").read_bytes()
+    known = bundle.load(out)
+    assert known.calibration is not None
+
+    def never(*given: object) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.loop, "train", never)
+        for length in ({}, {"epochs": 1}):
+            same = training_run.resume(data, out, CPU, Silent(), **length)
+            assert (same.calibration, same.provenance) == (known.calibration, known.provenance)
+        assert (out / "model.json").read_bytes() == before
+        file = json.loads(before)
+        del file["graphs"]  # stopped before they were written
+        (out / "model.json").write_text(json.dumps(file))
+        training_run.resume(data, out, CPU, Silent())
+        assert set(bundle.load(out).graphs) == {"coarse", "fine"}
+    (out / "model.json").write_text("{")
+    assert training_run.resume(data, out, CPU, Silent()).provenance["complete"] is True
+    assert training_run.resume(data, out, CPU, Silent(), epochs=2).calibration is None
+
+
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     with pytest.raises(TrainingError, match=r"has other cases than .* was trained with \(case_3\)"):
         training_run.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, Silent())
+
+
+def test_resume_refuses_a_data_set_in_which_a_case_lost_its_labels(recipe: str, tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2), CPU, Silent())
+    training_run.start(data, tmp_path / "all", TrainingRequest(recipe), CPU, Silent())
+    for case in training_run.choose_split(data, TrainingRequest(folds=2)).validation:
+        (tmp_path / "d" / "labelsTr" / f"{case}.nii.gz").rename(tmp_path / f"{case}.nii.gz")
+        fewer = open_dataset(tmp_path / "d")
+        for out in (tmp_path / "m", tmp_path / "all"):
+            with pytest.raises(TrainingError, match=f"{case} has no labels any more, but {out} was"):
+                training_run.resume(fewer, out, CPU, Silent(), epochs=1)
+        (tmp_path / f"{case}.nii.gz").rename(tmp_path / "d" / "labelsTr" / f"{case}.nii.gz")
+
+
+def test_a_folder_with_a_model_alone_cannot_be_resumed_and_says_so(
+    data: Dataset, recipe: str, tmp_path: Path
+) -> None:
+    """It was downloaded or imported."""
+    bundle.save(untrained_bundle(), tmp_path)
+    with pytest.raises(
+        ModelError, match=f"^{re.escape(str(tmp_path))} already holds a model; choose another"
+    ):
+        training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, Silent())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": {}}', '{"recipe": 3, "train": 5}'])

@@ -10,6 +10,7 @@ import pytest
 from helpers.tiny_dataset import CPU, tiny_dataset
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
+from zoomseg.evaluation.result import Failure
 from zoomseg.io import bundle
 from zoomseg.training.validation import validate
 
@@ -44,6 +45,17 @@ def test_a_case_that_cannot_be_read_is_named_and_the_others_count(tmp_path: Path
     found = validate(data, out, ["case_1", "case_3"], CPU)
     assert [case.case for case in found.failed] == ["case_1"]
     assert [case.id for case in found.scores.cases] == ["case_3"]
+    assert found.scores.failures == (Failure("case_1", found.failed[0].reason),)
+    failed = json.loads((out / "validation" / "summary.json").read_text())["failed"]
+    assert failed == {"case_1": found.failed[0].reason}
     data.cases[3].images[0].write_bytes(b"damaged")
     with pytest.raises(ScanError):
         validate(data, tmp_path / "m", ["case_1"], CPU)
+
+
+def test_an_earlier_prediction_of_a_case_that_fails_now_is_not_scored(tmp_path: Path) -> None:
+    data, out = tiny_dataset(tmp_path / "d"), model(tmp_path / "m")
+    assert len(validate(data, out, ["case_1", "case_3"], CPU).scores.cases) == 2
+    data.cases[1].images[0].write_bytes(b"damaged")
+    assert (out / "validation" / "predictions" / "case_1.nii.gz").is_file()
+    assert [case.id for case in validate(data, out, ["case_1", "case_3"], CPU).scores.cases] == ["case_3"]

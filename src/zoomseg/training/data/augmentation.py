@@ -109,13 +109,13 @@ class Spatial:
         low, high = (torch.from_numpy(v.astype(np.float32)).to(place) for v in (first + 0.5, last - 0.5))
         return out.clamp(torch.minimum(low, high), torch.maximum(low, high))
 
-    def stretched(self, shares: FloatArray) -> Spatial:
-        """The change for a scan whose axes are longer by ``1 / shares`` about the pivot: a patch shows that
-        part of the previous extent."""
-        if (shares == 1).all():
-            return self
-        shift = cast("Vector3", tuple((np.array(self.shift_mm) * shares).tolist()))
-        shown = None if self.shown_mm is None else (self.shown_mm[0] * shares, self.shown_mm[1] * shares)
+    def stretched(self, shares: FloatArray, moved_mm: FloatArray) -> Spatial:
+        """The change for a scan whose axes are longer by ``1 / shares`` about the pivot, and which is moved:
+        a patch shows that part of the previous extent, ``moved_mm`` from the previous middle."""
+        shift = cast("Vector3", tuple((np.array(self.shift_mm) * shares + moved_mm).tolist()))
+        shown = self.shown_mm
+        if shown is not None:
+            shown = (shown[0] * shares + moved_mm, shown[1] * shares + moved_mm)
         return replace(self, matrix=np.diag(shares) @ self.matrix, shift_mm=shift, shown_mm=shown)
 
     def local(self, offset_mm: FloatArray) -> FloatArray:

@@ -6,6 +6,7 @@ A random crop then reads only the blocks it touches. The input of a stage is det
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from torch import Tensor
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
-from zoomseg.core.labels import IGNORE
-from zoomseg.core.region import Region
+from zoomseg.core.labels import IGNORE, LabelSchema
+from zoomseg.core.region import Region, bounding_box
 from zoomseg.core.resample import coordinates_box, sample_nearest
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.cache import ChunkedArray, write_array
@@ -49,11 +50,24 @@ NOTHING_HELD: OnDevice = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class StoredPrior:
-    """An earlier stage's prediction for a training case, for stages trained separately."""
+    """An earlier stage's prediction for a training case, for stages trained separately: background and
+    ``labels``, see ``stored_labels``."""
 
     data: ChunkedArray
     grid: Grid
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceBox:
+    """The box, on the scan's grid, of the reference labels around which a stage is trained."""
+
+    grid: Grid
+    box: Box
+
+    def with_margin(self, margin_mm: Vector3) -> Grid:
+        """The part of the scan that prediction would show with this margin."""
+        return self.grid.crop(roi.widened(self.box, self.grid, margin_mm))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +87,8 @@ class PackedCase:
     """The classes annotated in this case (``[1 + labels]``, background always). Voxels of the others are
     background in ``labels`` and in ``counts``."""
     priors: Mapping[str, StoredPrior]
+    reference: ReferenceBox | None = None
+    """For a stage trained in boxes around the reference, of which ``grid`` is the widest."""
 
     @property
     def spacing_mm(self) -> Vector3:
@@ -157,7 +173,8 @@ def pack(
     """Sample a labelled case for one stage and write it to ``folder``; None if the stage's region is
     empty."""
     assert scan.labels is not None
-    seen = _view(stage, recipe, scan, scan.labels, priors)
+    around = None if stage.reference_margin_mm is None else _reference_box(stage, recipe, scan, scan.labels)
+    seen = _view(stage, recipe, scan, around, priors)
     if seen is None:
         return None
     if stage.includes_reference:
@@ -184,6 +201,7 @@ def pack(
         np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
         _store_priors(stage, priors, stem, folder),
+        around,
     )
 
 
@@ -210,34 +228,65 @@ def _view(
     stage: Stage,
     recipe: Recipe,
     scan: stage_input.PreparedScan,
-    reference: LabelMap,
+    around: ReferenceBox | None,
     priors: Mapping[str, StagePrediction],
 ) -> stage_input.StageView | None:
     """A stage's region in training: its widest reference box, or as in prediction."""
-    look, spec = stage.roi, stage.grid
-    if not (isinstance(look, BoxAround) and look.reference_margin_mm and isinstance(spec, FixedShape)):
+    margins, spec = stage.reference_margin_mm, stage.grid
+    if margins is None or not isinstance(spec, FixedShape):
         return stage_input.view(stage, recipe, scan, priors)
+    if around is None:
+        return None
+    _, high = margins
+    grid = grids.stage_grid(spec, around.with_margin((high, high, high)))
+    return stage_input.StageView(stage, grid, Region.whole(grid))
+
+
+def _reference_box(
+    stage: Stage, recipe: Recipe, scan: stage_input.PreparedScan, reference: LabelMap
+) -> ReferenceBox | None:
+    """None if the reference has none of the labels."""
+    look = stage.roi
+    assert isinstance(look, BoxAround)  # no other region has reference boxes
     source = stage if look.labels == "own" else graph.stage_of(recipe, look.of)
     schema = reference.schema
     names = graph.resolve_labels(source, schema) if isinstance(look.labels, str) else look.labels
-    mask = np.isin(reference.data, [schema.class_of(name) for name in names])
-    found = roi.box_around(mask, reference.grid, scan.grid, look.reference_margin_mm[1])
-    if found is None:
-        return None
-    grid = grids.stage_grid(spec, scan.grid, found.box)
-    return stage_input.StageView(stage, grid, Region.whole(grid))
+    box = bounding_box(np.isin(reference.data, [schema.class_of(name) for name in names]))
+    return None if box is None else ReferenceBox(scan.grid, scan.grid.box_of(reference.grid, box))
 
 
 def _store_priors(
     stage: Stage, priors: Mapping[str, StagePrediction], stem: str, folder: Path
 ) -> dict[str, StoredPrior]:
     out: dict[str, StoredPrior] = {}
-    for spec in inputs.prior_specs(stage.inputs):
-        prior = priors[spec.of]
-        path = folder / f"{stem}-prior-{spec.of}.b2nd"
-        write_array(path, to_numpy(prior.probabilities).astype(np.float16))
-        out[spec.of] = StoredPrior(ChunkedArray.open(path), prior.grid, prior.labels)
+    for name in dict.fromkeys(spec.of for spec in inputs.prior_specs(stage.inputs)):
+        prior = priors[name]
+        labels = stored_labels(stage, name, prior.labels)
+        channels = [0, *(prior.channel(label) for label in labels)]
+        path = folder / f"{stem}-prior-{name}.b2nd"
+        write_array(path, to_numpy(prior.probabilities)[channels].astype(np.float16))
+        out[name] = StoredPrior(ChunkedArray.open(path), prior.grid, labels)
     return out
+
+
+def stored_labels(stage: Stage, prior: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of a prior that are stored for a stage: those that it reads, and their counterparts on the
+    other side, which become these in mirrored patches.
+
+    Args:
+        labels: all that the prior has.
+    """
+    specs = [spec for spec in inputs.prior_specs(stage.inputs) if spec.of == prior]
+    return _with_counterparts(
+        frozenset(label for spec in specs for label in inputs.prior_names(spec, labels)), labels
+    )
+
+
+@functools.cache  # asked in every step
+def _with_counterparts(read: frozenset[str], labels: tuple[str, ...]) -> tuple[str, ...]:
+    pairs = LabelSchema.consecutive(labels).pairs
+    kept = read.union(*(pair for pair in pairs if not read.isdisjoint(pair)))
+    return tuple(label for label in labels if label in kept)
 
 
 def reference_priors(

@@ -20,7 +20,7 @@ from zoomseg.pipeline.inputs import limits_of, prior_names, prior_specs
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import Augmentation, BoxAround, PriorInput, Recipe, Stage
 from zoomseg.training.data import augmentation
-from zoomseg.training.data.packed_cases import NOTHING_HELD, OnDevice, PackedCase
+from zoomseg.training.data.packed_cases import NOTHING_HELD, OnDevice, PackedCase, ReferenceBox
 from zoomseg.training.data.sampler import Draw, Sampler
 
 
@@ -136,7 +136,8 @@ class PatchSource:
         packs = self._packs_of(draw)
         lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
         spatial = augmentation.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
-        spatial = spatial.stretched(self._box_share(lead, rng))
+        if lead.reference is not None:
+            spatial = spatial.stretched(*self._box_share(lead, lead.reference, rng))
         tone = augmentation.draw_intensity(self._augmentation, rng)
         extent = augmentation.draw_extent(
             self._augmentation,
@@ -161,17 +162,21 @@ class PatchSource:
             torch.from_numpy(rng.random(count) >= share) for count, share in zip(counts, shares, strict=True)
         )
 
-    def _box_share(self, lead: PackedCase, rng: np.random.Generator) -> FloatArray:
-        """The part of the widest reference box, along each axis, that this patch shows: all of it if there is
-        no such box; without augmentation, the part with the margin of prediction."""
+    def _box_share(
+        self, lead: PackedCase, around: ReferenceBox, rng: np.random.Generator
+    ) -> tuple[FloatArray, FloatArray]:
+        """The part of the widest reference box, along each axis, that this patch shows, and the distance (mm)
+        of its middle from the box's: near the scan's border, the box is not as wide on one side. Without
+        augmentation, the part with the margin of prediction."""
         roi = self._lead.roi
-        if not isinstance(roi, BoxAround) or roi.reference_margin_mm is None:
-            return np.ones(3)
+        assert isinstance(roi, BoxAround)  # no other region has reference boxes
+        assert roi.reference_margin_mm is not None
         low, high = roi.reference_margin_mm
-        margin_mm = rng.uniform(low, high, 3) if self._augmented else np.full(3, roi.margin_mm)
-        extent_mm = np.array(lead.grid.extent_mm)
-        share: FloatArray = (extent_mm - 2 * (high - margin_mm)) / extent_mm
-        return share.clip(0.05)
+        i, j, k = rng.uniform(low, high, 3) if self._augmented else (roi.margin_mm,) * 3
+        shown, whole = around.with_margin((i, j, k)), lead.grid
+        middle_mm = _mm(whole, shown, (np.array(shown.shape) - 1) / 2)
+        extent_mm = np.array(whole.extent_mm)
+        return np.array(shown.extent_mm) / extent_mm, middle_mm - extent_mm / 2
 
     def _example(self, draw: Draw, changes: _Changes) -> dict[str, _Patch]:
         packs = self._packs_of(draw)

@@ -39,7 +39,8 @@ def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Se
     Raises:
         TrainingError: names the label.
     """
-    drawn = [case.annotated for case in dataset.cases if case.id in ids]
+    wanted = frozenset(ids)
+    drawn = [case.annotated for case in dataset.cases if case.id in wanted]
     for label in labels:
         if all(own is not None and label not in own for own in drawn):
             raise TrainingError(

@@ -19,7 +19,8 @@ from zoomseg.recipe.spec import ClassBalanced, ClassWeighted, Foreground, Sample
 LISTED_VOXELS = 4000
 """Voxels listed per case and class."""
 
-Indices = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+"""In 16 bits unless the grid is too long for them: all cases of a training are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ def list_candidates(
 ) -> Candidates:
     """List voxels of ``labels [I, J, K]`` (inside ``mask``), whose first voxel has index ``origin``."""
     shape = labels.shape
+    last = max(first + size for first, size in zip(origin, shape, strict=True)) - 1
+    kind = np.int16 if last <= np.iinfo(np.int16).max else np.int32
 
     def pick(flat: npt.NDArray[np.int64]) -> Indices:
         if len(flat) > LISTED_VOXELS:
             flat = rng.choice(flat, LISTED_VOXELS, replace=False)
         index = np.stack(np.unravel_index(np.sort(flat), shape), axis=-1) + np.array(origin)
-        listed: Indices = index.astype(np.int32)
+        listed: Indices = index.astype(kind)
         return listed
 
     values = labels.ravel() if mask is None else np.where(mask, labels, IGNORE).ravel()

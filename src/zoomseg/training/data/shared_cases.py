@@ -20,7 +20,7 @@ from safetensors import safe_open
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.io.cache import ChunkedArray
 from zoomseg.io.files import write_bytes_atomic, write_json_atomic
-from zoomseg.training.data.packed_cases import PackedCase, StoredPrior
+from zoomseg.training.data.packed_cases import PackedCase, ReferenceBox, StoredPrior
 from zoomseg.training.data.preprocessing import PackedCases
 from zoomseg.training.data.sampler import Candidates
 from zoomseg.training.distributed import Processes
@@ -85,6 +85,7 @@ def write(packed: PackedCase, path: Path) -> None:
             name: [prior.data.path.name, _grid_to_json(prior.grid), prior.labels]
             for name, prior in packed.priors.items()
         },
+        "reference": _reference_to_json(packed.reference),
     }
     content = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     write_bytes_atomic(path, safetensors.save(content, metadata={_META: json.dumps(meta)}))
@@ -111,7 +112,21 @@ def read(path: Path) -> PackedCase:
         tensors["counts"],
         tensors["annotated"],
         priors,
+        _reference(meta["reference"]),
     )
+
+
+def _reference_to_json(reference: ReferenceBox | None) -> list[Any] | None:
+    if reference is None:
+        return None
+    return [_grid_to_json(reference.grid), [reference.box.start, reference.box.stop]]
+
+
+def _reference(value: list[Any] | None) -> ReferenceBox | None:
+    if value is None:
+        return None
+    grid, (start, stop) = value
+    return ReferenceBox(_grid(grid), Box(tuple(start), tuple(stop)))
 
 
 def _grid_to_json(grid: Grid) -> list[Any]:

@@ -426,11 +426,22 @@ class TestCrop:
         assert np.mean(whole) == pytest.approx(0.5, abs=0.06)
 
     def test_a_stretched_change_shows_a_part_of_the_patch(self) -> None:
-        change = augmentation.Spatial.identity().stretched(np.array([1.0, 0.5, 0.25]))
+        change = augmentation.Spatial.identity().stretched(np.array([1.0, 0.5, 0.25]), np.zeros(3))
         found = change.coordinates(self.GRID, self.MM, self.PIVOT).numpy()
         assert found[[0, -1], 0, 0, 0].tolist() == pytest.approx([0, 7])
         assert found[0, [0, -1], 0, 1].tolist() == pytest.approx([1.75, 5.25])
         assert found[0, 0, [0, -1], 2].tolist() == pytest.approx([2.625, 4.375])
+
+    def test_a_stretched_change_is_moved_with_what_it_shows(self) -> None:
+        """By a voxel of 2 mm; a mirrored patch shows the same part."""
+        mirrored = replace(augmentation.Spatial.identity(), matrix=np.diag([1.0, -1.0, 1.0]))
+        shown = (np.full(3, -8.0), np.full(3, 4.0))
+        for change, ends in ((augmentation.Spatial.identity(), [2.75, 6.25]), (mirrored, [6.25, 2.75])):
+            moved = replace(change, shown_mm=shown).stretched(np.array([1.0, 0.5, 1.0]), np.array([0, 2, 0]))
+            assert moved.shown_mm is not None
+            assert [corner.tolist() for corner in moved.shown_mm] == [[-8, -2, -8], [4, 4, 4]]
+            found = replace(moved, shown_mm=None).coordinates(self.GRID, self.MM, self.PIVOT).numpy()
+            assert found[0, [0, -1], 0, 1].tolist() == pytest.approx(ends)
 
 
 class TestOrganBrightness:

@@ -16,7 +16,7 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
 from zoomseg.pipeline import stage_input
-from zoomseg.recipe.spec import DilatedForeground, Recipe, Stage, Unchanged
+from zoomseg.recipe.spec import DilatedForeground, ImageInput, PriorInput, Recipe, Stage, Unchanged
 from zoomseg.training.data import packed_cases
 
 RECIPE = tiny_recipe(together=False)
@@ -268,6 +268,34 @@ def test_stored_priors_lie_where_the_earlier_stage_said_them(
     expected = resample_data(priors["coarse"].probabilities, priors["coarse"].grid, held.grid.crop(box))
     np.testing.assert_allclose(held.prior_at("coarse", indices(box)), expected, rtol=0, atol=1e-3)
     assert held.priors["coarse"].labels == SCHEMA.names
+
+
+@pytest.mark.parametrize(
+    ("read", "kept"),
+    [
+        (("spleen",), ("spleen",)),
+        (("right kidney",), ("left kidney", "right kidney")),  # swapped in mirrored patches
+        (("spleen", "left kidney"), ("left kidney", "right kidney", "spleen")),
+        ("all", ("liver", "left kidney", "right kidney", "spleen")),
+    ],
+)
+def test_only_labels_that_the_stage_reads_are_stored(
+    scan: stage_input.PreparedScan,
+    priors: dict[str, StagePrediction],
+    tmp_path: Path,
+    read: tuple[str, ...],
+    kept: tuple[str, ...],
+) -> None:
+    labels = ("liver", *SCHEMA.names, "spleen")
+    drawn = priors["coarse"].probabilities
+    shares = np.stack([0.75 * drawn[0], 0.25 * drawn[0], drawn[1], drawn[2], 0 * drawn[0]]).astype(np.float32)
+    shares[4, 3] = 0.5
+    several = {"coarse": replace(priors["coarse"], probabilities=shares, labels=labels)}
+    stage = FINE.model_copy(update={"inputs": (ImageInput(), PriorInput(of="coarse", labels=read))})
+    stored = packed(stage, scan, several, tmp_path).priors["coarse"]
+    assert stored.labels == kept == packed_cases.stored_labels(stage, "coarse", labels)
+    expected = shares[[0, *(1 + labels.index(label) for label in kept)]]
+    assert np.array_equal(stored.data.read(stored.grid.box), expected)
 
 
 def test_arrays_that_are_held_answer_as_those_on_disk(

@@ -18,9 +18,19 @@ from zoomseg.core.labels import IGNORE
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample_data
 from zoomseg.core.tiling import cover
-from zoomseg.core.volume import Volume
-from zoomseg.pipeline import stage_input
-from zoomseg.recipe.spec import Augmentation, ClassBalanced, PriorInput, Recipe, Stage
+from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.pipeline import grid as grids
+from zoomseg.pipeline import roi, stage_input
+from zoomseg.recipe.spec import (
+    Augmentation,
+    BoxAround,
+    ClassBalanced,
+    FixedShape,
+    ImageInput,
+    PriorInput,
+    Recipe,
+    Stage,
+)
 from zoomseg.training.data import packed_cases
 from zoomseg.training.data.packed_cases import PackedCase
 from zoomseg.training.data.patches import Batch, PatchSource
@@ -323,6 +333,41 @@ def test_unaugmented_patches_of_two_stages_lie_where_their_grids_say(tmp_path: P
     steps = {n: 4 * np.array(packs[n][0].spacing_mm) for n in packs}
     local = origins["fine"] + steps["fine"] - origins["coarse"] - steps["coarse"]
     assert (shown["fine"] - shown["coarse"]).tolist() == pytest.approx(local.tolist(), abs=0.05)
+
+
+@pytest.mark.parametrize("margin_mm", [4.0, 9.0, 14.0])
+@pytest.mark.parametrize("side", range(6))
+def test_a_patch_of_a_reference_box_is_the_box_of_prediction_at_every_border(
+    tmp_path: Path, side: int, margin_mm: float
+) -> None:
+    """The scan's channels are the world coordinates (mm) of its voxels. The organ lies 3 voxels from a
+    border, where the widest box ends."""
+    axis, end = divmod(side, 2)
+    grid = Grid.from_spacing((24, 20, 16), (2.0, 2.0, 3.0), (-24.0, -20.0, -24.0))
+    start = [9, 8, 6]
+    start[axis] = grid.shape[axis] - 8 if end else 3
+    classes = np.zeros(grid.shape, dtype=np.uint8)
+    classes[tuple(slice(n, n + 5) for n in start)] = 1
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), axis=-1)
+    world = np.moveaxis(grid.world(index), -1, 0).astype(np.float32)
+    case = Case("ramp", Volume(world, grid), LabelMap(classes, grid, SCHEMA))
+    window = {"kind": "window", "lower": -100, "upper": 100, "output": (-100.0, 100.0)}
+    recipe = Recipe.model_validate(RECIPE.model_dump() | {"intensity": window, "prior_from": "predictions"})
+    roi_spec = BoxAround(of="coarse", margin_mm=margin_mm, reference_margin_mm=(4, 14))
+    shape = FixedShape(shape=(16, 16, 12), tile=(16, 16, 12))
+    stage = FINE.model_copy(update={"roi": roi_spec, "grid": shape, "inputs": (ImageInput(),)})
+    scan = stage_input.prepare(case, recipe)
+    packed = packed_cases.pack(stage, recipe, scan, {}, SCHEMA.names, tmp_path, np.random.default_rng(0))
+    assert packed is not None
+    patches = PatchSource(recipe, [stage], {"fine": [packed]}, {"fine": SCHEMA}, augmented=False)
+    (shown,) = patches.draw(1, np.random.default_rng(0)).stages["fine"].image_BCIJK
+    region = roi.box_around(classes > 0, grid, scan.grid, margin_mm)
+    assert region is not None
+    expected = grids.stage_grid(shape, scan.grid, region.box)
+    inner = Box((2, 2, 2), (14, 14, 10))  # near the scan's faces the ramp ends
+    places = np.stack(np.meshgrid(*[np.arange(2, n - 2) for n in shape.shape], indexing="ij"), axis=-1)
+    found = np.moveaxis(shown[(slice(None), *inner.slices)].numpy(), 0, -1)
+    np.testing.assert_allclose(found, expected.world(places), rtol=0, atol=0.05)
 
 
 def test_mirrored_patches_swap_labels_counts_and_stored_priors(apart: dict[str, list[PackedCase]]) -> None:

@@ -49,6 +49,12 @@ class TestCandidates:
         assert background == everything - {(10, 21, 32), (15, 25, 35)}
         assert len(found.region) == 216
 
+    @pytest.mark.parametrize(("first", "bits"), [(0, 16), (2**15 - 6, 16), (2**15 - 5, 32)])
+    def test_indices_take_little_memory(self, first: int, bits: int) -> None:
+        found = listed(labels(c1=(5, 1, 2)), origin=(first, 0, 0))
+        assert found.classes[1].tolist() == [[first + 5, 1, 2]]
+        assert {8 * found.region.itemsize, 8 * found.classes[1].itemsize} == {bits}
+
     def test_a_mask_leaves_out_what_is_not_in_the_region(self) -> None:
         mask = np.zeros((6, 6, 6), dtype=bool)
         mask[:2, 0, 0] = True

@@ -17,7 +17,7 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.core.labels import IGNORE
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.training.data import shared_cases
-from zoomseg.training.data.packed_cases import PackedCase, StoredPrior
+from zoomseg.training.data.packed_cases import PackedCase, ReferenceBox, StoredPrior
 from zoomseg.training.data.preprocessing import PackedCases
 from zoomseg.training.data.sampler import Candidates
 from zoomseg.training.distributed import ALONE, Processes
@@ -56,12 +56,13 @@ def packed(folder: Path, case: str, seed: int = 0, prior: bool = True) -> Packed
         stored(folder / f"fine-{case}-image.b2nd", image),
         stored(folder / f"fine-{case}-labels.b2nd", labels),
         Candidates(
-            rng.integers(0, 4, (7, 3)).astype(np.int32),
+            rng.integers(0, 4, (7, 3)).astype(np.int16),
             {10: rng.integers(0, 4, (2, 3)).astype(np.int32), 0: np.zeros((0, 3), dtype=np.int32)},
         ),
         np.array([2**40 + seed, 3, 0]),
         np.array([True, True, False]),
         priors,
+        ReferenceBox(turned((9, 8, 7), 0.7), Box((0, 2, 1), (4, 5, 6))) if prior else None,
     )
 
 
@@ -75,7 +76,7 @@ def same_stored(a: ChunkedArray, b: ChunkedArray) -> bool:
 
 
 def assert_same(a: PackedCase, b: PackedCase) -> None:
-    assert (a.case, a.grid, a.box) == (b.case, b.grid, b.box)
+    assert (a.case, a.grid, a.box, a.reference) == (b.case, b.grid, b.box, b.reference)
     assert same_stored(a.image, b.image)
     assert same_stored(a.labels, b.labels)
     assert same_array(a.candidates.region, b.candidates.region)
