@@ -47,7 +47,8 @@ def main() -> None:
     plans = _planned(given.out / "preprocessed", given.planner, given.memory_gb, given.features)
     _preprocess(plans, ["3d_lowres", "3d_fullres"] if cascade else configurations)
     for configuration in configurations:
-        print(_trained(plans, configuration, given.trainer, given.minutes / len(configurations)), flush=True)
+        minutes, is_read = given.minutes / len(configurations), configuration != configurations[-1]
+        print(_trained(plans, configuration, given.trainer, minutes, is_read), flush=True)
 
 
 def _link(dataset: Path, raw: Path, cases: int, left_out: list[str]) -> None:
@@ -92,8 +93,9 @@ def _preprocess(plans: Path, configurations: list[str]) -> None:
     preprocess([DATASET_ID], plans.stem, configurations, [2] * len(configurations))
 
 
-def _trained(plans: Path, configuration: str, trainer_name: str, minutes: float) -> Path:
-    """The folder of a model that was trained for some minutes on all cases."""
+def _trained(plans: Path, configuration: str, trainer_name: str, minutes: float, is_read: bool) -> Path:
+    """The folder of a model that was trained for some minutes on all cases, whose predictions of them the next
+    configuration reads if ``is_read``."""
     import nnunetv2
     import torch
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -112,7 +114,7 @@ def _trained(plans: Path, configuration: str, trainer_name: str, minutes: float)
     trainer.seconds, trainer.checkpoint = 60 * minutes, out / "checkpoint.pt"
     trainer.run_training()
     print(f"{configuration}: {trainer.steps} steps", flush=True)
-    if configuration == "3d_lowres":  # whose predictions the next configuration reads
+    if is_read:
         trainer.inference_allowed_mirroring_axes = None  # mirrored tiles would take eight times as long
         trainer.perform_actual_validation(save_probabilities=False)
     return out.parent
