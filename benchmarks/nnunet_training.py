@@ -94,8 +94,8 @@ def _preprocess(plans: Path, configurations: list[str]) -> None:
 
 
 def _trained(plans: Path, configuration: str, trainer_name: str, minutes: float, is_read: bool) -> Path:
-    """The folder of a model that was trained for some minutes on all cases, whose predictions of them the next
-    configuration reads if ``is_read``."""
+    """The folder of a model that was trained for some minutes on all cases; if ``is_read``, with predictions
+    of these for the next configuration."""
     import nnunetv2
     import torch
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
