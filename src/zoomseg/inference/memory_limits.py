@@ -202,15 +202,17 @@ class MemoryLimits:
         give_back_memory()  # with little memory left, keeping freed blocks for speed is no longer sensible
         found: tuple[StageView, int] | None = None
         needed, taken, spare = 0.0, 1.0, 0.0
+        free = self._room(still_to_fill)
         for step in reversed(_steps(view, self.device)):
             fitting = _with_tile(view, step.tile)
             beside = beside_bytes(fitting, work, whole)
-            room = self._room(still_to_fill) - beside
             counted = step.together * counted_bytes(fitting, work)
             needed = FRAMEWORK * counted * max(1.0, taken)
-            if needed <= room and _key(fitting, step) not in self._measured:
+            if needed <= free - beside and _key(fitting, step) not in self._measured:
                 alone()  # memory of others would be attributed to the network, for every later scan
-                room = self._room(still_to_fill) - beside
+                # Freed memory is returned first: if it were reused, it would not be counted.
+                free = self._room(still_to_fill)
+            room = free - beside
             if needed <= room:
                 measured = self._measure(fitting, work, step)
                 needed = REPEATED * measured + step.together * input_bytes(fitting, work)
@@ -230,7 +232,6 @@ class MemoryLimits:
     def _measure(self, view: StageView, work: StageWork, step: _Step) -> int:
         key = _key(view, step)
         if key not in self._measured:
-            self._used_ram()  # freed memory is returned first: if it were reused, it would not be counted
 
             def compute() -> None:
                 tiles = np.zeros((step.together, work.channels, *step.tile), dtype=np.float32)

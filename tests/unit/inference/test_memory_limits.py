@@ -71,6 +71,7 @@ def weightless() -> nn.Module:
 def limits(monkeypatch: pytest.MonkeyPatch, ram: int, used: int = 0) -> MemoryLimits:
     monkeypatch.setattr(memory_limits, "used_ram", lambda: used)
     monkeypatch.setattr(memory_limits, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory_limits.gc, "collect", lambda: 0)  # slow in a process that has run many tests
     return MemoryLimits(CPU, ram)
 
 
