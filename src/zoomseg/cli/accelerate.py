@@ -114,7 +114,7 @@ def _lowest(recall: Mapping[str, float]) -> str:
     if not recall:
         return ""
     organ = min(recall, key=lambda name: recall[name])
-    return f"; of the organs least of {organ}, {recall[organ]:.2%}"
+    return f"; lowest organ: {organ}, {recall[organ]:.2%}"
 
 
 def _small(run: Acceleration, device: str) -> int:
