@@ -50,6 +50,7 @@ def test_a_scan_is_dropped_segmented_looked_at_and_downloaded(tmp_path: Path) ->
         page.choose_file("#file", tmp_path / "scan.nii.gz")
         page.wait_for("document.querySelector('.job.running .stages')")
         page.wait_for("document.querySelector('#result').dataset.shown", seconds=120)
+        assert page.evaluate("document.querySelector('.job .state')?.textContent").startswith("done in")
         page.wait_for("document.querySelector('.below .where')?.textContent.includes('mm')")
         organs = page.evaluate("[...document.querySelectorAll('.organ .name')].map(e => e.textContent)")
         assert organs == ["left kidney", "right kidney"]

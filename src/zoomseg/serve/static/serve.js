@@ -260,7 +260,7 @@ async function open(job) {
   const isWanted = () => opening === opened;
   address(job.id);
   mine.delete(job.id);
-  mark();
+  list(known); // it is not new any more
   complain("");
   at("busy").textContent = "Loading";
   at("title").textContent = job.name;
