@@ -22,6 +22,7 @@ from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.tiling import starts
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.network_sizes import Cost, costs_of
 from zoomseg.planning.organ_groups import Group, groups_of, why_not
@@ -173,7 +174,7 @@ def _is_single(recipe: specs.PlannedRecipe, data: Fingerprint) -> tuple[bool, Re
 def _many_tiles(stage: specs.Stage, data: Fingerprint) -> list[Reason]:
     """A warning if tiles that suit the median scan, which is small, are very many in the largest one."""
     pairs = zip(data.largest_shape, stage.grid.tile, strict=True)
-    tiles = math.prod(1 + max(0, math.ceil(2 * size / side - 2)) for size, side in pairs)  # overlap of half
+    tiles = math.prod(len(starts(0, size, side, overlap=0.5)) for size, side in pairs)
     if tiles <= MANY_TILES:
         return []
     value = f"{times(data.largest_shape)} voxels: about {count(tiles)} tiles of {times(stage.grid.tile)}"

@@ -160,17 +160,14 @@ def reopen(
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> CrossValidation:
     """The cross-validation in ``out``; ``seconds`` or ``epochs`` replace the length of unfinished folds, also
-    for later calls without one.
-    ``settings`` as in ``training_run.resume``.
+    for later calls without one. ``settings`` as in ``training_run.resume``.
 
     Raises:
         TrainingError: there is none, it is damaged, or it had other settings, cases, labels or channels.
         OutputError: another process trains there, and a length is given.
     """
     before = record.read_cross_validation(out)
-    before.require_same_settings(settings, out)
-    before.require_same_data(dataset, out)
-    known = before.lasting(seconds, epochs)
+    known = before.resumed(dataset, out, settings, seconds, epochs)
     init = None if known.init is None else fine_tuning.kept(known.init, out)
     wish = TrainingRequest(
         seconds=known.seconds, epochs=known.epochs, seed=known.seed, init=init, teachers=known.teachers

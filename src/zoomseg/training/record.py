@@ -102,6 +102,23 @@ class _Record(BaseModel):
             return self
         return self.model_copy(update={"seconds": seconds, "epochs": epochs})
 
+    def resumed(
+        self,
+        dataset: Dataset,
+        out: Path,
+        settings: Mapping[str, Any],
+        seconds: float | None,
+        epochs: int | None,
+    ) -> Self:
+        """The record of the training in ``out`` that is resumed: as ``lasting``.
+
+        Raises:
+            TrainingError: as ``require_same_settings`` and ``require_same_data``.
+        """
+        self.require_same_settings(settings, out)
+        self.require_same_data(dataset, out)
+        return self.lasting(seconds, epochs)
+
     def is_longer_than(self, other: _Record) -> bool:
         """Whether more training, or another kind of length, is asked for than in another record."""
         if (self.seconds is None, self.epochs is None) != (other.seconds is None, other.epochs is None):

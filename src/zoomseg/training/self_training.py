@@ -259,9 +259,7 @@ def reopen(
         OutputError: another process trains there, and a length is given.
     """
     before = record.read_self_training(out)
-    before.require_same_settings(settings, out)
-    before.require_same_data(dataset, out)
-    known = before.lasting(seconds, epochs)
+    known = before.resumed(dataset, out, settings, seconds, epochs)
     init = None if known.init is None else fine_tuning.kept(known.init, out)
     wish = TrainingRequest(
         _recipe_of(known, out),

@@ -67,11 +67,11 @@ def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Dev
         reason = f"none of {len(failed)} held-out cases could be segmented; {failed[0].reason}"
         raise ScanError(reason)
     log, without = out / "training" / "metrics.csv", {failure.case for failure in failed}
+    # Without those that failed now, of which there may be earlier predictions.
+    segmented = dataset.subset(case for case in kept_back if case not in without)
     scores = evaluate(
         folder / "predictions",
-        dataset.subset(
-            case for case in kept_back if case not in without
-        ),  # one may have an earlier prediction
+        segmented,
         folder,
         training_log=log,
         unsegmented=[Failure(failure.case, failure.reason) for failure in failed],

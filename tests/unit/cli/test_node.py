@@ -77,17 +77,22 @@ def levels() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
+def pull_in_vain(tmp_path: Path, studies: str) -> None:
+    """Pull a list of studies from an archive that does not answer."""
+    places = {"web": {"url": "http://127.0.0.1:1"}}
+    file, listed = tmp_path / "node.yaml", tmp_path / "studies"
+    file.write_text(yaml.safe_dump(settings(tmp_path, destinations=places).model_dump(mode="json")))
+    listed.write_text(studies)
+    with pytest.raises(SystemExit) as stop:
+        main(["node", str(file), "--pull", str(listed), "--from", "web"])
+    assert stop.value.code == 2
+
+
 @pytest.mark.usefixtures("levels")
 def test_libraries_that_log_values_of_headers_are_silent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"web": {"url": "http://127.0.0.1:1"}}
-    file, studies = tmp_path / "node.yaml", tmp_path / "studies"
-    file.write_text(yaml.safe_dump(settings(tmp_path, destinations=places).model_dump(mode="json")))
-    studies.write_text("1.2.3\n")
-    with pytest.raises(SystemExit) as stop:
-        main(["node", str(file), "--pull", str(studies), "--from", "web"])
-    assert stop.value.code == 2
+    pull_in_vain(tmp_path, "1.2.3\n")
     assert capsys.readouterr().out.startswith("study 1 of 1: it cannot be reached")
     for name in LIBRARIES:
         assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
@@ -95,11 +100,5 @@ def test_libraries_that_log_values_of_headers_are_silent(
 
 @pytest.mark.usefixtures("levels")
 def test_a_list_without_studies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    places = {"web": {"url": "http://127.0.0.1:1"}}
-    file, studies = tmp_path / "node.yaml", tmp_path / "studies"
-    file.write_text(yaml.safe_dump(settings(tmp_path, destinations=places).model_dump(mode="json")))
-    studies.write_text("# none yet\n")
-    with pytest.raises(SystemExit) as stop:
-        main(["node", str(file), "--pull", str(studies), "--from", "web"])
-    assert stop.value.code == 2
+    pull_in_vain(tmp_path, "# none yet\n")
     assert "studies names no study; write one Study Instance UID per line" in capsys.readouterr().err
