@@ -35,7 +35,7 @@ from zoomseg.node.run import Node
 from zoomseg.node.segmentation import segment
 from zoomseg.node.settings import Settings
 from zoomseg.serve.job_queue import State, Step
-from zoomseg.serve.worker import Task, WorkerDiedError
+from zoomseg.serve.worker import Failure, Task, TemporaryError, WorkerDiedError
 
 SENDER = "SENDER"
 SECONDS = 180.0
@@ -91,14 +91,14 @@ class HereWorker:
         self.tasks: list[Task] = []
         self.killed = threading.Event()
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
         self.tasks.append(task)
         if self.killed.is_set():
             raise WorkerDiedError("killed")
         try:
             segment(task, predictor(), tell)
         except ZoomSegError as error:
-            return str(error)
+            return Failure(str(error), may_pass=isinstance(error, TemporaryError))
         return None
 
     def kill(self) -> None:

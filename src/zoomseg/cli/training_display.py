@@ -67,7 +67,7 @@ class TrainingDisplay:
             self._last_line = time.monotonic()
             self._console.print(
                 f"step {row.step}  {row.stage} {row.split}  loss {row.loss:.3f}  Dice {row.dice:.3f}  "
-                f"{_clock(remaining_seconds)} left",
+                f"{_clock(remaining_seconds)} left in this stage",
                 highlight=False,
             )
 
@@ -104,7 +104,7 @@ class TrainingDisplay:
             return "finished"
         if self._remaining is not None and since > self._remaining:
             return "the model is being written"
-        return f"{_clock(None if self._remaining is None else self._remaining - since)} left"
+        return f"{_clock(None if self._remaining is None else self._remaining - since)} left in this stage"
 
     def _in_order(self) -> list[Row]:
         """By stage, training before validation, regardless of their order: a resumed training may begin with

@@ -65,6 +65,17 @@ def free_ram(root: Path = Path("/")) -> int:
     return int(used_ram() + LEAVE_FREE * max(room, 0))
 
 
+def whole_ram(root: Path = Path("/")) -> int:
+    """The memory that this process and others in its control groups can have at most, however much is free
+    now.
+
+    Args:
+        root: as for ``free_ram``.
+    """
+    limits = (limit for limit, _ in _group_limits(root))
+    return min([int(psutil.virtual_memory().total), *limits])
+
+
 FREE_SOME = (
     "close other programs, raise this process's limit, or make the file smaller (crop it, or resample it)"
 )
@@ -110,12 +121,19 @@ def _own_rooms() -> Iterator[int]:
 def _group_rooms(root: Path) -> Iterator[int]:
     """What every control group of this process leaves, including parent groups, as each limits all groups
     below it. Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst of the Linux kernel."""
+    for limit, (folder, files) in _group_limits(root):
+        used = _number(folder / files.used)
+        if used is not None:
+            yield limit - used + _cache(folder / "memory.stat", files.cache)
+
+
+def _group_limits(root: Path) -> Iterator[tuple[int, tuple[Path, _Files]]]:
+    """The limit of every control group that has one."""
     for folder, files in _groups(root):
         found = [_number(folder / name) for name in files.limits]
         limits = [limit for limit in found if limit is not None and limit < _UNLIMITED]
-        used = _number(folder / files.used) if limits else None
-        if used is not None:
-            yield min(limits) - used + _cache(folder / "memory.stat", files.cache)
+        if limits:
+            yield min(limits), (folder, files)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:

@@ -19,6 +19,7 @@ from typing import TypeVar
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, OutputError, ZoomSegError
 from zoomseg.core.geometry import Grid
+from zoomseg.core.memory import whole_ram
 from zoomseg.core.volume import Volume
 from zoomseg.inference import probability_maps, stage_outputs
 from zoomseg.inference.predictor import Predictor
@@ -59,7 +60,7 @@ class Failed:
     case: str
     reason: str
     short: bool = False
-    """Whether too little memory was free."""
+    """Whether too little memory was free, but the machine has enough."""
     unexpected: bool = False
     """Whether the error was none of ours (see ``why``): after one of a GPU, a process may be unable to use it
     again."""
@@ -343,7 +344,8 @@ def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
     except OutputError:
         raise
     except ZoomSegError as error:
-        return Failed(case, printable(str(error)), isinstance(error, MemoryLimitError))
+        short = isinstance(error, MemoryLimitError) and error.needed <= whole_ram()
+        return Failed(case, printable(str(error)), short)
     except Exception as error:
         reason = printable(f"{file}: {why(error)}")
         return Failed(case, reason, _out_of_memory(error), unexpected=True)

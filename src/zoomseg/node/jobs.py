@@ -30,7 +30,7 @@ from zoomseg.io.files import flush_folder, writing
 from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
 from zoomseg.serve.organs import notes_of_result, organs_of_result
-from zoomseg.serve.worker import Task
+from zoomseg.serve.worker import Failure, Task
 
 LOG = logging.getLogger("zoomseg.node")
 """Logs keys of series and ids of jobs, but no content of headers."""
@@ -49,9 +49,6 @@ is given up: it may be the cause."""
 
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 30.0, 3600.0
 """First and longest time before such a job is tried again, each twice as long as the one before."""
-
-TEMPORARY = "for now: "
-"""With this begin reasons that may pass, as a full disk: the worker reports reasons as text."""
 
 MORE_IMAGES = "more images of the series came"
 
@@ -324,25 +321,25 @@ class NodeJobs(JobQueue[NodeJob]):
         wanted = {"outputs": list(job.outputs), "organs": list(job.organs), "seed": job.seed}
         return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
 
-    def settle(self, job: NodeJob, error: str | None) -> None:
+    def settle(self, job: NodeJob, failure: Failure | None) -> None:
         """Mark a finished job as segmented, or failed.
 
         Raises:
             OutputError: the disk refuses its results.
         """
-        written = () if error else self._written(job)  # before it is recorded that they exist
+        written = self._written(job) if failure is None else ()  # before it is recorded that they exist
         with self._changed:
             now = self.find(job.id)
             if now is None or now.state is not State.RUNNING:
                 return
-            if error is not None and error.startswith(TEMPORARY):
+            if failure is not None and failure.may_pass:
                 shutil.rmtree(self.out(job.id), ignore_errors=True)  # it needs room itself
                 self._resting[job.id] = time.monotonic() + _rest_seconds(now.starts)
-                why = error.removeprefix(TEMPORARY)
+                why = failure.reason
                 self._again(now, why, notes=(f"tried again later: {why}",))
                 return
-            if error is not None:
-                self._put(now, state=State.FAILED, error=error, notes=())
+            if failure is not None:
+                self._put(now, state=State.FAILED, error=failure.reason, notes=())
                 LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
                 return
             newer = self._waiting_of_series(now)

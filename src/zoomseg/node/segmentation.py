@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError, ZoomSegError
+from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError
 from zoomseg.io.files import without_library_messages
-from zoomseg.node.jobs import TEMPORARY, result_path
+from zoomseg.node.jobs import result_path
 from zoomseg.node.settings import Output
 from zoomseg.node.store import quiet
 from zoomseg.serve.job_queue import Step
-from zoomseg.serve.worker import Task, UnexpectedError, one_scan
+from zoomseg.serve.worker import Task, TemporaryError, UnexpectedError, one_scan
 
 if TYPE_CHECKING:
     from zoomseg.inference.batch import Outcome
@@ -25,15 +25,15 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
     Raises:
         ScanError: the series cannot be used.
+        TemporaryError: a full disk, or too little free memory.
         UnexpectedError: an error that is none of ours.
-        ZoomSegError: any other failure. Its message begins with ``jobs.TEMPORARY`` if the reason may pass: a
-            full disk, or too little memory. It contains no messages of libraries, which may quote headers.
+        ZoomSegError: any other failure. No message contains those of libraries, which may quote headers.
     """
     with quiet(), without_library_messages():
         try:
             _segment(task, predictor, tell)
         except (OutputError, MemoryLimitError) as error:
-            raise ZoomSegError(f"{TEMPORARY}{error}") from error
+            raise TemporaryError(str(error)) from error
 
 
 def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
@@ -59,7 +59,7 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
     def settle(outcome: Outcome) -> None:
         match outcome:
             case Failed(reason=reason, short=True):
-                raise ScanError(f"{TEMPORARY}{reason}")
+                raise TemporaryError(reason)
             case Failed(reason=reason, unexpected=True):
                 raise UnexpectedError(reason)
             case Failed(reason=reason):

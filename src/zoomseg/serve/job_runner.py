@@ -11,7 +11,7 @@ from typing import Generic, Protocol
 from zoomseg.core.errors import OutputError, without_message
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import J, State, Step
-from zoomseg.serve.worker import Task, Worker, WorkerDiedError, unexpected
+from zoomseg.serve.worker import Failure, Task, Worker, WorkerDiedError, unexpected
 
 LOOK_EVERY_SECONDS = 0.5
 """Interval at which an idle runner, or one whose disk failed, tries again."""
@@ -31,7 +31,7 @@ class Jobs(Protocol[J]):
     def tell(self, job_id: str, step: Step) -> None: ...
     def end(self, job_id: str, state: State, error: str | None = None) -> bool: ...
     def task(self, job: J, model: Path) -> Task: ...
-    def settle(self, job: J, error: str | None) -> None: ...
+    def settle(self, job: J, failure: Failure | None) -> None: ...
     def interrupt(self, job_id: str, why: str) -> None: ...
 
 
@@ -109,16 +109,16 @@ class Runner(Generic[J]):
                 return  # cancelled meanwhile; or the next server marks it as interrupted
             self._running = job.id
             worker = self._started()
-        error = CANNOT_START if worker is None else self._error(worker, job)
-        while not self._settled(job, error):
+        failure = Failure(CANNOT_START) if worker is None else self._failure(worker, job)
+        while not self._settled(job, failure):
             self._stopping.wait(LOOK_EVERY_SECONDS)
 
-    def _settled(self, job: J, error: str | None) -> bool:
+    def _settled(self, job: J, failure: Failure | None) -> bool:
         """Whether a job is settled, or left to the next server; False if the disk refuses it."""
         with self._guard:
             try:
                 if not self._stopping.is_set():
-                    self._jobs.settle(job, error)
+                    self._jobs.settle(job, failure)
             except OutputError as refused:
                 _report(str(refused))
                 return False
@@ -133,15 +133,15 @@ class Runner(Generic[J]):
                 _report(without_message(error))
         return self._worker
 
-    def _error(self, worker: Worker, job: J, again: bool = True) -> str | None:
-        """Why a job failed; None if it did not.
+    def _failure(self, worker: Worker, job: J, again: bool = True) -> Failure | None:
+        """Process a job; None if it succeeded.
 
         Args:
             again: whether a worker that died before the job began, as while it waited, is replaced.
         """
         model = self._models.get(job.model)
         if model is None:
-            return f"its model '{job.model}' is not available any more; submit the scan again"
+            return Failure(f"its model '{job.model}' is not available any more; submit the scan again")
         has_begun = False
 
         def tell(step: Step) -> None:
@@ -154,10 +154,10 @@ class Runner(Generic[J]):
         except WorkerDiedError as died:
             with self._guard:
                 if self._worker is not worker:  # ended by ``cancel`` or ``stop``
-                    return str(died)
+                    return Failure(str(died))
                 self._worker = None
                 other = self._started() if again and not has_begun else None
-            return str(died) if other is None else self._error(other, job, again=False)
+            return Failure(str(died)) if other is None else self._failure(other, job, again=False)
 
 
 def _report(error: str) -> None:

@@ -32,7 +32,7 @@ from zoomseg.io.files import flush_folder, writing
 from zoomseg.io.scans import SCAN_SUFFIXES
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State
 from zoomseg.serve.organs import notes_of_result
-from zoomseg.serve.worker import Task
+from zoomseg.serve.worker import Failure, Task
 
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
 """Suffixes of valid uploads. The voxels of an .mhd are in another file."""
@@ -163,13 +163,16 @@ class Jobs(JobQueue[Job]):
         """The task of a job for the worker."""
         return Task(job.id, str(self.scan(job)), str(self.out(job)), str(model))
 
-    def settle(self, job: Job, error: str | None) -> None:
+    def settle(self, job: Job, failure: Failure | None) -> None:
         """Mark a finished job as done, or failed. Notes of its result are read once, as they do not
         change."""
         notes: tuple[str, ...] = ()
         with suppress(DatasetError):  # a damaged result is shown as far as possible
-            notes = () if error else tuple(notes_of_result(self.out(job), job.id))
-        self.end(job.id, State.FAILED if error else State.FINISHED, error, notes)
+            notes = tuple(notes_of_result(self.out(job), job.id)) if failure is None else ()
+        if failure is None:
+            self.end(job.id, State.FINISHED, notes=notes)
+        else:
+            self.end(job.id, State.FAILED, failure.reason)
 
     def interrupt(self, job_id: str, why: str) -> None:
         """The server stops, or has stopped, while a job runs."""

@@ -59,8 +59,22 @@ Segment = Callable[[Task, "Predictor", Callable[[Step], None]], None]
 """Processes a task with its model, and reports progress."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a task failed. ``may_pass``: a later attempt may succeed, as after a full disk; ``unexpected``: the
+    error may affect later tasks of the same process, too (see ``batch.Failed``)."""
+
+    reason: str
+    may_pass: bool = False
+    unexpected: bool = False
+
+
+class TemporaryError(ZoomSegError):
+    """A task failed for a reason that may pass."""
+
+
 class UnexpectedError(ZoomSegError):
-    """A scan failed by an error that does not concern it alone (see ``batch.Failed``)."""
+    """A task failed by an error that does not concern its scan alone."""
 
 
 class WorkerDiedError(Exception):
@@ -70,8 +84,8 @@ class WorkerDiedError(Exception):
 class Worker(Protocol):
     """Processes tasks, one after the other."""
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
-        """Process a task, of which at least one step is told; None, or the reason of its failure.
+    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+        """Process a task, of which at least one step is told; None if it succeeded.
 
         Raises:
             WorkerDiedError: the worker cannot be used any more.
@@ -102,21 +116,22 @@ class ProcessWorker:
         self._process.start()
         theirs.close()
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> str | None:
+    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
         """As ``Worker.run``."""
         try:
             self._pipe.send_bytes(json.dumps(asdict(task)).encode())
             while True:
                 said = json.loads(self._pipe.recv_bytes())
                 if "step" not in said:
-                    error: str | None = said["error"]
-                    if said["unexpected"]:
-                        self.kill()
-                    return error
+                    break
                 tell(Step(**said["step"]))
         except (EOFError, OSError) as error:
             self._process.join()
             raise WorkerDiedError(_how_it_ended(self._process.exitcode)) from error
+        failure = None if said["failure"] is None else Failure(**said["failure"])
+        if failure is not None and failure.unexpected:
+            self.kill()
+        return failure
 
     def kill(self) -> None:
         """As ``Worker.kill``."""
@@ -147,7 +162,8 @@ def work(pipe: Connection, device: str, carry_out: Segment | None = None, models
             task = Task(**json.loads(pipe.recv_bytes()))
         except EOFError:
             return
-        _send(pipe, _outcome(task, predictors, device, _teller(pipe), carry_out or segment))
+        failure = _failure(task, predictors, device, _teller(pipe), carry_out or segment)
+        _send(pipe, {"failure": None if failure is None else asdict(failure)})
 
 
 def loaded(models: Iterable[str], device: str) -> dict[str, Predictor]:
@@ -188,25 +204,29 @@ def _teller(pipe: Connection) -> Callable[[Step], None]:
     return tell
 
 
-def _outcome(
+def _failure(
     task: Task,
     predictors: dict[str, Predictor],
     device: str,
     tell: Callable[[Step], None],
     carry_out: Segment,
-) -> dict[str, Any]:
-    """The reason of a failure, or None, and whether it was unexpected."""
+) -> Failure | None:
+    """Process a task; None if it succeeded."""
     try:
         tell(Step(READING, 0, 0))
         if task.model not in predictors:
             predictors[task.model] = load_predictor(task.model, device, tell)
         carry_out(task, predictors[task.model], tell)
     except ZoomSegError as error:
-        return {"error": _without_paths(str(error), task), "unexpected": isinstance(error, UnexpectedError)}
+        return Failure(
+            _without_paths(str(error), task),
+            may_pass=isinstance(error, TemporaryError),
+            unexpected=isinstance(error, UnexpectedError),
+        )
     except Exception as error:  # one scan's failure does not affect the server
         print(without_message(error), file=sys.stderr)
-        return {"error": unexpected(error), "unexpected": True}
-    return {"error": None, "unexpected": False}
+        return Failure(unexpected(error), unexpected=True)
+    return None
 
 
 def unexpected(error: Exception) -> str:

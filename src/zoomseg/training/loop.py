@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import shutil
 import threading
@@ -17,6 +18,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +89,9 @@ class Settings:
     """Models whose predictions are a second target."""
     accepted: Callable[[], None] | None = None
     """Called by the first process once it has read the checkpoint, if there is one to be resumed."""
+    recorded: Mapping[str, Any] | None = None
+    """The recipe as it was recorded at the start, by which a checkpoint is recognised: if that was done by an
+    earlier version, the recipe that is read from it may have more keys. None: the recipe itself."""
     domain: TrainingDomain | None = None
     """Properties of the training cases, by which the model recognises scans unlike them."""
 
@@ -200,7 +205,8 @@ class _Run:
 
     @property
     def fingerprint(self) -> str:
-        parts = [self.recipe.model_dump_json(), *self.split.train, "|", *self.split.validation]
+        recorded = self.settings.recorded or self.recipe.model_dump(mode="json")
+        parts = [json.dumps(recorded, sort_keys=True), *self.split.train, "|", *self.split.validation]
         parts.append(str(self.settings.seed))
         if self.settings.teachers is not None:
             parts += ["teachers", *self.settings.teachers.digests]

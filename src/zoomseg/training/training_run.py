@@ -130,6 +130,7 @@ def _train_new(new: _New, started: float) -> bundle.Bundle:
         registered=request.registered,
         processes=new.processes,
         teachers=decided.teachers,
+        recorded=known.recipe,
         domain=decided.domain,
     )
     return loop.train(new.dataset, decided.split, decided.recipe, new.out, settings, new.observer)
@@ -398,6 +399,7 @@ def _recorded(
         registered=None if known.registered is None else Path(known.registered),
         processes=processes,
         teachers=_teachers(known.teachers, dataset, recipe),
+        recorded=known.recipe,
         domain=known.training_domain,
     )
     return loop.Split(known.train, known.validation), recipe, settings

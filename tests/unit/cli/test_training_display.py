@@ -47,7 +47,7 @@ def test_a_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(training_display.time, "monotonic", lambda: next(clock))
     text = shown(False, *(("row", row(step, liver=0.5), 60.0) for step in (10, 20, 30)))
     assert [line.split()[1] for line in text.splitlines()] == ["10", "30"]
-    assert "loss 0.432  Dice 0.500  1:00 left" in text
+    assert "loss 0.432  Dice 0.500  1:00 left in this stage" in text
 
 
 def test_validation_always_gets_a_line() -> None:
@@ -95,9 +95,9 @@ def test_clocks_go_on_between_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def head() -> str:
         return display._screen(row(liver=0.5)).renderables[0].plain
 
-    assert head().endswith("1:15 done   0:10 left")
+    assert head().endswith("1:15 done   0:10 left in this stage")
     now[0] += 4
-    assert head().endswith("1:19 done   0:06 left")
+    assert head().endswith("1:19 done   0:06 left in this stage")
     now[0] += 10
     assert head().endswith("1:29 done   the model is being written")
 

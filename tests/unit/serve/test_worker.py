@@ -19,7 +19,7 @@ from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
-from zoomseg.core.errors import quoted
+from zoomseg.core.errors import ScanError, quoted
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image
@@ -27,7 +27,14 @@ from zoomseg.serve import worker as worker_process
 from zoomseg.serve.job_queue import Step
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
-from zoomseg.serve.worker import ProcessWorker, Task, UnexpectedError, WorkerDiedError
+from zoomseg.serve.worker import (
+    Failure,
+    ProcessWorker,
+    Task,
+    TemporaryError,
+    UnexpectedError,
+    WorkerDiedError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +72,10 @@ def test_scans_are_segmented_as_predict_does_bad_ones_fail_and_death_is_told(
 
     (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
     bad = Task("bad", str(tmp_path / "scan.nii.gz"), str(tmp_path / "bad"), str(model))
-    said = str(worker.run(bad, steps.append))
-    assert said.startswith("the scan: damaged")
-    assert str(tmp_path) not in said
+    failure = worker.run(bad, steps.append)
+    assert failure is not None
+    assert failure.reason.startswith("the scan: damaged")
+    assert str(tmp_path) not in failure.reason
 
     (tmp_path / "scan.zip").write_bytes(b"no zip")
     bad = Task("bad", str(tmp_path / "scan.zip"), str(tmp_path / "bad"), str(model))
@@ -116,7 +124,7 @@ def test_models_are_loaded_at_the_start_except_damaged_ones_which_are_named_when
         task = Task("a", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), str(model))
         assert started.run(task, lambda _: None) is None
         error = started.run(replace(task, model=str(damaged)), lambda _: None)
-        assert error == "the model is not a model: model.json is missing"
+        assert error == Failure("the model is not a model: model.json is missing")
     finally:
         started.kill()
 
@@ -141,6 +149,26 @@ def test_an_unexpected_error_of_the_computation_is_told_as_such(
     task = Task("a", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), "tiny")
     with pytest.raises(UnexpectedError, match="illegal memory access"):
         worker_process.segment(task, predictor, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (ScanError("damaged"), Failure("damaged")),
+        (TemporaryError("the disk is full"), Failure("the disk is full", may_pass=True)),
+        (UnexpectedError("CUDA error"), Failure("CUDA error", unexpected=True)),
+        (ValueError("x"), Failure("unexpected error (ValueError); see the server's output", unexpected=True)),
+    ],
+)
+def test_a_failure_says_whether_it_may_pass_and_concerns_other_scans(
+    error: Exception, failure: Failure
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    task = Task("a", "/s/scan.nii", "/s/out", "tiny")
+    predictors = {"tiny": Predictor(untrained_bundle(), resolve("cpu"))}
+    assert worker_process._failure(task, predictors, "cpu", lambda _: None, failing) == failure
 
 
 @pytest.mark.parametrize(

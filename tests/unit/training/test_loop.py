@@ -306,6 +306,16 @@ def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
         loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
 
 
+def test_a_checkpoint_is_recognised_by_the_recipe_as_it_was_recorded(data: Dataset, tmp_path: Path) -> None:
+    """Also if an earlier version recorded it, which knew fewer keys."""
+    recipe = tiny_recipe(True, 2)
+    earlier = recipe.model_dump(mode="json", exclude={"description"})
+    loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, recorded=earlier), Silent())
+    loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True, recorded=earlier), Silent())
+    with pytest.raises(TrainingError, match="another recipe"):
+        loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent())
+
+
 def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

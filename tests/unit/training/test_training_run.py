@@ -290,6 +290,26 @@ def test_planning_also_counts_in_a_resumed_training(
     assert shorter == 0  # planning took more
 
 
+def test_a_training_is_resumed_by_the_recipe_as_it_was_recorded(
+    data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version knew fewer keys."""
+    recorded: list[object] = []
+
+    def spied(*given: Any) -> None:
+        recorded.append(given[4].recorded)
+
+    monkeypatch.setattr(training_run.loop, "train", spied)
+    training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, Silent())
+    file = tmp_path / record.FILE
+    known = json.loads(file.read_text())
+    first = dict(known["recipe"])
+    del known["recipe"]["description"]
+    file.write_text(json.dumps(known))
+    training_run.resume(data, tmp_path, CPU, Silent())
+    assert recorded == [first, known["recipe"]]
+
+
 def test_a_finished_training_is_resumed_to_its_model(
     data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
