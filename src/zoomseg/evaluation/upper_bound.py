@@ -34,7 +34,6 @@ from zoomseg.core.region import Mask, Region, bounding_box, class_counts
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference import stage_outputs
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.pipeline import fusion
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction
@@ -106,7 +105,7 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
 def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
     """By organ, the stage that predicts it last, also of stages that vote together; organs that no stage
     predicts are omitted."""
-    last = stage_outputs.answering(recipe, schema)
+    last = graph.answering(recipe, schema)
     return {organ: graph.stage_of(recipe, last[organ][-1]) for organ in schema.names if organ in last}
 
 

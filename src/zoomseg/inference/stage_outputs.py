@@ -32,23 +32,12 @@ from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe import graph
 from zoomseg.recipe.quantities import Name, Spacing
-from zoomseg.recipe.spec import (
-    BodyMask,
-    BoxAround,
-    DilatedForeground,
-    ProbabilityTimesAtlas,
-    Recipe,
-    Stage,
-    WholeVolume,
-)
+from zoomseg.recipe.spec import Recipe, Stage, WholeVolume
 
 FOLDER = "stages"
 
 MAX_JSON_BYTES = 4 * 1024**2
 """A larger file was not written by ZoomSeg."""
-
-_VOTED = ("most_probable", "majority_vote")
-"""Fusions in which several stages determine one voxel."""
 
 
 class _Record(BaseModel):
@@ -180,40 +169,17 @@ def describe(
             name=stage.name,
             labels={name: values[name] for name in graph.resolve_labels(stage, schema)},
             everywhere=isinstance(stage.roi, WholeVolume),
-            placed_by=_placed_by(stage),
+            placed_by=graph.region_source(stage),
             spacing_mm=_spacing_mm(predictions[stage.name].grid) if stage.name in predictions else None,
         )
         for stage in recipe.stages
     )
-    return CaseStageOutputs(stages=stages, answering=answering(recipe, schema))
+    return CaseStageOutputs(stages=stages, answering=graph.answering(recipe, schema))
 
 
 def _spacing_mm(grid: Grid) -> Vector3:
     """Along R, A and S: of a recipe that reads scans as stored, axes have any order."""
     return Orientation.to_canonical(grid).grid(grid).spacing_mm
-
-
-def _placed_by(stage: Stage) -> str | None:
-    match stage.roi:
-        case DilatedForeground(of=of) | BoxAround(of=of) | ProbabilityTimesAtlas(of=of):
-            return of
-        case WholeVolume() | BodyMask():
-            return None
-
-
-def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
-    """By organ, the stage that predicts it last; of stages that vote together, all that predict it, in order.
-    Organs that no stage predicts are omitted."""
-    entering = (stage for stage in recipe.stages if stage.fusion != "none")
-    last: dict[str, tuple[str, ...]] = {}
-    for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
-        together: dict[str, tuple[str, ...]] = {}
-        for stage in group:
-            for organ in graph.resolve_labels(stage, schema):
-                earlier = together.get(organ, ()) if kind in _VOTED else ()
-                together[organ] = (*earlier, stage.name)
-        last |= together
-    return last
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -322,8 +322,7 @@ class _Run:
         may vote. This is done after all predictions, as no stage reads the label map before."""
         recipe = self.cascade.recipe
         entering = itertools.dropwhile(lambda s: _overwritten(s, recipe), recipe.stages)
-        fusing = (stage for stage in entering if stage.fusion != "none")
-        for kind, stages in itertools.groupby(fusing, key=lambda stage: stage.fusion):
+        for kind, stages in graph.fused_groups(entering):
             found = [
                 fusion.FusionInput.of(stage, self.stages[stage.name], self.fused)
                 for stage in stages

@@ -11,7 +11,6 @@ This is done block by block and organ by organ: no array of (classes x scan voxe
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.resample import resample_data
 from zoomseg.pipeline.fusion import as_probabilities, blocks, times_atlas
+from zoomseg.recipe import graph
 from zoomseg.recipe.spec import FusionKind, Recipe
 
 LEVELS = 255
@@ -87,8 +87,7 @@ def probability_map(
 def _answers(
     recipe: Recipe, stages: Mapping[str, StagePrediction], atlas: StagePrediction | None
 ) -> Iterator[_Answer]:
-    entering = [stage for stage in recipe.stages if stage.fusion != "none"]
-    for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion):
+    for kind, group in graph.fused_groups(recipe.stages):
         found = [as_probabilities(stages[stage.name], stage) for stage in group if stage.name in stages]
         if kind == "replace_times_atlas" and found:
             assert atlas is not None  # a recipe without one is refused

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from zoomseg.recipe.spec import (
     BoxAround,
     DilatedForeground,
     FixedSpacing,
+    FusionKind,
     InputSpec,
     IntensitySpec,
     PriorInput,
@@ -480,6 +481,38 @@ def label_map_is_read(recipe: Recipe, name: str) -> bool:
         for stage in recipe.stages
         for source in stage.inputs
     )
+
+
+def region_source(stage: Stage) -> str | None:
+    """The stage whose prediction determines the region of ``stage``; None: no stage's does."""
+    return next((reference.of for reference in _references(stage) if reference.field == "roi"), None)
+
+
+def fused_groups(stages: Iterable[Stage]) -> tuple[tuple[FusionKind, tuple[Stage, ...]], ...]:
+    """The stages that are written to the label map, in their order: by kind of fusion those that are fused
+    together, as ``FusionKind`` says."""
+    entering = (stage for stage in stages if stage.fusion != "none")
+    return tuple(
+        (kind, tuple(group)) for kind, group in itertools.groupby(entering, key=lambda stage: stage.fusion)
+    )
+
+
+_VOTED = ("most_probable", "majority_vote")
+"""Fusions in which several stages determine one voxel."""
+
+
+def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
+    """By organ, the stage that predicts it last; of stages that vote together, all that predict it, in order.
+    Organs that no stage predicts are omitted."""
+    last: dict[str, tuple[str, ...]] = {}
+    for kind, group in fused_groups(recipe.stages):
+        together: dict[str, tuple[str, ...]] = {}
+        for stage in group:
+            for organ in resolve_labels(stage, schema):
+                earlier = together.get(organ, ()) if kind in _VOTED else ()
+                together[organ] = (*earlier, stage.name)
+        last |= together
+    return last
 
 
 def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:

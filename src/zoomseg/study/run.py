@@ -38,7 +38,6 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
-from zoomseg.recipe.spec import Recipe
 from zoomseg.study import efficiency, other_methods
 from zoomseg.study.ablations import Ablation, Row
 from zoomseg.study.multi_atlas import segment_by_atlas
@@ -284,17 +283,6 @@ def answering(model: Bundle, change: Edit) -> Bundle:
     return replace(model, recipe=recipe, weights=weights)
 
 
-def predicted_organs(recipe: Recipe, schema: LabelSchema) -> tuple[str, ...]:
-    """The labels that at least one stage of a recipe writes to the label map."""
-    found = {
-        label
-        for stage in recipe.stages
-        if stage.fusion != "none"
-        for label in graph.resolve_labels(stage, schema)
-    }
-    return tuple(name for name in schema.names if name in found)
-
-
 def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Path) -> list[str]:
     """Predict the cases without a prediction; returns those that failed, one line each."""
     missing = cases.subset(i for i in cases.ids if not (out / f"{i}.nii.gz").is_file())
@@ -305,7 +293,8 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
         _name_labels(out, schema.names, schema)
         return segment_by_atlas(trainings, fold, missing, out)
     model = answering(trainings.model(row.training, fold), row.predict)
-    organs = predicted_organs(model.recipe, model.schema)
+    answered = graph.answering(model.recipe, model.schema)
+    organs = tuple(organ for organ in model.schema.names if organ in answered)
     _name_labels(out, organs, model.schema)
     scans = [ScanInput(case.id, case.images) for case in missing.cases]
     numbers = itertools.count(1)

@@ -230,22 +230,6 @@ def test_regions_that_no_stage_placed_and_those_that_one_did() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("fusions", "left", "right"),
-    [
-        (("none", "replace_in_roi"), ("s1",), ("s1",)),
-        (("replace_in_roi", "replace_in_roi"), ("s1",), ("s1",)),
-        (("replace_in_roi", "majority_vote", "majority_vote"), ("s1", "s2"), ("s1", "s2")),
-        (("majority_vote", "majority_vote", "paste"), ("s2",), ("s2",)),
-        (("replace_in_roi", "none"), ("s0",), ("s0",)),
-    ],
-)
-def test_who_answers_last(fusions: tuple[str, ...], left: tuple[str, ...], right: tuple[str, ...]) -> None:
-    stages = [COARSE.model_copy(update={"name": f"s{n}", "fusion": f}) for n, f in enumerate(fusions)]
-    answering = stage_outputs.describe(with_stages(*stages), SCHEMA, {}).answering
-    assert answering == {"left kidney": left, "right kidney": right}
-
-
 def test_stages_of_one_organ_each_answer_for_it_alone() -> None:
     stages = [
         COARSE.model_copy(update={"name": f"s{n}", "labels": (organ,), "fusion": "most_probable"})

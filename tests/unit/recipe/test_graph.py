@@ -168,6 +168,45 @@ def test_ancestors_are_transitive_and_skip_the_unread() -> None:
         graph.ancestors(built, "five")
 
 
+def test_the_region_of_a_stage_is_determined_by_another_or_by_none() -> None:
+    rois = (BOX, TIMES_ATLAS, {"kind": "dilated_foreground", "of": "one"}, {"kind": "body_mask"})
+    stages = [stage(f"s{n}", roi=roi, inputs=reads("two")) for n, roi in enumerate(rois)]
+    made = recipe(stage("one"), stage("two"), *stages)
+    assert [graph.region_source(one) for one in made.stages] == [None, None, "one", "one", "one", None]
+
+
+def test_a_stage_that_is_not_fused_does_not_separate_those_that_vote_together() -> None:
+    fusions = ("majority_vote", "none", "majority_vote", "paste", "none", "majority_vote")
+    made = recipe(*(stage(f"s{n}", fusion=fusion) for n, fusion in enumerate(fusions)))
+    groups = [(kind, [one.name for one in group]) for kind, group in graph.fused_groups(made.stages)]
+    assert groups == [("majority_vote", ["s0", "s2"]), ("paste", ["s3"]), ("majority_vote", ["s5"])]
+
+
+@pytest.mark.parametrize(
+    ("fusions", "last"),
+    [
+        (("none", "replace_in_roi"), ("s1",)),
+        (("replace_in_roi", "replace_in_roi"), ("s1",)),
+        (("replace_in_roi", "majority_vote", "majority_vote"), ("s1", "s2")),
+        (("majority_vote", "none", "majority_vote"), ("s0", "s2")),
+        (("majority_vote", "majority_vote", "paste"), ("s2",)),
+        (("replace_in_roi", "none"), ("s0",)),
+    ],
+)
+def test_who_answers_last(fusions: tuple[str, ...], last: tuple[str, ...]) -> None:
+    made = recipe(*(stage(f"s{n}", fusion=fusion) for n, fusion in enumerate(fusions)))
+    assert graph.answering(made, SCHEMA) == dict.fromkeys(SCHEMA.names, last)
+
+
+def test_organs_that_no_stage_writes_to_the_label_map_are_omitted() -> None:
+    made = recipe(
+        stage("one", labels=("liver",), fusion="none"),
+        stage("two", labels=("left kidney", "right kidney"), fusion="most_probable"),
+        stage("three", labels=("right kidney",), fusion="most_probable"),
+    )
+    assert graph.answering(made, SCHEMA) == {"left kidney": ("two",), "right kidney": ("two", "three")}
+
+
 def test_stages_may_be_renamed_also_where_they_name_each_other() -> None:
     box = {"kind": "box", "of": "a"}
     before = recipe(

@@ -21,8 +21,8 @@ from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 from zoomseg.study import efficiency, run
 from zoomseg.study.ablations import Ablation, Published, Row, Training
-from zoomseg.study.recipe_edits import chain, on_stages, only, trained_apart, unchanged
-from zoomseg.study.run import Outcome, answering, predicted_organs, run_ablation, slug
+from zoomseg.study.recipe_edits import only, trained_apart, unchanged
+from zoomseg.study.run import Outcome, answering, run_ablation, slug
 from zoomseg.study.steps import paper_steps
 from zoomseg.study.trainings import Settings, Watch, open_trainings
 from zoomseg.training import training_run
@@ -351,18 +351,6 @@ def test_answering_keeps_the_weights_of_the_stages_left() -> None:
     model = answering(untrained_bundle(), only("coarse"))
     assert list(model.weights) == ["coarse"]
     assert [s.name for s in model.recipe.stages] == ["coarse"]
-
-
-def test_organs_are_those_that_enter_the_label_map() -> None:
-    def say(labels: tuple[str, ...], fusion: str) -> dict[str, object]:
-        return {"labels": labels, "fusion": fusion}
-
-    recipe = chain(
-        on_stages(lambda s: s.model_copy(update=say(("left kidney",), "none")), "coarse"),
-        on_stages(lambda s: s.model_copy(update=say(("right kidney",), "paste")), "fine"),
-    )(tiny_recipe(together=True))
-    assert predicted_organs(recipe, SCHEMA) == ("right kidney",)
-    assert predicted_organs(tiny_recipe(together=True), SCHEMA) == SCHEMA.names
 
 
 def test_slugs() -> None:
