@@ -71,7 +71,7 @@ def seconds(
 ) -> float:
     names = tuple(f"organ {n}" for n in range(1, len(probabilities)))
     fused = FusedLabelMap.blank(SCAN, LabelSchema.consecutive(names), library(probabilities))
-    fusion = SlabFusion(fused, STAGE, names, Region.whole(STAGE), "scan_grid")
+    fusion = SlabFusion(fused, STAGE, names, Region.whole(STAGE))
     taken = 0.0
     for slab in map(library, slabs(probabilities)):
         began = time.process_time()

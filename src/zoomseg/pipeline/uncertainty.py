@@ -20,7 +20,7 @@ from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import normalised, overlapping
-from zoomseg.pipeline.fusion import contenders
+from zoomseg.pipeline.argmax import contenders
 
 UNSURE = 0.75
 """A voxel won with a lower probability is doubtful."""

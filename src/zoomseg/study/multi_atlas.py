@@ -35,7 +35,7 @@ def segment_by_atlas(trainings: Trainings, fold: int, scans: Dataset, out: Path)
         except MissingPackageError as error:  # no other scan could be segmented either
             return error
         fused = fusion.FusedLabelMap.blank(scan.grid, trainings.dataset.schema, atlas.probabilities)
-        fusion.replace_in_roi(fused, atlas)
+        fusion.replace_in_roi(fused, fusion.FusionInput(atlas))
         labels = LabelMap(to_numpy(fused.labels), fused.grid, fused.schema)
         labels = labels.reoriented(scan.orientation.inverse)
         write_labels(out / f"{files.id}.nii.gz", labels, like=files.images[0])
