@@ -42,8 +42,8 @@ from zoomseg.recipe.spec import (
     UNet3D,
     UniformInRegion,
 )
-from zoomseg.training import cross_validation, training_run, validation
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training import cross_validation, requested_recipe, validation
+from zoomseg.training.requested_recipe import TrainingRequest
 
 Change = Callable[[Stage], Stage]
 
@@ -180,9 +180,9 @@ class Ablation:
         if not file.is_file():
             template = load.load("default")
             assert isinstance(template, PlannedRecipe)
-            cases = training_run.choose_split(self.dataset, TrainingRequest())
+            cases = requested_recipe.choose_split(self.dataset, TrainingRequest())
             with TrainingDisplay(Console(stderr=True)) as display:
-                plan = training_run.plan_recipe(
+                plan = requested_recipe.plan_recipe(
                     self.dataset, cases, template, self.device, display, self.wish
                 )
             write_text_atomic(file, load.dump(plan.recipe))

@@ -35,7 +35,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe.load import dump
-from zoomseg.training import training_run
+from zoomseg.training import requested_recipe, training_run
 
 
 def complete_cases(dataset: Dataset, ids: Sequence[str]) -> tuple[str, ...]:
@@ -100,8 +100,8 @@ def table(taught: dict[str, Dataset], scores: dict[str, Evaluation], trained: di
 @click.option("--device", default="auto", show_default=True)
 def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: int, device: str) -> None:
     dataset, where = open_dataset(source), resolve(device)
-    split = training_run.choose_split(
-        dataset, training_run.TrainingRequest(folds=folds, fold=fold, seed=seed)
+    split = requested_recipe.choose_split(
+        dataset, requested_recipe.TrainingRequest(folds=folds, fold=fold, seed=seed)
     )
     taught = {
         "partly": dataset.subset(split.train),
@@ -110,7 +110,7 @@ def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: i
     recipe = writable_directory(out) / "recipe.yaml"
     scores: dict[str, Evaluation] = {}
     for name, cases in taught.items():
-        wish = training_run.TrainingRequest(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
+        wish = requested_recipe.TrainingRequest(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
         with TrainingDisplay(Console(stderr=True)) as display:
             model = training_run.start(cases, out / name, wish, where, display)
         write_text_atomic(recipe, dump(model.recipe))

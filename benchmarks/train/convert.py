@@ -24,7 +24,7 @@ from zoomseg.datasets.layouts import CaseFiles, Dataset, open_dataset
 from zoomseg.io.files import writable_directory, write_json_atomic, writing
 from zoomseg.io.scans import scan_suffix, write_array
 from zoomseg.training.loop import Split
-from zoomseg.training.training_run import TrainingRequest, choose_split
+from zoomseg.training.requested_recipe import TrainingRequest, choose_split
 
 SUFFIX = ".nii.gz"
 

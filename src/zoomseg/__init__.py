@@ -129,7 +129,7 @@ def train(
 
     require("torch", "training")
     from zoomseg.api import train_model
-    from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.requested_recipe import TrainingRequest
 
     initial = None if init is None else Path(init)
     request = TrainingRequest(recipe, seconds, epochs, folds, fold, seed, initial)

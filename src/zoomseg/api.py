@@ -33,7 +33,7 @@ from zoomseg.io.seg_nrrd import write_segmentation
 if TYPE_CHECKING:
     import PIL.Image
 
-    from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.requested_recipe import TrainingRequest
 
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"

@@ -30,8 +30,8 @@ from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.distributed import ALONE, Processes, joined
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import Settings, Split
+from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.stage_group import StageGroup
-from zoomseg.training.training_run import TrainingRequest
 
 WORLD = 2
 STEPS = 3

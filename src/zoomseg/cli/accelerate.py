@@ -62,7 +62,7 @@ def command(
     from zoomseg.core.interrupts import ending
     from zoomseg.io.bundle import models_in
     from zoomseg.training import acceleration
-    from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.requested_recipe import TrainingRequest
 
     require_one_length(time_budget, epochs)
     models = tuple(str(part) for part in models_in(model))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
     from zoomseg.evaluation.upper_bound import UpperBound
     from zoomseg.recipe.spec import Recipe
-    from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.requested_recipe import TrainingRequest
 
 
 @click.command(name="ceiling")
@@ -54,7 +54,7 @@ def command(
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.evaluation.upper_bound import write
     from zoomseg.io.files import writable_directory
-    from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.requested_recipe import TrainingRequest
 
     require_one_length(time_budget, epochs)
     data, device = open_dataset(dataset), resolve("auto")
@@ -77,12 +77,12 @@ def _resolve(data: Dataset, wish: TrainingRequest, device: Device, notes: Consol
     """The recipe as trained on all cases; mismatches between recipe and data are reported."""
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.evaluation import upper_bound
-    from zoomseg.training import training_run
+    from zoomseg.training import requested_recipe
 
-    wanted = training_run.wanted_recipe(wish, None)
+    wanted = requested_recipe.wanted_recipe(wish, None)
     with TrainingDisplay(notes) as display:
-        split = training_run.choose_split(data, wish)
-        resolved = training_run.resolve_recipe(data, split, wanted, device, display, wish)
+        split = requested_recipe.choose_split(data, wish)
+        resolved = requested_recipe.resolve_recipe(data, split, wanted, device, display, wish)
     missing = upper_bound.check(resolved, data)
     if missing:
         notes.print(f"no stage answers for {', '.join(missing)}", style="yellow", markup=False)

@@ -124,7 +124,7 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
     from zoomseg.datasets.layouts import open_dataset
-    from zoomseg.training import training_run
+    from zoomseg.training import requested_recipe, training_run
 
     data, device = open_dataset(dataset), resolve("auto")
     try:
@@ -133,7 +133,7 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
                 training_run.resume(data, model, device, display)
             else:
                 training_run.start(
-                    data, model, training_run.TrainingRequest(str(recipe), seconds), device, display
+                    data, model, requested_recipe.TrainingRequest(str(recipe), seconds), device, display
                 )
     except InterruptedTrainingError as error:
         raise InterruptedTrainingError(f"stopped; {GO_ON}") from error

@@ -97,7 +97,7 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None, epoch
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.recipe import load
     from zoomseg.recipe.spec import Recipe
-    from zoomseg.training import training_run
+    from zoomseg.training import requested_recipe
 
     recipe = load.load(name)
     if isinstance(recipe, Recipe):
@@ -105,10 +105,10 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None, epoch
             f"recipe '{recipe.name}' is complete, so nothing is planned for a data set; omit --for to print "
             "it, or name a recipe that is planned, such as default"
         )
-    data, wish = open_dataset(dataset), training_run.TrainingRequest(name, seconds, epochs)
+    data, wish = open_dataset(dataset), requested_recipe.TrainingRequest(name, seconds, epochs)
     with TrainingDisplay(Console(stderr=True)) as display:
-        return training_run.plan_recipe(
-            data, training_run.choose_split(data, wish), recipe, resolve(device), display, wish
+        return requested_recipe.plan_recipe(
+            data, requested_recipe.choose_split(data, wish), recipe, resolve(device), display, wish
         )
 
 

@@ -19,7 +19,7 @@ from zoomseg.cli.options import given_by_user
 if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
     from zoomseg.evaluation.result import Evaluation
-    from zoomseg.training.training_run import TrainingRequest
+    from zoomseg.training.requested_recipe import TrainingRequest
     from zoomseg.training.validation import Validation
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -144,7 +144,7 @@ def command(
     from zoomseg.core.interrupts import ending
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.io.bundle import models_in
-    from zoomseg.training import cross_validation, self_training, training_run
+    from zoomseg.training import cross_validation, requested_recipe, self_training, training_run
     from zoomseg.training.distributed import by_torchrun, joined
     from zoomseg.training.log import Silent
 
@@ -155,7 +155,7 @@ def command(
         raise click.UsageError("--unlabelled cannot be combined with --fold all; give one --fold, or none")
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
-    wish = training_run.TrainingRequest(
+    wish = requested_recipe.TrainingRequest(
         recipe, time_budget, epochs, folds, fold or 0, seed, init, teachers=known
     )
     given = given_by_user(context) - ({"fold"} if fold is None else set())

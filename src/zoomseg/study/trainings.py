@@ -38,7 +38,7 @@ from zoomseg.study.recipe_edits import (
     with_small_organs,
 )
 from zoomseg.study.split_file import CaseSplit, read_splits
-from zoomseg.training import atlases, fine_tuning, self_training, training_run
+from zoomseg.training import atlases, fine_tuning, requested_recipe, self_training, training_run
 from zoomseg.training.log import Observer, Silent
 from zoomseg.training.loop import Split
 from zoomseg.training.validation import Validation
@@ -130,8 +130,9 @@ class Trainings:
         """A fold's training cases, and the held-out ones."""
         if self.splits:
             return self._listed(fold)
-        return training_run.choose_split(
-            self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed)
+        return requested_recipe.choose_split(
+            self.dataset,
+            requested_recipe.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed),
         )
 
     def _listed(self, fold: int) -> Split:
@@ -214,7 +215,7 @@ class Trainings:
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, wish, self.device, observer)
 
-    def _wish(self, training: Training, recipe: Recipe, fold: int) -> training_run.TrainingRequest:
+    def _wish(self, training: Training, recipe: Recipe, fold: int) -> requested_recipe.TrainingRequest:
         """The training request of a fold, for the recipe written to disk."""
         file = self.out / "runs" / training.id / "recipe.yaml"
         writable_directory(file.parent)
@@ -223,7 +224,7 @@ class Trainings:
         split = self._listed(fold) if self.splits else None
         if split is not None:
             split = replace(split, train=(*split.train, *self._drawn(training, fold)))
-        return training_run.TrainingRequest(
+        return requested_recipe.TrainingRequest(
             str(file),
             settings.seconds,
             folds=None if self.splits else self.count,
@@ -341,9 +342,11 @@ def _planned(
     """The recipe of all trainings, planned once, as in a cross-validation, before their time begins."""
     file = out / "recipe.yaml"
     if not file.is_file():
-        length = training_run.TrainingRequest(seconds=settings.seconds)
+        length = requested_recipe.TrainingRequest(seconds=settings.seconds)
         with watch.training() as observer:
-            planned = training_run.plan_recipe(dataset, Split(cases, ()), recipe, device, observer, length)
+            planned = requested_recipe.plan_recipe(
+                dataset, Split(cases, ()), recipe, device, observer, length
+            )
         write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
         write_text_atomic(file, dump(planned.recipe))
     return shipped(str(file))

@@ -51,11 +51,11 @@ from zoomseg.planning import stage_plans
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import BodyMask, PlannedRecipe, Recipe, Stage, WholeVolume
-from zoomseg.training import candidate_regions, loop, record, training_run
+from zoomseg.training import candidate_regions, loop, record, requested_recipe, training_run
 from zoomseg.training.candidate_regions import ChosenRegion
 from zoomseg.training.log import Observer
 from zoomseg.training.record import AccelerationRecord
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 DISTILLATION = "distillation"
 REGION = "region"
@@ -241,7 +241,7 @@ class Acceleration:
     def _region_recipe(self, device: Device, observer: Observer) -> Recipe:
         default = load("default")
         assert isinstance(default, PlannedRecipe)
-        planned = training_run.plan_recipe(self.dataset, self.split, default, device, observer, self.wish)
+        planned = requested_recipe.plan_recipe(self.dataset, self.split, default, device, observer, self.wish)
         recipe, model = planned.recipe, self.bundles[0].recipe
         if len(recipe.stages) == 1:
             raise TrainingError(

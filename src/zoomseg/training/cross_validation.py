@@ -32,10 +32,10 @@ from zoomseg.io.files import write_text_atomic
 from zoomseg.planning import fingerprint
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import fine_tuning, record, training_run, validation
+from zoomseg.training import fine_tuning, record, requested_recipe, training_run, validation
 from zoomseg.training.log import Observer
 from zoomseg.training.record import CrossValidationRecord
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.validation import Validation
 
 OnValidated = Callable[[Path, Validation], None]
@@ -60,7 +60,7 @@ class CrossValidation:
 
     def held_back(self, fold: int) -> tuple[str, ...]:
         """The cases on which a fold's model is scored."""
-        return training_run.choose_split(self.dataset, self._wish_of(fold)).validation
+        return requested_recipe.choose_split(self.dataset, self._wish_of(fold)).validation
 
     def model(self, fold: int, device: Device, observer: Observer) -> Bundle:
         """A fold's model: from disk if it is finished, otherwise trained or resumed.
@@ -130,14 +130,14 @@ def begin(
     record.require_free(out)
     folds = CrossValidation(dataset, out, count, wish)
     held_back = [folds.held_back(fold) for fold in range(count)]
-    cases = training_run.choose_split(dataset, TrainingRequest())
+    cases = requested_recipe.choose_split(dataset, TrainingRequest())
     initial = None if wish.init is None else fine_tuning.load(wish.init, dataset)
-    recipe = training_run.wanted_recipe(wish, initial)
-    organs = training_run.organs_of(recipe, dataset)
+    recipe = requested_recipe.wanted_recipe(wish, initial)
+    organs = requested_recipe.organs_of(recipe, dataset)
     fingerprint.require_in_two(dataset, held_back, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
-            planned = training_run.plan_recipe(dataset, cases, recipe, device, observer, wish)
+            planned = requested_recipe.plan_recipe(dataset, cases, recipe, device, observer, wish)
             write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
             recipe = planned.recipe
         write_text_atomic(out / "recipe.yaml", dump(recipe))

@@ -52,12 +52,12 @@ from zoomseg.io.files import (
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump, load
-from zoomseg.training import cross_validation, fine_tuning, record, seen_cases, training_run
+from zoomseg.training import cross_validation, fine_tuning, record, requested_recipe, seen_cases, training_run
 from zoomseg.training.cross_validation import OnValidated
 from zoomseg.training.log import Observer
 from zoomseg.training.loop import Split
 from zoomseg.training.record import SelfTrainingRecord
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 TEACHERS = "teachers"
 LABELS = "pseudo-labels"
@@ -107,12 +107,12 @@ class SelfTraining:
     @property
     def held_back(self) -> tuple[str, ...]:
         """The cases on which the student is scored."""
-        return training_run.choose_split(self.dataset, self.wish).validation
+        return requested_recipe.choose_split(self.dataset, self.wish).validation
 
     @cached_property
     def labelled(self) -> Dataset:
         """Training cases of the first round: without those on which the student is scored."""
-        return self.dataset.subset(training_run.choose_split(self.dataset, self.wish).train)
+        return self.dataset.subset(requested_recipe.choose_split(self.dataset, self.wish).train)
 
     @property
     def folds(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,64 +15,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import ValidationError
-
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, RecipeError, TrainingError, listed, quoted
+from zoomseg.core.errors import ModelError, TrainingError, listed
 from zoomseg.datasets.advice import advise
-from zoomseg.datasets.layouts import Dataset, folds
+from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.training_domain import TrainingDomain
-from zoomseg.planning import fingerprint, plan, training_domain
-from zoomseg.planning.rationale import Plan, Reason
-from zoomseg.planning.training_length import TrainingLength
-from zoomseg.recipe import graph
+from zoomseg.planning import fingerprint, training_domain
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import STEPS_PER_EPOCH, PlannedRecipe, Recipe
-from zoomseg.training import checkpoint, distillation, fine_tuning, loop, record, seen_cases
+from zoomseg.recipe.spec import PlannedRecipe, Recipe
+from zoomseg.training import distillation, fine_tuning, loop, record, seen_cases
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import Observer
-
-DEFAULT = "default"
-"""The recipe if neither another one nor an initial model is given."""
-
-MOST_SECONDS = checkpoint.MOST_SECONDS
-MOST_EPOCHS = 10**6
-MOST_SEED = 2**50
-"""A generator of torch is seeded with a thousand times this value."""
-
-
-@dataclass(frozen=True)
-class TrainingRequest:
-    """The settings requested by a user. ``folds`` and ``fold`` hold out one of the folds for validation.
-    ``init`` is a model to start from; without ``recipe`` its own is used, and without both the one called
-    ``default``. ``registered`` is a folder in which registered atlases are kept for further trainings of the
-    same cases; ``teachers`` are models, given as in ``io.bundle.find``, whose predictions are also learned.
-    ``split`` names the cases itself, in place of folds. ``began``: when ``seconds`` began to count, by
-    ``time.monotonic``; None: at the start of the training. ``part_of`` is the record, in the model's folder,
-    of a task that the training is part of.
-
-    Raises:
-        TrainingError: an invalid length or seed.
-    """
-
-    recipe: str | None = None
-    seconds: float | None = None
-    epochs: int | None = None
-    folds: int | None = None
-    fold: int = 0
-    seed: int = 0
-    init: Path | None = None
-    registered: Path | None = None
-    teachers: tuple[str, ...] = ()
-    split: loop.Split | None = None
-    began: float | None = None
-    part_of: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_numbers(self.seconds, self.epochs, self.seed)
+from zoomseg.training.requested_recipe import (
+    DEFAULT,
+    TrainingRequest,
+    check_numbers,
+    choose_split,
+    plan_recipe,
+    predicted_labels,
+    resolve_recipe,
+    wanted_recipe,
+)
 
 
 def start(
@@ -243,7 +209,7 @@ def _as_published(
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
     dataset, observer = new.dataset, new.observer
     recipe = resolve_recipe(dataset, split, wanted, new.device, observer, new.request)
-    fingerprint.require(dataset, split.train, _predicted(recipe, dataset))
+    fingerprint.require(dataset, split.train, predicted_labels(recipe, dataset))
     for advice in advise(dataset):  # a complete recipe does not depend on a scan's unit
         observer.message(f"{advice.what}: {advice}")
     tell = partial(observer.preparing, "training domain")
@@ -362,7 +328,7 @@ def resume(
     before.resolved_recipe(out)
     before.require_same_data(dataset, out)
     known = before.lasting(seconds, epochs)
-    _check_numbers(known.seconds, known.epochs, known.seed)
+    check_numbers(known.seconds, known.epochs, known.seed)
     with record.alone(out) if processes.first else nullcontext():
         complete, longer = _complete_model(out), known.is_longer_than(before)
         if processes.agree(complete is not None and not longer):
@@ -405,118 +371,10 @@ def _recorded(
     return loop.Split(known.train, known.validation), recipe, settings
 
 
-def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
-    """All labelled cases for training, all but one fold of them, or those that the request names;
-    pseudo-labelled ones are always for training, and in no fold."""
-    pseudo = tuple(case.id for case in dataset.cases if case.pseudo)
-    if request.split is not None:
-        return replace(request.split, train=(*request.split.train, *pseudo))
-    labelled = [case.id for case in dataset.cases if case.labels is not None and not case.pseudo]
-    if not labelled:
-        raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
-    if request.folds is None:
-        return loop.Split((*labelled, *pseudo), ())
-    # Not by the request's seed: models of several seeds are compared on the same cases, and several machines
-    # can train a fold each.
-    parts = folds(labelled, request.folds)
-    if not 0 <= request.fold < request.folds:
-        raise DatasetError(f"fold must be 0 to {request.folds - 1}, got {request.fold}")
-    validation = parts[request.fold]
-    held_back = frozenset(validation)
-    return loop.Split((*(i for i in labelled if i not in held_back), *pseudo), validation)
-
-
 def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:
     """The split without the cases that a model labelled."""
     pseudo = {case.id for case in dataset.cases if case.pseudo}
     return loop.Split(tuple(i for i in split.train if i not in pseudo), split.validation)
-
-
-def resolve_recipe(
-    dataset: Dataset,
-    split: loop.Split,
-    recipe: Recipe | PlannedRecipe,
-    device: Device,
-    observer: Observer,
-    request: TrainingRequest,
-) -> Recipe:
-    """The complete recipe: a planned one is completed as by ``plan_recipe``; a published one is fitted to the
-    data set's labels."""
-    if isinstance(recipe, PlannedRecipe):
-        recipe = plan_recipe(dataset, split, recipe, device, observer, request).recipe
-    recipe, notes = graph.fit(recipe, dataset.schema)
-    for note in notes:
-        observer.message(note)
-    return graph.trainable(recipe, dataset.schema)
-
-
-def plan_recipe(
-    dataset: Dataset,
-    split: loop.Split,
-    recipe: PlannedRecipe,
-    device: Device,
-    observer: Observer,
-    request: TrainingRequest,
-    look: Callable[[Case], None] | None = None,
-) -> Plan:
-    """A planned recipe's numbers with their reasons, from the training cases and the device; the observer
-    receives warnings. Of the request, length and initial model are used; ``look`` as in ``fingerprint.take``.
-
-    Raises:
-        DatasetError: an organ that no training case has.
-        RecipeError: the device has too little memory.
-    """
-
-    def tell(done: int, total: int) -> None:
-        observer.preparing("plan", done, total)
-
-    data = fingerprint.take(dataset, split.train, tell, look)
-    seen = {organ.name for organ in data.organs}
-    fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
-    try:
-        planned = plan.plan(recipe, data, dataset.schema, device, _length(request))
-    except ValidationError as error:  # numbers of the recipe, or of the data, that give no valid stage
-        reason = bundle.first_problem(error)
-        raise RecipeError(f"recipe '{recipe.name}' cannot be planned for this data set: {reason}") from error
-    for warning in planned.warnings:
-        observer.message(warning)
-    if request.init is None:
-        return planned
-    start = f"training starts from {request.init.name}"
-    gentle = Reason("fine-tuning", "a tenth of the learning rate", start)
-    return replace(planned, reasons=(*planned.reasons, gentle))
-
-
-def _predicted(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
-    """The labels that at least one stage predicts, in the schema's order."""
-    predicted = {name for stage in recipe.stages for name in graph.resolve_labels(stage, dataset.schema)}
-    return tuple(name for name in dataset.schema.names if name in predicted)
-
-
-def organs_of(recipe: Recipe | PlannedRecipe, dataset: Dataset) -> tuple[str, ...]:
-    """The labels that a model of a recipe, not yet fitted to the data set, will predict.
-
-    Raises:
-        RecipeError: the recipe does not fit the data set's labels.
-    """
-    if isinstance(recipe, PlannedRecipe):
-        return dataset.schema.names
-    fitted, _ = graph.fit(recipe, dataset.schema)
-    return _predicted(graph.trainable(fitted, dataset.schema), dataset)
-
-
-def _length(request: TrainingRequest) -> TrainingLength | None:
-    """The length that the user requested, if any."""
-    if request.seconds is None and request.epochs is None:
-        return None
-    steps = None if request.epochs is None else request.epochs * STEPS_PER_EPOCH
-    return TrainingLength(steps, request.seconds)
-
-
-def wanted_recipe(request: TrainingRequest, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
-    if request.recipe is None and initial is not None:
-        return fine_tuning.recipe_of(initial)
-    return load(request.recipe or DEFAULT)
 
 
 def _transfer(path: Path, initial: bundle.Bundle, recipe: Recipe, dataset: Dataset) -> fine_tuning.Transfer:
@@ -532,14 +390,3 @@ def _initial_folder(out: Path) -> Path:
     """A copy of the initial model: parts that a resumed training has not started yet need it, even if the
     model itself was moved."""
     return out / "training" / "init"
-
-
-def _check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None:
-    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
-        raise TrainingError(
-            f"the time budget must be above 0 s, and at most {MOST_SECONDS:g} s; got {seconds:g}"
-        )
-    if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
-        raise TrainingError(f"epochs must be 1 to {MOST_EPOCHS}, got {quoted(epochs)}")
-    if not 0 <= seed <= MOST_SEED:
-        raise TrainingError(f"the seed must be 0 to {MOST_SEED}, got {quoted(seed)}")

@@ -14,7 +14,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.study import ablations
 from zoomseg.study.ablations import STUDIES, Ablation, Row, Training
 from zoomseg.study.recipe_edits import only
-from zoomseg.training import training_run
+from zoomseg.training import requested_recipe, training_run
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,11 @@ def test_a_table_of_test_cases_is_named_if_there_is_one(
 def test_stopped_it_says_how_to_go_on(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes: list[training_run.TrainingRequest] = []
+    wishes: list[requested_recipe.TrainingRequest] = []
 
-    def stopped(data: object, out: object, wish: training_run.TrainingRequest, *arguments: object) -> None:
+    def stopped(
+        data: object, out: object, wish: requested_recipe.TrainingRequest, *arguments: object
+    ) -> None:
         wishes.append(wish)
         raise InterruptedTrainingError("stopped at step 3; continue with --resume")
 

@@ -22,7 +22,7 @@ from zoomseg.planning.organ_groups import groups_of, why_not
 from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
 from zoomseg.training import training_run
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 
 def organ(name: str, centre: tuple[float, float, float], extent_mm: float = 20.0, ml: float = 4.0) -> Organ:

@@ -29,7 +29,7 @@ from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Recipe
 from zoomseg.study.ablations import Ablation, Row, Training
 from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, overlap, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
-from zoomseg.training import self_training, training_run
+from zoomseg.training import requested_recipe, self_training, training_run
 
 COARSE = Training("coarse", only("coarse"))
 
@@ -179,7 +179,9 @@ def test_a_training_is_a_job_of_the_changed_recipe_and_done_once(
     split = trainings.split(0)
     assert model.provenance["training_cases"] == list(split.train)
     assert model.provenance["validation_cases"] == list(split.validation)
-    assert split == training_run.choose_split(data, training_run.TrainingRequest(folds=2, fold=0, seed=3))
+    assert split == requested_recipe.choose_split(
+        data, requested_recipe.TrainingRequest(folds=2, fold=0, seed=3)
+    )
     folder = tmp_path / "runs" / "coarse" / "fold-0"
     record = json.loads((folder / "training" / "job.json").read_text())
     assert (record["seed"], record["seconds"]) == (3, None)
@@ -206,7 +208,7 @@ def test_a_training_that_was_begun_is_resumed(
     def resumed(dataset: Dataset, out: Path, *arguments: object) -> Bundle:
         calls.append(f"resumed {out.name}")
         return real(
-            dataset, tmp_path / "elsewhere", training_run.TrainingRequest(study.recipe or ""), *arguments
+            dataset, tmp_path / "elsewhere", requested_recipe.TrainingRequest(study.recipe or ""), *arguments
         )  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run, "start", stopped)
@@ -501,7 +503,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         maps = torch.ones(3, *image.grid.shape) / 3
         return StagePrediction(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
 
-    def start(dataset: Dataset, out: Path, wish: training_run.TrainingRequest, *_: object) -> Bundle:
+    def start(dataset: Dataset, out: Path, wish: requested_recipe.TrainingRequest, *_: object) -> Bundle:
         calls.append("started")
         raise StartedError(str(wish.registered))
 

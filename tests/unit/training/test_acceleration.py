@@ -34,7 +34,7 @@ from zoomseg.recipe.spec import (
 from zoomseg.training import acceleration, record, training_run
 from zoomseg.training.acceleration import Acceleration
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 SCANS = 5
 

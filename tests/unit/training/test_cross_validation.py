@@ -18,10 +18,10 @@ from zoomseg.io import bundle
 from zoomseg.io.scans import read_labels, write_labels
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
-from zoomseg.training import cross_validation, training_run
+from zoomseg.training import cross_validation, requested_recipe
 from zoomseg.training.cross_validation import CrossValidation
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(
         labels = read_labels(case.labels, data.schema)
         left = np.where(labels.data == 1, labels.data, 0).astype(np.uint8)
         write_labels(case.labels, replace(labels, data=left))
-    held_back = training_run.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
+    held_back = requested_recipe.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
     fold = int("case_0" in held_back)
     for wanted in (recipe, "default"):
         with pytest.raises(DatasetError, match=f"right kidney is only in case_0, held out in fold {fold},"):

@@ -26,7 +26,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import BoxAround, PriorInput, Recipe, ResidualFCN, UNet3D
 from zoomseg.training import fine_tuning, loop, training_run
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 MORE = LabelSchema(("Kidney (right)", "spleen", "left_kidney"), (1, 2, 3))
 """The kidneys in another order and spelling, and an additional organ."""

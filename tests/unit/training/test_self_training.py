@@ -28,8 +28,8 @@ from zoomseg.recipe.load import dump, load
 from zoomseg.training import record, self_training
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import Split
+from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.self_training import SelfTraining, extended
-from zoomseg.training.training_run import TrainingRequest
 
 TEACHER_SCHEMA = LabelSchema(("liver", "Kidney_R", "kidney left"), (1, 2, 5))
 """In another order, with other values and spellings, and one label more."""

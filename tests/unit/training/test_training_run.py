@@ -28,11 +28,10 @@ from zoomseg.io import bundle
 from zoomseg.io.scans import read_image, write_image
 from zoomseg.planning import training_domain
 from zoomseg.recipe.load import dump, from_dict, load
-from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training import cross_validation, record, training_run, validation
+from zoomseg.training import cross_validation, record, requested_recipe, training_run, validation
 from zoomseg.training.distributed import Processes
 from zoomseg.training.log import Row, Silent
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: 
         known = bundle.load(tmp_path / name).domain
         assert known is not None
         assert known == model.domain
-        cases = [case for case in data.cases if case.id in training_run.choose_split(data, wish).train]
+        cases = [case for case in data.cases if case.id in requested_recipe.choose_split(data, wish).train]
         samples = [training_domain.sample(data.load(case)) for case in cases]
         expected = training_domain.describe(samples, model.recipe.intensity, ["CT"], data.schema.names)
         assert known == expected
@@ -93,34 +92,16 @@ def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path
     assert notes[0].endswith("(case case_1, case_3)")
 
 
-def test_the_folds_do_not_depend_on_the_seed(data: Dataset) -> None:
-    """Models of several seeds are compared on the same cases."""
-    splits = {training_run.choose_split(data, TrainingRequest(folds=4, seed=seed)) for seed in range(4)}
-    assert len(splits) == 1
-
-
-def test_folds_share_out_the_cases(data: Dataset) -> None:
-    held_back = [
-        training_run.choose_split(data, TrainingRequest(folds=4, fold=n)).validation for n in range(4)
-    ]
-    assert sorted(i for part in held_back for i in part) == sorted(data.ids)
-    everything = training_run.choose_split(data, TrainingRequest())
-    assert everything.train == data.ids
-    assert everything.validation == ()
-    with pytest.raises(DatasetError, match="fold must be 0 to 1, got 5"):
-        training_run.choose_split(data, TrainingRequest(folds=2, fold=5))
-
-
 def test_pseudo_labelled_cases_are_in_no_fold_and_nothing_is_planned_from_them(
     data: Dataset, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = tuple(replace(case, pseudo=case.id == "case_2") for case in data.cases)
     mixed = replace(data, cases=cases)
     for fold in range(3):
-        split = training_run.choose_split(mixed, TrainingRequest(folds=3, fold=fold))
+        split = requested_recipe.choose_split(mixed, TrainingRequest(folds=3, fold=fold))
         assert "case_2" not in split.validation
         assert split.train[-1] == "case_2"
-    assert training_run.choose_split(mixed, TrainingRequest()).train == (
+    assert requested_recipe.choose_split(mixed, TrainingRequest()).train == (
         "case_0",
         "case_1",
         "case_3",
@@ -136,21 +117,6 @@ def test_pseudo_labelled_cases_are_in_no_fold_and_nothing_is_planned_from_them(
     monkeypatch.setattr(training_run.training_domain, "samples", spied)
     training_run.start(mixed, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
     assert looked == ["case_0", "case_1", "case_3"]
-
-
-def test_unlabelled_cases_are_not_trained_on(tmp_path: Path) -> None:
-    data = tiny_dataset(tmp_path / "d")
-    for file in (tmp_path / "d" / "labelsTr").iterdir():
-        file.unlink()
-    bare = Dataset(
-        data.root,
-        data.name,
-        data.channel_names,
-        data.schema,
-        tuple(type(c)(c.id, c.images, None, None) for c in data.cases),
-    )
-    with pytest.raises(DatasetError, match="has no labelled case"):
-        training_run.choose_split(bare, TrainingRequest())
 
 
 def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: str, tmp_path: Path) -> None:
@@ -351,7 +317,7 @@ def test_resume_refuses_a_data_set_in_which_a_case_lost_its_labels(recipe: str, 
     data = tiny_dataset(tmp_path / "d")
     training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2), CPU, Silent())
     training_run.start(data, tmp_path / "all", TrainingRequest(recipe), CPU, Silent())
-    for case in training_run.choose_split(data, TrainingRequest(folds=2)).validation:
+    for case in requested_recipe.choose_split(data, TrainingRequest(folds=2)).validation:
         (tmp_path / "d" / "labelsTr" / f"{case}.nii.gz").rename(tmp_path / f"{case}.nii.gz")
         fewer = open_dataset(tmp_path / "d")
         for out in (tmp_path / "m", tmp_path / "all"):
@@ -598,41 +564,6 @@ def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: 
     assert batches == [[2, 2], [4, 4]]
 
 
-def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) -> None:
-    recipe = load(small_plan(tmp_path / "r.yaml"))
-    assert isinstance(recipe, PlannedRecipe)
-    split = training_run.choose_split(data, TrainingRequest())
-
-    def told(wish: TrainingRequest) -> dict[str, str]:
-        made = training_run.plan_recipe(data, split, recipe, CPU, Silent(), wish)
-        return {reason.what: reason.value for reason in made.reasons}
-
-    assert told(TrainingRequest(epochs=3))["length"] == "300 steps"
-    assert told(TrainingRequest(seconds=90.0))["length"] == "1.5 min"
-    assert told(TrainingRequest(init=tmp_path / "model"))["fine-tuning"] == "a tenth of the learning rate"
-    assert "fine-tuning" not in told(TrainingRequest())
-
-
-def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> None:
-    """A kidney of the tiny data set has 1.8 ml: 19 voxels of 4.5 mm."""
-    recipe = load(small_plan(tmp_path / "r.yaml"))
-    assert isinstance(recipe, PlannedRecipe)
-    recipe = recipe.model_copy(update={"iterations": 20_000})  # a short one has a coarser grid
-    heard: list[str] = []
-
-    class Listening(Silent):
-        def message(self, text: str) -> None:
-            heard.append(text)
-
-    split = training_run.choose_split(data, TrainingRequest())
-    training_run.plan_recipe(data, split, recipe, CPU, Listening(), TrainingRequest())
-    assert heard == []
-    coarse = recipe.model_copy(update={"fine_voxels": 1000})
-    training_run.plan_recipe(data, split, coarse, CPU, Listening(), TrainingRequest())
-    small = sorted(line.split(",")[0] for line in heard)
-    assert small == ["small organ: left kidney", "small organ: right kidney"]
-
-
 @pytest.mark.parametrize("kind", ["planned", "concrete"])
 def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str, kind: str) -> None:
     """A complete recipe states how intensities are normalised; labels need names in any case."""
@@ -675,10 +606,3 @@ def test_an_organ_that_the_recipe_does_not_predict_may_be_absent(tmp_path: Path)
     path = tmp_path / "r.yaml"
     path.write_text(dump(kidneys.model_copy(update={"stages": stages})))
     training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
-
-
-def test_too_few_cases_for_the_folds(data: Dataset) -> None:
-    with pytest.raises(DatasetError, match=r"4 labelled cases can be split into 2 to 4 folds, got 5: choose"):
-        training_run.choose_split(data, TrainingRequest(folds=5))
-    with pytest.raises(DatasetError, match=r"1 labelled case\(s\) cannot be split: train without folds"):
-        training_run.choose_split(data.subset(["case_0"]), TrainingRequest(folds=2))

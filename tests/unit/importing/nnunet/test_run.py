@@ -29,7 +29,7 @@ from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.training import loop, training_run
 from zoomseg.training.log import Silent
-from zoomseg.training.training_run import TrainingRequest
+from zoomseg.training.requested_recipe import TrainingRequest
 
 Floats = npt.NDArray[np.float64]
 PEER = "ZOOMSEG_NNUNET_PYTHON"
