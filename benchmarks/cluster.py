@@ -39,10 +39,11 @@ from helpers.tiny_dataset import tiny_case  # noqa: E402
 from zoomseg.cluster import client  # noqa: E402
 from zoomseg.cluster.predict import Request, predict  # noqa: E402
 from zoomseg.cluster.worker import Job, Reply  # noqa: E402
-from zoomseg.inference.load import load_predictor  # noqa: E402
+from zoomseg.inference.load import PredictionSettings, load_predictor  # noqa: E402
 from zoomseg.inference.outputs import segment_to_folder  # noqa: E402
 from zoomseg.io.scans import ScanInput, write_image  # noqa: E402
 
+OPENVINO = PredictionSettings("openvino")
 DIFFERENT = 16
 """Number of different scans; the others are links to these."""
 
@@ -62,7 +63,7 @@ def scans_in(folder: Path, count: int) -> list[ScanInput]:
 
 
 def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request:
-    return Request((model,), backend="openvino", device="cpu", ship=ship, resume=resume)
+    return Request((model,), device="cpu", settings=OPENVINO, ship=ship, resume=resume)
 
 
 class Timed(Told):
@@ -87,7 +88,7 @@ class Timed(Told):
 
 def one_process(model: Path, scans: Sequence[ScanInput], out: Path) -> list[float]:
     ends: list[float] = []
-    predictor = load_predictor([model], "cpu", backend="openvino")
+    predictor = load_predictor([model], "cpu", OPENVINO)
     segment_to_folder(scans, out, predictor, on_result=lambda _: ends.append(time.perf_counter()))
     return ends
 

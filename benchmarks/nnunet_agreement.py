@@ -34,7 +34,7 @@ from zoomseg.importing.nnunet import plans
 from zoomseg.importing.nnunet.files import read
 from zoomseg.importing.nnunet.network import axes_of
 from zoomseg.importing.nnunet.run import import_model
-from zoomseg.inference.load import ready_predictor
+from zoomseg.inference.load import PredictionSettings, ready_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
@@ -103,7 +103,7 @@ def main() -> None:
             print(
                 f"{stage.name}: logits differ by {_logits_differ(model, n, theirs, given.model):.1e} at most"
             )
-        predictor = ready_predictor(model, Device("cpu"), mirror=given.mirror)
+        predictor = ready_predictor(model, Device("cpu"), PredictionSettings(mirror=given.mirror))
         print(
             "\n| scan | labels | lowest Dice | mean Dice | voxels alike, % | nnU-Net, s | ZoomSeg, s |",
             end="",

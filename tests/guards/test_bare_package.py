@@ -12,7 +12,7 @@ from helpers.environments import alone, made
 from zoomseg.core.geometry import Grid
 from zoomseg.datasets.phantom import phantom_case
 from zoomseg.export.package import export, libraries
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.io.bundle import ABDOMEN_CT
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image
 
@@ -28,7 +28,7 @@ def test_it_segments_with_the_libraries_that_it_names(tmp_path: Path) -> None:
     command = [environment / "bin" / "python", tmp_path / "model.zip", scan, "-o", out, "--any-scan"]
     done = subprocess.run(command, cwd=tmp_path, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    predictor = load_predictor([ABDOMEN_CT], "cpu", any_scan=True, backend="onnxruntime")
+    predictor = load_predictor([ABDOMEN_CT], "cpu", PredictionSettings("onnxruntime", any_scan=True))
     expected = predictor.predict(read_scan(ScanInput("scan", (scan,)))).labels
     assert len(np.unique(expected.data)) > 3
     assert np.array_equal(read_label_values(out)[0], expected.schema.decode(expected.data))

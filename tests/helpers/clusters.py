@@ -14,6 +14,7 @@ from zoomseg.cluster.worker import Job, Reply
 from zoomseg.inference import batch
 from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.journal import Run
+from zoomseg.inference.load import PredictionSettings
 from zoomseg.io import bundle
 from zoomseg.io.scans import ScanInput, write_image
 
@@ -81,12 +82,7 @@ def job_of(out: Path, *models: Path, ship: bool = False) -> Job:
         organs=SCHEMA.names,
         beside=ExtraOutputs(stages=True),
         device="cpu",
-        backend="openvino",
-        max_ram="free",
-        max_vram=None,
-        any_scan=False,
-        overlap=None,
-        mirror=False,
+        settings=PredictionSettings("openvino"),
         scans="3" * 64,
         notes=(),
         started="2026-01-02T03:04:05Z",

@@ -155,7 +155,7 @@ def command(
     from zoomseg.core.extras import require
     from zoomseg.core.interrupts import ending
     from zoomseg.inference.batch import ExtraOutputs
-    from zoomseg.inference.load import load_predictor
+    from zoomseg.inference.load import PredictionSettings, load_predictor
     from zoomseg.inference.memory_limits import parse_bytes
     from zoomseg.inference.outputs import ALL, Part, segment_to_folder
     from zoomseg.io.dicom.write.results import DicomResult, require_series
@@ -176,6 +176,14 @@ def command(
     map_names = () if probabilities is None else _listed(probabilities)
     ram: int | Literal["free"] = "free" if max_ram is None else parse_bytes(max_ram)
     vram = None if max_vram is None else parse_bytes(max_vram)
+    settings = PredictionSettings(
+        backend=backend,
+        max_ram=ram,
+        max_vram=vram,
+        any_scan=any_scan,
+        overlap=overlap,
+        mirror=mirror,
+    )
     if cluster is not None:
         require("distributed", "predict --cluster")
         from zoomseg.cluster.predict import Request
@@ -183,34 +191,20 @@ def command(
         beside = ExtraOutputs(keep_stages, dicom, seg_nrrd)
         request = Request(
             models,
-            organ_names,
-            map_names,
-            beside,
-            device,
-            backend,
-            ram,
-            vram,
-            any_scan,
-            overlap,
-            mirror,
-            ship,
-            resume,
+            organs=organ_names,
+            probabilities=map_names,
+            beside=beside,
+            device=device,
+            settings=settings,
+            ship=ship,
+            resume=resume,
         )
         return _on_cluster(found, out, cluster, request, notes)
     mine = ALL if part is None else Part(*part)
     wanted = len(mine.of(found))
     display = PredictionDisplay(Console(stderr=True), wanted, verbose)
     predictor = load_predictor(
-        models,
-        device,
-        max_ram=ram,
-        max_vram=vram,
-        any_scan=any_scan,
-        backend=backend,
-        overlap=overlap,
-        mirror=mirror,
-        on_warning=display.warn,
-        on_registration=display.register,
+        models, device, settings, on_warning=display.warn, on_registration=display.register
     )
     select = predictor.bundle.schema.select
     chosen = None if organ_names is None else select(organ_names)
@@ -226,15 +220,15 @@ def command(
             out,
             predictor,
             chosen,
-            display.settle,
-            display.tell,
-            ahead,
-            ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
-            rows.extend,
-            notes,
-            resume,
-            mine,
-            display.leave_out,
+            on_result=display.settle,
+            on_progress=display.tell,
+            ahead=ahead,
+            beside=ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
+            on_organs=rows.extend,
+            notes=notes,
+            resume=resume,
+            part=mine,
+            on_whole=display.leave_out,
         )
     written = wanted - len(failed)
     click.echo(f"{written} of {wanted} scans written to {out}{_before(display.left_out)}")

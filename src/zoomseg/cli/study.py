@@ -155,19 +155,19 @@ def command(
 
     organs = tuple(organ.strip() for organ in (small or "").split(",") if organ.strip())
     settings = Settings(
-        time_budget,
-        folds,
-        fold,
-        seed,
-        coarser,
-        narrower,
-        init,
-        recipe,
-        organs,
-        atlases,
-        split,
-        test,
-        unlabelled,
+        seconds=time_budget,
+        folds=folds,
+        fold=fold,
+        seed=seed,
+        coarser=coarser,
+        narrower=narrower,
+        init=init,
+        recipe=recipe,
+        small=organs,
+        atlases=atlases,
+        split=split,
+        test=test,
+        unlabelled=unlabelled,
     )
     watch = Watch(say, display)
     trainings = open_trainings(

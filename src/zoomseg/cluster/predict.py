@@ -19,7 +19,7 @@ from zoomseg.inference import journal
 from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
 from zoomseg.inference.gather import Gathered, gather, missing
 from zoomseg.inference.journal import STARTED_FORMAT
-from zoomseg.inference.load import as_asked
+from zoomseg.inference.load import USUAL, PredictionSettings, as_asked
 from zoomseg.inference.outputs import Wanted, header
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
@@ -31,7 +31,7 @@ SHARED_OUT = 0.9
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of a segmentation; the others as in ``inference.load.load_predictor``.
+    """The settings of a segmentation; models and device as in ``inference.load.load_predictor``.
 
     ``ship``: models, scans and results are sent over the network, for workers without access to the folders.
     ``resume``: scans with complete results in the folder are skipped.
@@ -43,12 +43,7 @@ class Request:
     """Organs whose probability maps are written; as for ``organs``, their names, or ``all``."""
     beside: ExtraOutputs = LABELS_ALONE
     device: str = "auto"
-    backend: str = "auto"
-    max_ram: int | Literal["free"] = "free"
-    max_vram: int | None = None
-    any_scan: bool = False
-    overlap: float | None = None
-    mirror: bool = False
+    settings: PredictionSettings = USUAL
     ship: bool = False
     resume: bool = False
 
@@ -86,15 +81,16 @@ def predict(
     out = out.absolute()
     names = [part for model in request.models for part in bundle.models_in(model)]
     models = [bundle.load(name) for name in names]
-    models = [as_asked(model, request.overlap, request.mirror) for model in models]
+    models = [as_asked(model, request.settings) for model in models]
     wanted = _wanted(models[0], request)
     wanted.prepare(scans, out)
     ids = [scan.id for scan in scans]
     asked = journal.request(out, ids)
-    job = replace(_job(out, request, names, wanted, asked, notes), max_ram=_room(address, request))
-    where = {"device": request.device, "precision": "", "backend": request.backend}
+    settings = replace(request.settings, max_ram=_room(address, request.settings.max_ram))
+    job = _job(out, replace(request, settings=settings), names, wanted, asked, notes)
+    where = {"device": request.device, "precision": "", "backend": settings.backend}
     told = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
-    run = journal.describe(digests.of_models(models), wanted.recipe, told, asked, request.any_scan)
+    run = journal.describe(digests.of_models(models), wanted.recipe, told, asked, settings.any_scan)
     whole = journal.whole(out, scans, run, wanted.recipe, wanted.beside) if request.resume else {}
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]
@@ -131,12 +127,7 @@ def _job(
         organs=wanted.organs,
         beside=wanted.beside,
         device=request.device,
-        backend=request.backend,
-        max_ram=request.max_ram,
-        max_vram=request.max_vram,
-        any_scan=request.any_scan,
-        overlap=request.overlap,
-        mirror=request.mirror,
+        settings=request.settings,
         scans=scans,
         notes=tuple(notes),
         started=time.strftime(STARTED_FORMAT, time.gmtime()),
@@ -151,11 +142,11 @@ def _everywhere(model: str | Path) -> str:
     return str(path.absolute()) if path.exists() else str(model)
 
 
-def _room(address: str, request: Request) -> int | Literal["free"]:
+def _room(address: str, max_ram: int | Literal["free"]) -> int | Literal["free"]:
     """Memory limit of each worker. Those of one machine must share its free memory."""
     workers = client.local_workers(address)
-    if workers is None or workers == 1 or request.max_ram != "free":
-        return request.max_ram
+    if workers is None or workers == 1 or max_ram != "free":
+        return max_ram
     return int(SHARED_OUT * free_ram() / workers)
 
 

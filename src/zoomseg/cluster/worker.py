@@ -11,7 +11,6 @@ import tempfile
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from distributed import Worker, WorkerPlugin, get_worker
 
@@ -20,7 +19,7 @@ from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.inference import batch, journal, result_page
 from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome
 from zoomseg.inference.journal import Entry, Run
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.outputs import Recorder, Wanted
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput
@@ -39,12 +38,7 @@ class Job:
     organs: tuple[str, ...]
     beside: ExtraOutputs
     device: str
-    backend: str
-    max_ram: int | Literal["free"]
-    max_vram: int | None
-    any_scan: bool
-    overlap: float | None
-    mirror: bool
+    settings: PredictionSettings
     scans: str
     """The scans of the command, as ``inference.journal.request`` returned them."""
     notes: tuple[str, ...]
@@ -164,16 +158,7 @@ def _predictor(job: Job) -> tuple[Predictor, Wanted]:
     models: tuple[str | Path, ...] = job.models
     if job.ship:
         models = tuple(_model_folder(get_worker(), job, number) for number in range(len(job.models)))
-    predictor = load_predictor(
-        models,
-        job.device,
-        max_ram=job.max_ram,
-        max_vram=job.max_vram,
-        any_scan=job.any_scan,
-        backend=job.backend,
-        overlap=job.overlap,
-        mirror=job.mirror,
-    )
+    predictor = load_predictor(models, job.device, job.settings)
     return predictor, Wanted.of(predictor.bundle, job.organs, job.beside)
 
 

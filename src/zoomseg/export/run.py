@@ -16,7 +16,7 @@ from typing import Literal
 
 from zoomseg.backends.compilers import COMPILERS
 from zoomseg.core.errors import INTERRUPTED, ModelError, OutputError, ScanError, ZoomSegError, quoted
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.memory_limits import parse_bytes
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import reason_of, same_file, writing
@@ -96,7 +96,7 @@ def run(
     # On disk, as runtimes read a graph's weights from the file beside it; not needed after compilation.
     with tempfile.TemporaryDirectory(prefix="zoomseg-", ignore_cleanup_errors=True) as room:
         folder = unpacked(archive, Path(room))
-        predictor = load_predictor([folder], "cpu", max_ram=limit, any_scan=any_scan, backend=engine)
+        predictor = load_predictor([folder], "cpu", PredictionSettings(engine, limit, any_scan=any_scan))
     found = _segmented(predictor, scans)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,16 +21,32 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.recipe import graph
 
 
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How a model predicts, on any device."""
+
+    backend: str = "auto"
+    """The library that computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``."""
+    max_ram: int | Literal["free"] = "free"
+    """Bytes that the process may use; by default the free memory."""
+    max_vram: int | None = None
+    """The same for GPU memory."""
+    any_scan: bool = False
+    """Whether scans that are plainly unlike those of the training are segmented, too."""
+    overlap: float | None = None
+    """Maximum share of overlap of neighbouring tiles, if the model's is larger."""
+    mirror: bool = False
+    """Whether predictions are averaged over mirrored tiles, as far as the recipe allows."""
+
+
+USUAL = PredictionSettings()
+
+
 def load_predictor(
     models: Sequence[str | Path],
     device: str | Device = "auto",
+    settings: PredictionSettings = USUAL,
     *,
-    max_ram: int | Literal["free"] = "free",
-    max_vram: int | None = None,
-    any_scan: bool = False,
-    backend: str = "auto",
-    overlap: float | None = None,
-    mirror: bool = False,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
@@ -39,12 +55,6 @@ def load_predictor(
     Args:
         models: folders, names of included models, or folders of a cross-validation, whose folds are all used.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_ram: bytes that the process may use; by default the free memory.
-        max_vram: the same for GPU memory.
-        any_scan: whether scans that are plainly unlike those of the training are segmented, too.
-        backend: the library that computes the networks: ``auto``, or one of ``backends.choice.BACKENDS``.
-        overlap: maximum share of overlap of neighbouring tiles, if the model's is larger.
-        mirror: whether predictions are averaged over mirrored tiles, as far as the recipe allows.
         on_warning: called for every atlas that is dropped, for an unused GPU, and for a limit without one.
         on_registration: registration takes many seconds per atlas.
 
@@ -61,13 +71,8 @@ def load_predictor(
             return ready_predictor(
                 first,
                 device,
+                settings,
                 others,
-                max_ram=max_ram,
-                max_vram=max_vram,
-                any_scan=any_scan,
-                backend=backend,
-                overlap=overlap,
-                mirror=mirror,
                 on_warning=on_warning,
                 on_registration=on_registration,
             )
@@ -79,37 +84,36 @@ def load_predictor(
 def ready_predictor(
     model: Bundle,
     device: str | Device = "auto",
+    settings: PredictionSettings = USUAL,
     others: Sequence[Bundle] = (),
     *,
-    max_ram: int | Literal["free"] = "free",
-    max_vram: int | None = None,
-    any_scan: bool = False,
-    backend: str = "auto",
-    overlap: float | None = None,
-    mirror: bool = False,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
     """As ``load_predictor``, for models in memory."""
-    model, *others = (as_asked(one, overlap, mirror) for one in (model, *others))
+    model, *others = (as_asked(one, settings) for one in (model, *others))
     name = device if isinstance(device, str) else device.kind
-    chosen = choose(backend, name, (model, *others))
+    chosen = choose(settings.backend, name, (model, *others))
     if chosen.note:
         on_warning(chosen.note)
     if isinstance(device, str):
         device = devices.resolve(device if chosen.backend == "torch" else "cpu")
-    if max_vram is not None and not device.is_gpu:
+    if settings.max_vram is not None and not device.is_gpu:
         on_warning("no GPU is used, so that its memory limit (--max-vram) has no effect")
     atlas_of = atlas_priors.of_model(model, on_warning, on_registration)
-    limits = MemoryLimits(device, max_ram, max_vram)
-    return Predictor(model, device, atlas_of, limits, others, any_scan, chosen.backend, mirror)
+    limits = MemoryLimits(device, settings.max_ram, settings.max_vram)
+    return Predictor(
+        model, device, atlas_of, limits, others, settings.any_scan, chosen.backend, settings.mirror
+    )
 
 
-def as_asked(model: Bundle, overlap: float | None, mirror: bool) -> Bundle:
-    """A model with its recipe changed by the options; ``overlap`` and ``mirror`` as in ``load_predictor``.
+def as_asked(model: Bundle, settings: PredictionSettings) -> Bundle:
+    """A model with its recipe changed by the settings.
 
     Raises:
         RecipeError: an overlap that is not below the model's, or a recipe that allows no mirroring.
     """
-    recipe = model.recipe if overlap is None else graph.with_less_overlap(model.recipe, overlap)
-    return replace(model, recipe=graph.with_mirroring(recipe, mirror))
+    recipe, overlap = model.recipe, settings.overlap
+    if overlap is not None:
+        recipe = graph.with_less_overlap(recipe, overlap)
+    return replace(model, recipe=graph.with_mirroring(recipe, settings.mirror))

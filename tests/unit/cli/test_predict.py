@@ -20,7 +20,8 @@ from zoomseg.cli import predict as command
 from zoomseg.cli.main import main
 from zoomseg.core.volume import LabelMap
 from zoomseg.inference import outputs
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.gather import Gathered
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.io import scans
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
 from zoomseg.pipeline.probability_map import LEVELS, probability_map
@@ -112,8 +113,8 @@ def test_scans_are_read_ahead_unless_memory_is_limited(
     """There is no GPU memory to be limited on a CPU."""
     seen: list[bool] = []
 
-    def segmented(*given: Any) -> tuple[()]:
-        seen.append(given[6])
+    def segmented(*_: object, **named: Any) -> tuple[()]:
+        seen.append(named["ahead"])
         return ()
 
     monkeypatch.setattr(outputs, "segment_to_folder", segmented)
@@ -381,6 +382,28 @@ def test_wrong_use_of_a_cluster(
     assert predict(scan, tmp_path / "model", tmp_path / "out", *given) == 2
     assert says in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_the_options_are_the_settings_of_a_prediction_on_a_cluster(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clusters = pytest.importorskip("zoomseg.cluster.predict", reason="needs the extra 'cluster'")
+    seen: list[object] = []
+
+    def predicted(*given: object) -> object:
+        seen.append(given[3])
+        return clusters.Outcome(0, 0, 0, Gathered(1, (), 0, ()))
+
+    monkeypatch.setattr(clusters, "predict", predicted)
+    given = ["--cluster", "tcp://nowhere:1", "--backend", "torch", "--max-ram", "8G", "--max-vram", "2G"]
+    given += ["--overlap", "0.25", "--mirror", "--any-scan", "--organs", "liver", "--ship", "--resume"]
+    assert predict(scan, tmp_path / "model", tmp_path / "out", *given) == 0
+    settings = PredictionSettings("torch", 8 * 2**30, 2 * 2**30, any_scan=True, overlap=0.25, mirror=True)
+    assert seen == [
+        clusters.Request(
+            (str(tmp_path / "model"),), ("liver",), device="cpu", settings=settings, ship=True, resume=True
+        )
+    ]
 
 
 def test_if_no_scan_is_left_that_is_wrong_use(

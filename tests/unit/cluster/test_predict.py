@@ -27,14 +27,15 @@ from zoomseg.cli.main import main
 from zoomseg.cluster import client
 from zoomseg.cluster.client import ClusterError, crashed, started
 from zoomseg.cluster.predict import Request, predict
-from zoomseg.cluster.worker import Reply
+from zoomseg.cluster.worker import Job, Reply
 from zoomseg.core.errors import RecipeError
 from zoomseg.inference.batch import ExtraOutputs
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.outputs import Part, segment_to_folder
 from zoomseg.io.scans import ScanInput
 
 STAGES = ExtraOutputs(stages=True)
+OPENVINO = PredictionSettings("openvino")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request:
-    return Request((model,), beside=STAGES, backend="openvino", device="cpu", ship=ship, resume=resume)
+    return Request((model,), beside=STAGES, device="cpu", settings=OPENVINO, ship=ship, resume=resume)
+
+
+def mirroring(model: Path, mirror: bool) -> Request:
+    return replace(request_of(model), settings=replace(OPENVINO, mirror=mirror))
 
 
 def one_process(model: Path, scans: list[ScanInput], out: Path, mirror: bool = False) -> None:
-    predictor = load_predictor([model], "cpu", backend="openvino", mirror=mirror)
+    predictor = load_predictor([model], "cpu", replace(OPENVINO, mirror=mirror))
     segment_to_folder(scans, out, predictor, beside=STAGES)
 
 
@@ -63,7 +68,7 @@ def test_missing_are_the_scans_of_this_command_that_its_workers_wrote_elsewhere(
 ) -> None:
     """Neither the number of scans of an interrupted command counts, nor that of a whole one."""
     scans, out = tiny_scans(tmp_path / "in", *"abcdef"), tmp_path / "out"
-    earlier = load_predictor([model], "cpu", backend="openvino")
+    earlier = load_predictor([model], "cpu", OPENVINO)
     segment_to_folder(scans[:3], out, earlier, beside=STAGES, part=Part(1, 3))
     segment_to_folder(scans[:1], out, earlier, beside=STAGES)
 
@@ -112,10 +117,27 @@ def test_workers_write_what_one_process_writes(
     assert [reply.case for reply in again.replies] == ["a"]
 
 
+def test_the_settings_of_a_request_reach_the_workers(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    def segment(connection: object, scans: object, job: Job, *_: object) -> list[str]:
+        jobs.append(job)
+        return []
+
+    monkeypatch.setattr(client, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(client, "segment", segment)
+    settings = PredictionSettings("openvino", 8 * 2**30, 2**30, any_scan=True, overlap=0.0)
+    request, scans = replace(request_of(model), settings=settings), tiny_scans(tmp_path / "in", "a")
+    predict(scans, tmp_path / "out", "tcp://nowhere:1", request, Told())
+    assert [(job.settings, job.device) for job in jobs] == [(settings, "cpu")]
+
+
 def test_workers_mirror_where_it_is_asked_for(cluster: LocalCluster, model: Path, tmp_path: Path) -> None:
     scans = tiny_scans(tmp_path / "in", "a")
     with pytest.raises(RecipeError, match="allows no mirroring"):
-        predict(scans, tmp_path / "no", "nowhere", replace(request_of(model), mirror=True), Told())
+        predict(scans, tmp_path / "no", "nowhere", mirroring(model, True), Told())
     allowing = shutil.copytree(model, tmp_path / "model")
     told = json.loads((allowing / "model.json").read_text())
     for stage in told["recipe"]["stages"]:
@@ -123,7 +145,7 @@ def test_workers_mirror_where_it_is_asked_for(cluster: LocalCluster, model: Path
     (allowing / "model.json").write_text(json.dumps(told))
     maps = {}
     for mirror in (False, True):
-        out, request = tmp_path / f"out {mirror}", replace(request_of(allowing), mirror=mirror)
+        out, request = tmp_path / f"out {mirror}", mirroring(allowing, mirror)
         predict(scans, out, cluster.scheduler_address, request, Told())
         one_process(allowing, scans, tmp_path / f"one {mirror}", mirror)
         maps[mirror] = label_maps(out)

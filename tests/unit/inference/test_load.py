@@ -15,7 +15,7 @@ from helpers.untrained_models import untrained_bundle
 from zoomseg.backends.compilers import BackendError
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, ModelError, RecipeError, ZoomSegError
-from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor, ready_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.recipe.spec import Stage
@@ -84,11 +84,11 @@ def test_what_cannot_be_loaded_is_named(folds: Path) -> None:
         load_predictor([folds / "fold-0"], "tpu")
     other = replace(untrained_bundle(), channel_names=("MR",))
     with pytest.raises(ModelError, match="channels"):
-        ready_predictor(bundle.load(folds / "fold-0"), CPU, [other])
+        ready_predictor(bundle.load(folds / "fold-0"), CPU, others=[other])
 
 
 def test_memory_limits_hold(folds: Path) -> None:
-    predictor = load_predictor([folds / "fold-0"], CPU, max_ram=1_000_000)
+    predictor = load_predictor([folds / "fold-0"], CPU, PredictionSettings(max_ram=1_000_000))
     with pytest.raises(MemoryLimitError):
         predictor.predict(Case("a", tiny_case(0)[0]))
 
@@ -96,7 +96,8 @@ def test_memory_limits_hold(folds: Path) -> None:
 def test_a_limit_of_memory_that_is_not_there_is_said_to_be_none(folds: Path) -> None:
     told: list[str] = []
     for max_vram in (None, 1_000_000):
-        load_predictor([folds / "fold-0"], CPU, max_vram=max_vram, on_warning=told.append)
+        settings = PredictionSettings(max_vram=max_vram)
+        load_predictor([folds / "fold-0"], CPU, settings, on_warning=told.append)
     assert told == ["no GPU is used, so that its memory limit (--max-vram) has no effect"]
 
 
@@ -105,12 +106,14 @@ def test_tiles_overlap_as_little_as_asked(folds: Path) -> None:
     model = bundle.load(folds / "fold-0")
     recipe = model.recipe.model_copy(update={"stages": tuple(_overlapping(s) for s in model.recipe.stages)})
     model = replace(model, recipe=recipe)
-    usual, less = (ready_predictor(model, CPU, overlap=share).predict(case) for share in (None, 0.0))
+    usual, less = (
+        ready_predictor(model, CPU, PredictionSettings(overlap=share)).predict(case) for share in (None, 0.0)
+    )
     assert [record.overlap for record in usual.records] == [0.5, 0.5]
     assert [record.overlap for record in less.records] == [(0.0, 0.0, 0.0)] * 2
     assert sum(r.tiles for r in less.records) < sum(r.tiles for r in usual.records)
     with pytest.raises(RecipeError, match=r"share up to 0\.5 of themselves"):
-        ready_predictor(model, CPU, overlap=0.75)
+        ready_predictor(model, CPU, PredictionSettings(overlap=0.75))
 
 
 def _overlapping(stage: Stage) -> Stage:

@@ -25,7 +25,7 @@ from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import Volume
 from zoomseg.importing.nnunet import checkpoint as checkpoints
 from zoomseg.importing.nnunet.run import import_model, import_models
-from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.training import loop, training_run
 from zoomseg.training.log import Silent
@@ -181,7 +181,7 @@ def test_label_maps_are_those_of_nnunets_steps(
     known["configurations"]["3d_fullres"]["spacing"] = spacing
     import_model(nnunet_models.write(tmp_path / "given", network, known), tmp_path / "model")
     image = scan(scan_mm)
-    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), backend=backend)
+    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(backend))
     expected = by_hand(image, network, spacing, scheme.startswith("Z"))
     assert np.bincount(expected.ravel()).max() < 0.95 * expected.size
     for keep in (False, True):
@@ -196,7 +196,7 @@ def test_slices_are_those_of_nnunets_steps(backend: str, tmp_path: Path) -> None
     given = nnunet_models.write(tmp_path / "given", network, configuration="2d")
     import_model(given, tmp_path / "model")
     image = scan()
-    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), backend=backend)
+    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(backend))
     found = predictor.predict(Case("a", image)).labels.data
     expected = by_hand(image, network, [2.0, 1.5, 1.25], False)  # the scan's own across slices
     assert np.bincount(expected.ravel()).max() < 0.95 * expected.size
@@ -238,7 +238,7 @@ def test_regions_are_written_over_one_another_as_in_nnunet(backend: str, tmp_pat
     given = nnunet_models.write(tmp_path / "given", network, known, labels=labels, order=[1, 3, 2])
     import_model(given, tmp_path / "model")
     image = scan()
-    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), backend=backend)
+    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(backend))
     assert predictor.bundle.schema.value_of == {"whole": 1, "core": 3, "rim": 2}
     expected = by_hand(image, network, [2.5, 1.5, 1.25], False, (1, 3, 2))
     assert np.unique(expected).tolist() == [0, 1, 2, 3]
@@ -257,8 +257,9 @@ def test_mirrored_tiles_are_averaged_as_in_nnunet(backend: str, dimensions: int,
     import_model(nnunet_models.write(tmp_path / "given", network, configuration=name), tmp_path / "model")
     image = scan()
     model = bundle.load(tmp_path / "model")
-    plain = ready_predictor(model, Device("cpu"), backend=backend).predict(Case("a", image))
-    both = ready_predictor(model, Device("cpu"), backend=backend, mirror=True).predict(Case("a", image))
+    plain = ready_predictor(model, Device("cpu"), PredictionSettings(backend)).predict(Case("a", image))
+    mirroring = PredictionSettings(backend, mirror=True)
+    both = ready_predictor(model, Device("cpu"), mirroring).predict(Case("a", image))
     spacing = [3.0, 1.5, 1.25] if dimensions == 3 else [2.0, 1.5, 1.25]
     expected = by_hand(image, network, spacing, False, mirrored=True)
     assert (both.labels.data != expected).mean() < 1e-3
@@ -300,7 +301,9 @@ def test_a_cascade_reads_the_label_map_of_the_one_before(
     given, low, full = cascade(tmp_path / "given")
     import_model(given, tmp_path / "model")
     image = scan(scan_mm, shape)
-    predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), mirror=mirror)
+    predictor = ready_predictor(
+        bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(mirror=mirror)
+    )
     assert [stage.name for stage in predictor.bundle.recipe.stages] == ["lowres", "fullres"]
     before = by_hand(image, low, [3.0, 2.5, 2.4], False, mirrored=mirror)
     expected = by_hand(image, full, [2.5, 1.5, 1.25], False, mirrored=mirror, before=before)

@@ -16,7 +16,7 @@ from zoomseg.core.volume import Volume
 from zoomseg.importing.nnunet.run import read_models
 from zoomseg.importing.totalsegmentator.run import import_task
 from zoomseg.importing.totalsegmentator.tasks import TASKS
-from zoomseg.inference.load import ready_predictor
+from zoomseg.inference.load import PredictionSettings, ready_predictor
 from zoomseg.io import bundle
 
 
@@ -35,11 +35,12 @@ def test_the_parts_of_a_task_are_joined_in_its_order(tmp_path: Path) -> None:
     assert [len(stage.labels) for stage in model.recipe.stages] == [29, 21]
     assert [stage.grid.overlap for stage in model.recipe.stages] == [(0.2, 0.2, 0.2)] * 2
     assert model.recipe.orientation == "canonical"
-    labels = ready_predictor(model, CPU, backend="torch").predict(Case("a", scan()), keep=False).labels.data
+    predictor = ready_predictor(model, CPU, PredictionSettings("torch"))
+    labels = predictor.predict(Case("a", scan()), keep=False).labels.data
     # Where the second part found something, the result is that of this part alone, on the reoriented scan.
     (part,) = (home / "nnunet" / "results").glob("Dataset851_*/*")
     turned = Volume(scan().data[:, ::-1], Grid(scan().grid.shape, np.diag([1.5, 1.5, 1.5, 1.0])))
-    second = ready_predictor(read_models(part)["0"], CPU, backend="torch", overlap=0.2)
+    second = ready_predictor(read_models(part)["0"], CPU, PredictionSettings("torch", overlap=0.2))
     alone = second.predict(Case("a", turned), keep=False)
     muscles = alone.labels.data[::-1]
     assert (muscles > 0).mean() > 0.5
