@@ -33,7 +33,7 @@ from zoomseg.core.volume import Volume
 from zoomseg.importing.nnunet import plans
 from zoomseg.importing.nnunet.files import read
 from zoomseg.importing.nnunet.network import axes_of
-from zoomseg.importing.nnunet.run import import_model
+from zoomseg.importing.nnunet.run import import_models
 from zoomseg.inference.load import PredictionSettings, ready_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
@@ -96,7 +96,7 @@ def main() -> None:
         switches = [str(int(given.mirror)), str(int(given.exact))]
         command = [given.peers, "-c", PEER, given.model, folder, given.fold, *switches, *given.scans]
         subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
-        import_model(given.model, folder / "model", (given.fold,))
+        import_models([given.model], folder / "model", (given.fold,))
         model = bundle.load(folder / "model")
         for n, stage in enumerate(model.recipe.stages):
             theirs = np.load(folder / f"patch{n}.npz")

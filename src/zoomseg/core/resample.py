@@ -382,9 +382,9 @@ def centres_inside(source: Grid, target: Grid) -> Box:
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def resample_labels(labels: LabelMap, grid: Grid, outside: int | None = None) -> LabelMap:
+def resample_labels(labels: LabelMap, grid: Grid) -> LabelMap:
     """A label map on another grid, nearest neighbour."""
-    return replace(labels, data=nearest_index(labels.data, labels.grid, grid, outside), grid=grid)
+    return replace(labels, data=nearest_index(labels.data, labels.grid, grid), grid=grid)
 
 
 def _nearest(coordinates: Array) -> Array:

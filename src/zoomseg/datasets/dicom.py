@@ -113,11 +113,8 @@ def _meaning(name: str) -> Meaning:
 # --- survey ---------------------------------------------------------------------------------------
 
 
-def survey(root: Path, on_progress: Callable[[str], None] | None = None) -> Survey:
+def survey(root: Path) -> Survey:
     """Read all objects with labels in a folder, and find their series.
-
-    Args:
-        on_progress: called with the id of each labelled series after its annotations were read.
 
     Raises:
         ScanError: as ``find_series``.
@@ -145,8 +142,6 @@ def survey(root: Path, on_progress: Callable[[str], None] | None = None) -> Surv
         notes += [*structures.notes, *(f"{ids[index]}: {note}" for note in stack.series.notes)]
         if structures.names:
             cases.append(DicomCase(ids[index], stack, tuple(objects), structures.names))
-        if on_progress is not None:
-            on_progress(ids[index])
     if not cases:
         why = problems[0] if problems else "nothing is drawn in SEG or RTSTRUCT objects"
         raise DatasetError(f"{root}: DICOM without labels that can be used ({why})")

@@ -174,18 +174,19 @@ def _why_kernels(stage: str, kernels: Sequence[Index3]) -> Reason:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def step_bytes(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> int:
-    """Memory of one step of stages trained together, in float32: tensors that the networks keep for the
-    backward pass, determined from shapes alone, their outputs and loss, and weights with gradients, averages
-    and optimiser state.
-
-    Stages are those of the planner: each reads the image and all labels of the previous one.
-    """
-    return sum(cost.bytes for cost in costs_of(stages, channels, schema))
+def step_bytes(costs: Sequence[Cost]) -> int:
+    """Memory of one training step of the planner's stages. A coarse stage is trained together with a single
+    fine stage, and alone if there are several."""
+    together = sum if len(costs) <= 2 else max
+    return together(cost.bytes for cost in costs)
 
 
 def costs_of(stages: Sequence[specs.Stage], channels: int, schema: LabelSchema) -> list[Cost]:
-    """The same by stage."""
+    """By stage, in float32: tensors that the network keeps for the backward pass, determined from shapes
+    alone, its outputs and loss, and weights with gradients, averages and optimiser state.
+
+    Stages are those of the planner: each reads the image and all labels of the previous one.
+    """
     classes = len(schema.names) + 1
     return [_cost(stage, channels + n * (classes - 1), classes) for n, stage in enumerate(stages)]
 

@@ -24,7 +24,7 @@ from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import starts
 from zoomseg.planning.fingerprint import Fingerprint, Organ
-from zoomseg.planning.network_sizes import Cost, costs_of
+from zoomseg.planning.network_sizes import Cost, costs_of, step_bytes
 from zoomseg.planning.organ_groups import Group, groups_of, why_not
 from zoomseg.planning.rationale import Plan, Reason, about, count, gigabytes, organ_reasons, times
 from zoomseg.planning.stage_plans import (
@@ -209,9 +209,7 @@ def _fitting_memory(
     while True:
         drafts = layout(recipe, data, schema)
         costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
-        # A coarse stage is trained together with a single fine stage, and alone if there are several.
-        together = sum if len(drafts) <= 2 else max
-        needed = together(cost.bytes for cost in costs)
+        needed = step_bytes(costs)
         if needed <= available:
             return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
         if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:

@@ -41,7 +41,7 @@ def compute(
     logits: Sequence[Tensor],
     target_BIJK: Tensor,
     counts_BC: Tensor,
-    total: Total = all_here,
+    total: Total,
     annotated_BC: Tensor | None = None,
     progress: float = 1.0,
 ) -> Tensor:
@@ -90,7 +90,7 @@ def distilled(
     logits_BCIJK: Tensor,
     taught_BCIJK: Tensor,
     target_BIJK: Tensor,
-    total: Total = all_here,
+    total: Total,
 ) -> Tensor:
     """Half the loss from the reference (``hard``), half that from the teachers' predictions (Hinton et al.
     2015, arXiv:1503.02531, Section 2, at temperature 1: with so many voxels, nothing has to be gained from
@@ -106,7 +106,7 @@ def distilled(
 
 
 def soft_cross_entropy(
-    logits_BCIJK: Tensor, taught_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here
+    logits_BCIJK: Tensor, taught_BCIJK: Tensor, target_BIJK: Tensor, total: Total
 ) -> Tensor:
     """-1/N sum_x sum_c q_c(x) log p_c(x) over the N voxels x that count; p are the logits' probabilities, q
     the teachers'. Its minimum, at p = q, is the mean entropy of q."""
@@ -165,7 +165,7 @@ def weighted_cross_entropy(
     logits_BCIJK: Tensor,
     target_BIJK: Tensor,
     counts_BC: Tensor,
-    total: Total = all_here,
+    total: Total,
     by_weights: bool = False,
 ) -> Tensor:
     """-1/N sum_k lambda_k sum_{x in S_k} log p_k(x) (Roth et al. 2018, equation 4).
@@ -214,7 +214,7 @@ def voxels_by_class(target_BIJK: Tensor, classes: int) -> Tensor:
     return torch.bincount(target_BIJK.flatten(), minlength=IGNORE + 1)[:classes]
 
 
-def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> tuple[Tensor, Tensor]:
+def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total) -> tuple[Tensor, Tensor]:
     """Soft Dice ``[C]`` of every class over the whole batch, background included, and the reference's
     voxels of it. A class that the batch lacks has a Dice of zero, and no gradient."""
     counts = (target_BIJK != IGNORE)[:, None]
@@ -226,7 +226,7 @@ def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here
     return 2 * overlap / (total(probabilities.sum(axes)) + sizes).clamp_min(1e-5), sizes
 
 
-def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total = all_here) -> Tensor:
+def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total) -> Tensor:
     """One minus the soft Dice over the whole batch, averaged over the foreground classes in it."""
     dice, sizes = (x[1:] for x in soft_dice(logits_BCIJK, target_BIJK, total))
     present = sizes > 0

@@ -14,7 +14,14 @@ from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import spoken
 from zoomseg.networks import build as networks
-from zoomseg.planning.network_sizes import SizedNetwork, costs_of, require_room, size_network, step_bytes
+from zoomseg.planning.network_sizes import (
+    Cost,
+    SizedNetwork,
+    costs_of,
+    require_room,
+    size_network,
+    step_bytes,
+)
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import FixedSpacing, PlannedRecipe, Recipe, Stage, Training
@@ -151,7 +158,13 @@ def test_a_later_stage_reads_the_earlier_one_s_labels_too() -> None:
     first, second = costs_of([one, one], 1, ORGANS)
     # Three more channels into the first 3x3x3 convolution.
     assert second.parameters - first.parameters == 3 * 27 * one.network.channels[0]
-    assert step_bytes([one, one], 1, ORGANS) == first.bytes + second.bytes
+
+
+def test_two_stages_share_a_step_and_several_fine_ones_have_their_own() -> None:
+    coarse, fine, large = (Cost(n, 0, 0) for n in (1, 10, 100))
+    assert step_bytes([fine]) == 10
+    assert step_bytes([coarse, fine]) == 11
+    assert step_bytes([coarse, fine, large]) == 100
 
 
 def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated() -> None:

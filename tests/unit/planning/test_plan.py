@@ -263,8 +263,8 @@ def _voxels(stage: Stage) -> int:
 def test_patches_shrink_until_a_step_fits_the_memory_and_the_coarse_one_still_shows_the_scan() -> None:
     roomy = planned(ABDOMEN)
     tight = planned(ABDOMEN, on=device("cpu", 1.0))
-    assert step_bytes(roomy.stages, 1, ORGANS) > MEMORY_SHARE * 1e9
-    assert step_bytes(tight.stages, 1, ORGANS) <= MEMORY_SHARE * 1e9
+    assert step_bytes(costs_of(roomy.stages, 1, ORGANS)) > MEMORY_SHARE * 1e9
+    assert step_bytes(costs_of(tight.stages, 1, ORGANS)) <= MEMORY_SHARE * 1e9
     for small, large in zip(tight.stages, roomy.stages, strict=True):
         assert 0.2 * _voxels(large) < _voxels(small) < _voxels(large)
         assert small.grid.tile == small.training.patch
@@ -282,7 +282,7 @@ def test_a_gpu_gets_larger_patches_up_to_its_memory() -> None:
     # 1.76 million voxels of 3 mm: a cube of 121, in steps of what the network's pooling divides
     assert template().gpu_patch_factor * template().fine_patch_voxels == 1_760_000
     assert large.stages[1].training.patch == (128, 128, 128)
-    assert step_bytes(small.stages, 1, ORGANS) <= MEMORY_SHARE * 4e9
+    assert step_bytes(costs_of(small.stages, 1, ORGANS)) <= MEMORY_SHARE * 4e9
 
 
 def test_a_device_that_is_too_small_is_named_with_what_it_has() -> None:
@@ -337,7 +337,7 @@ def test_a_network_s_size_is_told() -> None:
 
 def test_memory_is_told_and_what_was_done_to_fit() -> None:
     roomy, tight = whole_plan(ABDOMEN), whole_plan(ABDOMEN, on=device("cpu", 1.0))
-    needed = step_bytes(roomy.recipe.stages, 1, ORGANS)
+    needed = step_bytes(costs_of(roomy.recipe.stages, 1, ORGANS))
     told = reasons(roomy)["memory of a step"]
     assert told.value == f"{needed / 1e9:.3g} GB"
     assert told.why == "of the 6.4 GB (40% of 16 GB) that test device may spare for it"

@@ -8,6 +8,7 @@ import torch
 from zoomseg.core.labels import IGNORE
 from zoomseg.recipe.spec import DiceCrossEntropy, LossSpec, SoftDice, WeightedCrossEntropy
 from zoomseg.training import loss
+from zoomseg.training.loss import all_here
 
 COUNTS = torch.tensor([[6, 2, 0]])
 LOSSES = [
@@ -39,7 +40,7 @@ class TestWeightedCrossEntropy:
     def test_value_is_equation_4(self) -> None:
         # Uniform probabilities: every voxel costs lambda_k * log 3, divided by the number of voxels.
         target = line([0, 0, 1, 2]).long()
-        value = loss.weighted_cross_entropy(torch.zeros(1, 3, 4, 1, 1), target, COUNTS)
+        value = loss.weighted_cross_entropy(torch.zeros(1, 3, 4, 1, 1), target, COUNTS, all_here)
         expected = (2 * 0.125 + 0.375 + 0.5) * math.log(3) / 4
         assert float(value) == pytest.approx(expected)
 
@@ -47,18 +48,18 @@ class TestWeightedCrossEntropy:
         target = line([0, 0, 1, 2]).long()
         logits = torch.randn(1, 3, 4, 1, 1, generator=torch.Generator().manual_seed(0))
         spec = WeightedCrossEntropy(normalisation="weights")
-        value = loss.compute(spec, [logits], target.byte(), COUNTS)
+        value = loss.compute(spec, [logits], target.byte(), COUNTS, all_here)
         weights = torch.tensor([0.125, 0.375, 0.5])
         own = torch.nn.functional.cross_entropy(logits, target, weights, reduction="mean")
         assert float(value) == pytest.approx(float(own))
-        by_voxels = loss.compute(WeightedCrossEntropy(), [logits], target.byte(), COUNTS)
+        by_voxels = loss.compute(WeightedCrossEntropy(), [logits], target.byte(), COUNTS, all_here)
         assert float(value / by_voxels) == pytest.approx(4 / (2 * 0.125 + 0.375 + 0.5))
 
     def test_a_patch_without_weight_costs_nothing(self) -> None:
         # A region of background alone: lambda_0 = (1 - 1) / (K - 1).
         spec, counts = WeightedCrossEntropy(normalisation="weights"), torch.tensor([[4, 0, 0]])
         logits = torch.zeros(1, 3, 4, 1, 1, requires_grad=True)
-        value = loss.compute(spec, [logits], line([0, 0, 0, 0]), counts)
+        value = loss.compute(spec, [logits], line([0, 0, 0, 0]), counts, all_here)
         (gradient,) = torch.autograd.grad(value, logits)
         assert float(value.detach()) == 0
         assert not bool(gradient.any())
@@ -66,40 +67,52 @@ class TestWeightedCrossEntropy:
     def test_counts_of_a_batch_are_summed(self) -> None:
         target, logits = line([0, 1]).long(), torch.zeros(1, 3, 2, 1, 1)
         split = torch.tensor([[4, 1, 0], [2, 1, 0]])
-        one = loss.weighted_cross_entropy(logits, target, COUNTS)
-        assert float(loss.weighted_cross_entropy(logits, target, split)) == pytest.approx(float(one))
+        one = loss.weighted_cross_entropy(logits, target, COUNTS, all_here)
+        assert float(loss.weighted_cross_entropy(logits, target, split, all_here)) == pytest.approx(
+            float(one)
+        )
 
     def test_ignored_voxels_neither_cost_nor_count(self) -> None:
         logits = torch.zeros(1, 3, 4, 1, 1)
-        all_of_it = loss.compute(WeightedCrossEntropy(), [logits[:, :, :2]], line([0, 1]), COUNTS)
-        masked = loss.compute(WeightedCrossEntropy(), [logits], line([0, 1, IGNORE, IGNORE]), COUNTS)
+        all_of_it = loss.compute(WeightedCrossEntropy(), [logits[:, :, :2]], line([0, 1]), COUNTS, all_here)
+        masked = loss.compute(
+            WeightedCrossEntropy(), [logits], line([0, 1, IGNORE, IGNORE]), COUNTS, all_here
+        )
         assert float(masked) == pytest.approx(float(all_of_it))
 
 
 class TestSoftDice:
     def test_the_truth_costs_nothing_and_the_opposite_everything(self) -> None:
         target = line([0, 1, 1, 2]).long()
-        assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target)) == pytest.approx(0, abs=1e-5)
-        assert float(loss.soft_dice_loss(certain([1, 2, 2, 0]), target)) == pytest.approx(1, abs=1e-5)
+        assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target, all_here)) == pytest.approx(
+            0, abs=1e-5
+        )
+        assert float(loss.soft_dice_loss(certain([1, 2, 2, 0]), target, all_here)) == pytest.approx(
+            1, abs=1e-5
+        )
 
     def test_value_on_a_mixture(self) -> None:
         # Class 1: two of three found, none too many: Dice 2*2/(2+3); class 2 is found exactly.
         target = line([0, 1, 1, 1, 2]).long()
-        value = loss.soft_dice_loss(certain([0, 1, 1, 0, 2]), target)
+        value = loss.soft_dice_loss(certain([0, 1, 1, 0, 2]), target, all_here)
         assert float(value) == pytest.approx(1 - (0.8 + 1) / 2, abs=1e-5)
 
     def test_classes_that_are_not_there_do_not_count(self) -> None:
-        assert float(loss.soft_dice_loss(certain([0, 1]), line([0, 1]).long())) == pytest.approx(0, abs=1e-5)
+        assert float(loss.soft_dice_loss(certain([0, 1]), line([0, 1]).long(), all_here)) == pytest.approx(
+            0, abs=1e-5
+        )
 
     def test_is_taken_over_the_batch_not_case_by_case(self) -> None:
         target = torch.cat([line([1, 1, 1, 0]), line([1, 0, 0, 0])]).long()
         logits = torch.cat([certain([1, 1, 1, 0]), certain([0, 0, 0, 0])])
         # 3 of 4 voxels found: Dice 2*3/(3+4). Case by case it would be (1 + 0) / 2.
-        assert float(loss.soft_dice_loss(logits, target)) == pytest.approx(1 - 6 / 7, abs=1e-5)
+        assert float(loss.soft_dice_loss(logits, target, all_here)) == pytest.approx(1 - 6 / 7, abs=1e-5)
 
     def test_ignored_voxels_do_not_count(self) -> None:
         target = line([0, 1, IGNORE, IGNORE]).long()
-        assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target)) == pytest.approx(0, abs=1e-5)
+        assert float(loss.soft_dice_loss(certain([0, 1, 1, 2]), target, all_here)) == pytest.approx(
+            0, abs=1e-5
+        )
 
 
 class TestDiceOfAllClasses:
@@ -122,13 +135,15 @@ class TestDiceOfAllClasses:
 
     def test_value(self) -> None:
         # Class 1: 2 * 1.5 / (2.4 + 3); background: 2 * 2.1 / (3.6 + 3).
-        value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS)
+        value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS, all_here)
         assert float(value) == pytest.approx(1 - (3 / 5.4 + 4.2 / 6.6) / 2, rel=1e-5)
         assert float(self.by_hand(self.P1)) == pytest.approx(float(value), rel=1e-5)
 
     def test_gradient(self) -> None:
         logits = self.logits().requires_grad_()
-        (found,) = torch.autograd.grad(loss.compute(SoftDice(), [logits], self.TARGET, COUNTS), logits)
+        (found,) = torch.autograd.grad(
+            loss.compute(SoftDice(), [logits], self.TARGET, COUNTS, all_here), logits
+        )
         p1 = self.P1.clone().requires_grad_()
         (by_p1,) = torch.autograd.grad(self.by_hand(p1), p1)
         by_logit = by_p1 * self.P1 * (1 - self.P1)
@@ -140,21 +155,23 @@ class TestDiceOfAllClasses:
             line([0, 1, 1]),
             torch.randn(1, 3, 3, 1, 1, generator=torch.Generator().manual_seed(0)),
         )
-        perfect = loss.compute(SoftDice(), [certain([0, 1, 1])], target, COUNTS)
+        perfect = loss.compute(SoftDice(), [certain([0, 1, 1])], target, COUNTS, all_here)
         assert float(perfect) == pytest.approx(1 / 3, abs=1e-5)
-        dice, sizes = loss.soft_dice(logits, target.long())
+        dice, sizes = loss.soft_dice(logits, target.long(), all_here)
         assert (float(dice[2]), sizes.tolist()) == (0, [1, 2, 0])
         two = logits.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss.soft_dice(two, target.long())[0][2], two)
+        (gradient,) = torch.autograd.grad(loss.soft_dice(two, target.long(), all_here)[0][2], two)
         assert not gradient.any()
 
 
 class TestCompute:
     def test_dice_and_cross_entropy_are_weighed(self) -> None:
         target, logits = line([0, 1, 2, 2]), torch.zeros(1, 3, 4, 1, 1)
-        entropy = loss.compute(DiceCrossEntropy(dice_weight=0), [logits], target, COUNTS)
-        dice = loss.compute(DiceCrossEntropy(cross_entropy_weight=0), [logits], target, COUNTS)
-        both = loss.compute(DiceCrossEntropy(dice_weight=2, cross_entropy_weight=3), [logits], target, COUNTS)
+        entropy = loss.compute(DiceCrossEntropy(dice_weight=0), [logits], target, COUNTS, all_here)
+        dice = loss.compute(DiceCrossEntropy(cross_entropy_weight=0), [logits], target, COUNTS, all_here)
+        both = loss.compute(
+            DiceCrossEntropy(dice_weight=2, cross_entropy_weight=3), [logits], target, COUNTS, all_here
+        )
         assert float(entropy) == pytest.approx(math.log(3))
         assert float(both) == pytest.approx(2 * float(dice) + 3 * float(entropy))
 
@@ -162,15 +179,15 @@ class TestCompute:
         target = line([1, 1, 1, 1])
         spec = DiceCrossEntropy(dice_weight=0)
         right, unsure = certain([1, 1, 1, 1]), torch.zeros(1, 3, 2, 1, 1)
-        value = loss.compute(spec, [right, unsure], target, COUNTS)
+        value = loss.compute(spec, [right, unsure], target, COUNTS, all_here)
         assert float(value) == pytest.approx(math.log(3) / 3)
-        value = loss.compute(spec, [torch.zeros(1, 3, 4, 1, 1), certain([1, 1])], target, COUNTS)
+        value = loss.compute(spec, [torch.zeros(1, 3, 4, 1, 1), certain([1, 1])], target, COUNTS, all_here)
         assert float(value) == pytest.approx(2 * math.log(3) / 3)
 
     def test_nothing_that_counts_is_zero_with_a_gradient(self) -> None:
         logits = torch.zeros(1, 3, 2, 1, 1, requires_grad=True)
         for spec in LOSSES:
-            value = loss.compute(spec, [logits], line([IGNORE, IGNORE]), COUNTS)
+            value = loss.compute(spec, [logits], line([IGNORE, IGNORE]), COUNTS, all_here)
             (gradient,) = torch.autograd.grad(value, logits)
             assert float(value.detach()) == 0
             assert not gradient.any()
@@ -182,14 +199,16 @@ class TestCompute:
         target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator).byte()
         ignored = torch.rand(2, 4, 4, 4, generator=generator) < 0.4
         target[ignored] = IGNORE
-        (gradient,) = torch.autograd.grad(loss.compute(spec, [logits], target, COUNTS, progress=0.0), logits)
+        (gradient,) = torch.autograd.grad(
+            loss.compute(spec, [logits], target, COUNTS, all_here, progress=0.0), logits
+        )
         per_voxel = gradient.abs().sum(dim=1)
         assert (per_voxel[ignored] == 0).all()
         assert (per_voxel[~ignored] > 0).all()
 
     def test_a_voxel_of_a_rare_class_pulls_harder(self) -> None:
         logits = torch.zeros(1, 3, 4, 1, 1, requires_grad=True)
-        value = loss.compute(WeightedCrossEntropy(), [logits], line([0, 0, 1, 2]), COUNTS)
+        value = loss.compute(WeightedCrossEntropy(), [logits], line([0, 0, 1, 2]), COUNTS, all_here)
         (gradient,) = torch.autograd.grad(value, logits)
         pull = [-float(gradient[0, c, n]) for n, c in enumerate((0, 0, 1, 2))]
         # lambda_k (1 - p_k) / N, with p = 1/3, N = 4 and the lambdas of 6, 2 and no voxels of 8.
@@ -204,6 +223,7 @@ class TestCompute:
             [logits.reshape(1, 3, 1, 1, 1).expand(1, 3, 4, 1, 1)],
             target,
             COUNTS,
+            all_here,
             progress=0.5,
         )
         expected = -(2 * large * math.log(0.5) + small * math.log(0.2)) / (2 * large + small)
@@ -212,7 +232,7 @@ class TestCompute:
     def test_balance_of_one_makes_classes_weigh_alike(self) -> None:
         spec = DiceCrossEntropy(dice_weight=0, class_balance=1.0)
         logits = torch.zeros(1, 3, 8, 1, 1, requires_grad=True)
-        value = loss.compute(spec, [logits], line([0] * 6 + [1] * 2), COUNTS, progress=0.0)
+        value = loss.compute(spec, [logits], line([0] * 6 + [1] * 2), COUNTS, all_here, progress=0.0)
         (gradient,) = torch.autograd.grad(value, logits)
         pull = -gradient[0, :, :, 0, 0]
         assert float(pull[0, :6].sum()) == pytest.approx(float(pull[1, 6:].sum()))
@@ -220,12 +240,15 @@ class TestCompute:
 
     def test_the_balance_is_gone_at_the_end(self) -> None:
         target, logits = line([0, 0, 1, 2]), torch.arange(12.0).reshape(1, 3, 4, 1, 1)
-        found = loss.compute(DiceCrossEntropy(class_balance=0.5), [logits], target, COUNTS)
-        assert float(found) == float(loss.compute(DiceCrossEntropy(), [logits], target, COUNTS))
+        found = loss.compute(DiceCrossEntropy(class_balance=0.5), [logits], target, COUNTS, all_here)
+        assert float(found) == float(loss.compute(DiceCrossEntropy(), [logits], target, COUNTS, all_here))
 
     def test_half_precision_logits_are_summed_in_full(self) -> None:
         logits = torch.zeros(1, 3, 4, 1, 1, dtype=torch.float16)
-        assert loss.compute(DiceCrossEntropy(), [logits], line([0, 1, 2, 2]), COUNTS).dtype == torch.float32
+        assert (
+            loss.compute(DiceCrossEntropy(), [logits], line([0, 1, 2, 2]), COUNTS, all_here).dtype
+            == torch.float32
+        )
 
 
 PARTLY = torch.tensor([[True, True, False]])
@@ -245,7 +268,7 @@ class TestPartialAnnotation:
     def gradient(self, spec: LossSpec, annotated_BC: torch.Tensor | None = PARTLY) -> torch.Tensor:
         """``[voxels, classes]``."""
         logits = self.logits()
-        value = loss.compute(spec, [logits], self.TARGET, COUNTS, annotated_BC=annotated_BC)
+        value = loss.compute(spec, [logits], self.TARGET, COUNTS, all_here, annotated_BC=annotated_BC)
         (found,) = torch.autograd.grad(value, logits)
         return found.reshape(3, 3).T
 
@@ -257,7 +280,7 @@ class TestPartialAnnotation:
 
     def test_cross_entropy_by_hand(self) -> None:
         spec = DiceCrossEntropy(dice_weight=0)
-        value = loss.compute(spec, [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
+        value = loss.compute(spec, [self.logits()], self.TARGET, COUNTS, all_here, annotated_BC=PARTLY)
         assert float(value.detach()) == pytest.approx(-(2 * math.log(0.8) + math.log(0.7)) / 3)
 
     def test_gradient_of_the_cross_entropy_by_hand(self) -> None:
@@ -284,12 +307,12 @@ class TestPartialAnnotation:
 
     def test_dice_of_all_classes_by_hand(self) -> None:
         # Merged background: 2 * 1.6 / (1.9 + 2). Class 2 does not count, as if missing from the batch.
-        value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
+        value = loss.compute(SoftDice(), [self.logits()], self.TARGET, COUNTS, all_here, annotated_BC=PARTLY)
         assert float(value.detach()) == pytest.approx(1 - (3.2 / 3.9 + 1.4 / 2.1) / 3, rel=1e-5)
 
     def test_weighted_cross_entropy_by_hand(self) -> None:
         spec = WeightedCrossEntropy()
-        value = loss.compute(spec, [self.logits()], self.TARGET, COUNTS, annotated_BC=PARTLY)
+        value = loss.compute(spec, [self.logits()], self.TARGET, COUNTS, all_here, annotated_BC=PARTLY)
         assert float(value.detach()) == pytest.approx(
             -(0.125 * 2 * math.log(0.8) + 0.375 * math.log(0.7)) / 3
         )
@@ -298,7 +321,7 @@ class TestPartialAnnotation:
         both = torch.cat([self.logits(), certain([2, 2, 0]).double()]).detach()
         target = torch.cat([self.TARGET, line([2, 0, 0])])
         annotated = torch.tensor([[True, True, False], [True, True, True]])
-        dice, sizes = loss.soft_dice(loss.merge_unannotated(both, annotated), target.long())
+        dice, sizes = loss.soft_dice(loss.merge_unannotated(both, annotated), target.long(), all_here)
         assert sizes.tolist() == [4, 1, 1]
         # From the second case alone: 2 voxels are predicted, 1 is in the reference.
         assert float(dice[2]) == pytest.approx(2 / 3)
@@ -314,7 +337,7 @@ class TestPartialAnnotation:
         for annotated in (None, torch.ones(2, 4, dtype=torch.bool)):
             own = [level.clone().requires_grad_() for level in logits]
             counts = torch.tensor([[50, 9, 3, 1], [40, 8, 2, 0]])
-            value = loss.compute(spec, own, target, counts, annotated_BC=annotated, progress=0.0)
+            value = loss.compute(spec, own, target, counts, all_here, annotated_BC=annotated, progress=0.0)
             results.append([value, *torch.autograd.grad(value, own)])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -322,7 +345,9 @@ class TestPartialAnnotation:
     def test_where_nothing_is_annotated_nothing_is_learned(self, spec: LossSpec) -> None:
         logits = torch.full((1, 3, 2, 1, 1), 3.0).half().requires_grad_()
         nothing = torch.tensor([[True, False, False]])
-        value = loss.compute(spec, [logits], line([0, 0]), COUNTS, annotated_BC=nothing, progress=0.0)
+        value = loss.compute(
+            spec, [logits], line([0, 0]), COUNTS, all_here, annotated_BC=nothing, progress=0.0
+        )
         (gradient,) = torch.autograd.grad(value, logits)
         assert gradient.abs().max() < 1e-6
         assert bool(torch.isfinite(value))
@@ -332,10 +357,12 @@ class TestPartialAnnotation:
         """Moving probability between the background and what is not annotated changes no level's loss."""
         fine, coarse = torch.zeros(1, 3, 4, 1, 1), torch.zeros(1, 3, 2, 1, 1)
         target = line([0, 0, 1, 1])
-        before = loss.compute(spec, [fine, coarse], target, COUNTS, annotated_BC=PARTLY, progress=0.0)
+        before = loss.compute(
+            spec, [fine, coarse], target, COUNTS, all_here, annotated_BC=PARTLY, progress=0.0
+        )
         moved = torch.tensor([1.5, 1.0, 0.5]).log().reshape(1, 3, 1, 1, 1)
         after = loss.compute(
-            spec, [fine + moved, coarse + moved], target, COUNTS, annotated_BC=PARTLY, progress=0.0
+            spec, [fine + moved, coarse + moved], target, COUNTS, all_here, annotated_BC=PARTLY, progress=0.0
         )
         assert float(after) == pytest.approx(float(before), abs=1e-6)
 
@@ -362,7 +389,7 @@ class TestTaught:
         first = -(0.6 * math.log(0.7) + 0.3 * math.log(0.2) + 0.1 * math.log(0.1))
         second = -math.log(0.5)
         value = loss.soft_cross_entropy(
-            self.along(self.P.log()), self.along(self.Q), line([2, 0, IGNORE]).long()
+            self.along(self.P.log()), self.along(self.Q), line([2, 0, IGNORE]).long(), all_here
         )
         assert value.item() == pytest.approx((first + second) / 2, rel=1e-6)
 
@@ -370,7 +397,7 @@ class TestTaught:
         q = self.along(self.Q[[0, 2]])
         entropy = -float((self.Q[[0, 2]] * self.Q[[0, 2]].log()).sum()) / 2
         logits = q.log().requires_grad_()
-        value = loss.soft_cross_entropy(logits, q, line([0, 0]).long())
+        value = loss.soft_cross_entropy(logits, q, line([0, 0]).long(), all_here)
         assert value.item() == pytest.approx(entropy, rel=1e-6)
         (gradient,) = torch.autograd.grad(value, logits)
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-7)
@@ -378,23 +405,25 @@ class TestTaught:
     def test_gradient_is_the_difference_of_probabilities(self) -> None:
         logits = self.along(self.P.log()).requires_grad_()
         target = line([0, IGNORE, 0]).long()
-        (gradient,) = torch.autograd.grad(loss.soft_cross_entropy(logits, self.along(self.Q), target), logits)
+        (gradient,) = torch.autograd.grad(
+            loss.soft_cross_entropy(logits, self.along(self.Q), target, all_here), logits
+        )
         wanted = (self.P - self.Q) / 2
         wanted[1] = 0
         torch.testing.assert_close(gradient, self.along(wanted), rtol=1e-5, atol=1e-7)
 
     def test_nothing_counts(self) -> None:
         logits = self.along(self.P.log()).requires_grad_()
-        value = loss.soft_cross_entropy(logits, self.along(self.Q), line([IGNORE] * 3).long())
+        value = loss.soft_cross_entropy(logits, self.along(self.Q), line([IGNORE] * 3).long(), all_here)
         (gradient,) = torch.autograd.grad(value, logits)
         assert value.item() == 0
         assert not gradient.any()
 
     def test_half_is_the_references(self) -> None:
         target, logits, q = line([0, 1, 2]), self.along(self.P.log()), self.along(self.Q)
-        hard = loss.compute(DiceCrossEntropy(), [logits], target, COUNTS)
-        soft = loss.soft_cross_entropy(logits, q, target)
-        both = loss.distilled(hard, logits, q, target)
+        hard = loss.compute(DiceCrossEntropy(), [logits], target, COUNTS, all_here)
+        soft = loss.soft_cross_entropy(logits, q, target, all_here)
+        both = loss.distilled(hard, logits, q, target, all_here)
         assert float(both) == pytest.approx((float(hard) + float(soft)) / 2, rel=1e-6)
 
     def test_shares_of_a_batch_add_up(self) -> None:
@@ -403,7 +432,7 @@ class TestTaught:
         q = torch.cat([self.along(self.Q), self.along(self.P)])
         target = torch.cat([line([0, IGNORE, 1]), line([1, 1, 2])]).long()
         whole = logits.clone().requires_grad_()
-        value = loss.soft_cross_entropy(whole, q, target)
+        value = loss.soft_cross_entropy(whole, q, target, all_here)
         (wanted,) = torch.autograd.grad(value, whole)
         counted = torch.tensor(5)
         for n in range(2):

@@ -45,9 +45,9 @@ def turned(values: Sequence[int], axes: Axes) -> Index3:
     return (int(values[axes[0]]), int(values[axes[1]]), int(values[axes[2]]))
 
 
-def in_space(values: Sequence[int], across: int = 1) -> list[int]:
-    """Numbers by nnU-Net's axes; for networks of slices, with that ``across`` them."""
-    return [across, *values] if len(values) == 2 else list(values)
+def in_space(values: Sequence[int]) -> list[int]:
+    """Numbers by nnU-Net's axes; for networks of slices, with a one across them."""
+    return [1, *values] if len(values) == 2 else list(values)
 
 
 def spec_of(architecture: Architecture, axes: Axes, dimensions: int = 3) -> PlainConvUNet | ResEncUNet:

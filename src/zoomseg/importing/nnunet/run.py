@@ -28,13 +28,6 @@ from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import Recipe
 
 
-def import_model(
-    source: Path, out: Path, folds: tuple[str, ...] | None = None, lowres: Path | None = None
-) -> tuple[Path, ...]:
-    """``import_models`` for a single one."""
-    return import_models((source,), out, folds, lowres)
-
-
 def import_models(
     sources: Sequence[Path],
     out: Path,

@@ -24,7 +24,7 @@ from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.volume import Volume
 from zoomseg.importing.nnunet import checkpoint as checkpoints
-from zoomseg.importing.nnunet.run import import_model, import_models
+from zoomseg.importing.nnunet.run import import_models
 from zoomseg.inference.load import PredictionSettings, load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.training import loop, training_run
@@ -179,7 +179,7 @@ def test_label_maps_are_those_of_nnunets_steps(
     network = nnunet_models.random_network(residual)
     known = nnunet_models.plans(residual, scheme)
     known["configurations"]["3d_fullres"]["spacing"] = spacing
-    import_model(nnunet_models.write(tmp_path / "given", network, known), tmp_path / "model")
+    import_models([nnunet_models.write(tmp_path / "given", network, known)], tmp_path / "model")
     image = scan(scan_mm)
     predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(backend))
     expected = by_hand(image, network, spacing, scheme.startswith("Z"))
@@ -194,7 +194,7 @@ def test_label_maps_are_those_of_nnunets_steps(
 def test_slices_are_those_of_nnunets_steps(backend: str, tmp_path: Path) -> None:
     network = nnunet_models.random_network(False, seed=5, dimensions=2)
     given = nnunet_models.write(tmp_path / "given", network, configuration="2d")
-    import_model(given, tmp_path / "model")
+    import_models([given], tmp_path / "model")
     image = scan()
     predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(backend))
     found = predictor.predict(Case("a", image)).labels.data
@@ -206,7 +206,7 @@ def test_slices_are_those_of_nnunets_steps(backend: str, tmp_path: Path) -> None
 def test_scans_may_be_brought_into_the_orientation_of_the_training_scans(tmp_path: Path) -> None:
     given = nnunet_models.write(tmp_path / "given")
     import_models([given], tmp_path / "model", orientation="LAS")
-    import_model(given, tmp_path / "stored")
+    import_models([given], tmp_path / "stored")
     model, stored = (load_predictor([tmp_path / name], "cpu") for name in ("model", "stored"))
     image = scan()
     assert image.grid.axes == "LAS"
@@ -236,7 +236,7 @@ def test_regions_are_written_over_one_another_as_in_nnunet(backend: str, tmp_pat
     known = nnunet_models.plans()
     known["configurations"]["3d_fullres"]["spacing"] = [2.5, 1.5, 1.25]
     given = nnunet_models.write(tmp_path / "given", network, known, labels=labels, order=[1, 3, 2])
-    import_model(given, tmp_path / "model")
+    import_models([given], tmp_path / "model")
     image = scan()
     predictor = ready_predictor(bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(backend))
     assert predictor.bundle.schema.value_of == {"whole": 1, "core": 3, "rim": 2}
@@ -254,7 +254,7 @@ def test_regions_are_written_over_one_another_as_in_nnunet(backend: str, tmp_pat
 def test_mirrored_tiles_are_averaged_as_in_nnunet(backend: str, dimensions: int, tmp_path: Path) -> None:
     network = nnunet_models.random_network(False, seed=5 if dimensions == 2 else 1, dimensions=dimensions)
     name = "2d" if dimensions == 2 else "3d_fullres"
-    import_model(nnunet_models.write(tmp_path / "given", network, configuration=name), tmp_path / "model")
+    import_models([nnunet_models.write(tmp_path / "given", network, configuration=name)], tmp_path / "model")
     image = scan()
     model = bundle.load(tmp_path / "model")
     plain = ready_predictor(model, Device("cpu"), PredictionSettings(backend)).predict(Case("a", image))
@@ -299,7 +299,7 @@ def test_a_cascade_reads_the_label_map_of_the_one_before(
     scan_mm: tuple[float, float, float], shape: tuple[int, int, int], mirror: bool, tmp_path: Path
 ) -> None:
     given, low, full = cascade(tmp_path / "given")
-    import_model(given, tmp_path / "model")
+    import_models([given], tmp_path / "model")
     image = scan(scan_mm, shape)
     predictor = ready_predictor(
         bundle.load(tmp_path / "model"), Device("cpu"), PredictionSettings(mirror=mirror)
@@ -323,21 +323,21 @@ def test_the_model_that_a_cascade_reads_is_found_given_or_asked_for(tmp_path: Pa
     with pytest.raises(
         ModelError, match=r"no nnUNetTrainer__nnUNetPlans__3d_lowres beside it; give .*--lowres"
     ):
-        import_model(given, tmp_path / "model")
-    import_model(given, tmp_path / "model", lowres=low)
-    import_model(Path(archive), tmp_path / "zipped")
+        import_models([given], tmp_path / "model")
+    import_models([given], tmp_path / "model", lowres=low)
+    import_models([Path(archive)], tmp_path / "zipped")
     one, other = bundle.load(tmp_path / "model"), bundle.load(tmp_path / "zipped")
     assert one.recipe == other.recipe
     with pytest.raises(
         ModelError, match=r"--lowres .* is for cascades, and .*elsewhere reads no other model"
     ):
-        import_model(low, tmp_path / "third", lowres=given)
+        import_models([low], tmp_path / "third", lowres=given)
     with pytest.raises(ModelError, match=r"is of 3d_cascade_fullres, which itself reads 3d_lowres: give"):
-        import_model(given, tmp_path / "third", lowres=given)
+        import_models([given], tmp_path / "third", lowres=given)
     shutil.rmtree(low / "fold_0")
     (low / "fold_1").mkdir()
     with pytest.raises(ModelError, match=r"elsewhere has no fold_\*/checkpoint_final\.pth"):
-        import_model(given, tmp_path / "third", lowres=low)
+        import_models([given], tmp_path / "third", lowres=low)
 
 
 def test_the_configuration_asked_for_is_the_one_imported(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_a_cascade_reads_no_other_configuration(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"3d_cascade_fullres reads 3d_lowres, and .* given is of 3d_other: give"
     ):
-        import_model(given, tmp_path / "model", lowres=other)
+        import_models([given], tmp_path / "model", lowres=other)
 
 
 def test_of_several_models_the_cascade_reads_the_one_given(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_cascade_of_other_labels_is_refused(tmp_path: Path) -> None:
     other = given.parent / "nnUNetTrainer__nnUNetPlans__3d_lowres" / "dataset.json"
     other.write_text(other.read_text().replace("spleen", "kidney"))
     with pytest.raises(ModelError, match="the configuration that the cascade reads has other labels"):
-        import_model(given, tmp_path / "model")
+        import_models([given], tmp_path / "model")
 
 
 def test_axes_that_a_checkpoint_cannot_mirror_are_refused(tmp_path: Path) -> None:
@@ -392,19 +392,19 @@ def test_axes_that_a_checkpoint_cannot_mirror_are_refused(tmp_path: Path) -> Non
     path = given / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(path, weights_only=False) | {"inference_allowed_mirroring_axes": (0, 2)}, path)
     with pytest.raises(ModelError, match="allows mirroring along axis 2, which a network of 2 axes"):
-        import_model(given, tmp_path / "model")
+        import_models([given], tmp_path / "model")
 
 
 def test_folds_become_models_that_predict_together(tmp_path: Path) -> None:
     given = nnunet_models.write(tmp_path / "given", folds=("0", "1"))
-    folders = import_model(given, tmp_path / "model")
+    folders = import_models([given], tmp_path / "model")
     assert folders == (tmp_path / "model" / "fold-0", tmp_path / "model" / "fold-1")
     assert bundle.models_in(tmp_path / "model") == folders
     image = scan()
     one = load_predictor([folders[0]], "cpu").predict(Case("a", image)).labels.data
     both = load_predictor(folders, "cpu").predict(Case("a", image)).labels.data
     assert (one != both).mean() < 1e-3  # both folds have the same weights here
-    assert import_model(given, tmp_path / "single", ("1",)) == (tmp_path / "single",)
+    assert import_models([given], tmp_path / "single", ("1",)) == (tmp_path / "single",)
 
 
 def test_folds_that_are_left_out_are_named(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_every_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     seen: list[Path] = []
     read = checkpoints.read
     monkeypatch.setattr(checkpoints, "read", lambda path: seen.append(path) or read(path))
-    import_model(given, tmp_path / "model")
+    import_models([given], tmp_path / "model")
     assert [path.parents[1].name.rpartition("__")[2] for path in seen] == ["3d_cascade_fullres", "3d_lowres"]
 
 
@@ -453,7 +453,9 @@ def test_an_imported_model_can_be_fine_tuned(
     plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 2.0, 2.0]
     network = nnunet_models.random_network(False, classes=1 + len(labels))
     values = {"background": 0} | {name: n for n, name in enumerate(labels, start=1)}
-    import_model(nnunet_models.write(tmp_path / "given", network, plans, labels=values), tmp_path / "model")
+    import_models(
+        [nnunet_models.write(tmp_path / "given", network, plans, labels=values)], tmp_path / "model"
+    )
     data = tiny_dataset(tmp_path / "data")
     asked = TrainingRequest(epochs=1, init=tmp_path / "model")
     tuned = training_run.start(data, tmp_path / "tuned", asked, CPU, Silent())
@@ -469,7 +471,7 @@ def test_an_imported_model_can_be_fine_tuned(
 
 
 def test_an_imported_model_says_where_it_is_from(tmp_path: Path) -> None:
-    import_model(nnunet_models.write(tmp_path / "given"), tmp_path / "model")
+    import_models([nnunet_models.write(tmp_path / "given")], tmp_path / "model")
     said = bundle.load(tmp_path / "model").provenance
     assert said["trainer"] == "nnUNetTrainerOfSomebody"
     assert said["configuration"] == "3d_fullres"
@@ -481,14 +483,14 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
     with pytest.raises(ModelError, match="exists already; choose another folder"):
-        import_model(nnunet_models.write(tmp_path / "given"), tmp_path / "model")
+        import_models([nnunet_models.write(tmp_path / "given")], tmp_path / "model")
 
 
 def test_a_patch_that_the_network_cannot_read_is_named(tmp_path: Path) -> None:
     known = nnunet_models.plans()
     known["configurations"]["3d_fullres"]["patch_size"] = [4, 9, 12]
     with pytest.raises(ModelError, match=r"plans\.json: plain_conv_unet with same padding cannot take .*9"):
-        import_model(nnunet_models.write(tmp_path / "given", known=known), tmp_path / "model")
+        import_models([nnunet_models.write(tmp_path / "given", known=known)], tmp_path / "model")
 
 
 PREDICT = """
@@ -516,7 +518,7 @@ def test_label_maps_are_nnunets_own(tmp_path: Path) -> None:
     )
     run = [python, "-c", PREDICT, given, tmp_path / "scan.npz", tmp_path / "out.npy"]
     subprocess.run([str(part) for part in run], check=True)
-    import_model(given, tmp_path / "model")
+    import_models([given], tmp_path / "model")
     found = load_predictor([tmp_path / "model"], "cpu").predict(Case("a", image)).labels.data
     expected = np.load(tmp_path / "out.npy").T
     for label in (1, 2):
