@@ -213,7 +213,7 @@ def _show_annotation(console: Console, dataset: Dataset) -> None:
     """For partially annotated data sets, the number of cases that annotate each label."""
     from zoomseg.datasets.audit import annotated_cases
 
-    labelled = sum(case.labels is not None for case in dataset.cases)
+    labelled = len(dataset.labelled_ids)
     counts = annotated_cases(dataset)
     if all(count == labelled for count in counts.values()):
         return

@@ -129,7 +129,7 @@ def _train(dataset: Path, model: Path, recipe: Path, seconds: float | None, note
     data, device = open_dataset(dataset), resolve("auto")
     try:
         with TrainingDisplay(notes) as display:
-            if (model / "training" / "job.json").is_file():
+            if training_run.is_begun(model):
                 training_run.resume(data, model, device, display)
             else:
                 training_run.start(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from zoomseg.core.errors import ScanError
-from zoomseg.io.bundle import ATLASES
+from zoomseg.io.bundle import ATLASES, MANIFEST
 from zoomseg.io.files import reading, write_bytes_atomic
 from zoomseg.io.scans import ScanInput, find_scans, source_files
 
@@ -42,7 +42,7 @@ class Files:
 
 def model_files(folder: Path) -> Files:
     """The files of a model folder that prediction reads."""
-    inside = [folder / "model.json"]
+    inside = [folder / MANIFEST]
     for part in ("weights", ATLASES):
         inside += sorted(path for path in (folder / part).rglob("*") if path.is_file())
     return Files.of(folder, inside)

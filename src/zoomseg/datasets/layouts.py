@@ -88,6 +88,11 @@ class Dataset:
     def ids(self) -> tuple[str, ...]:
         return tuple(case.id for case in self.cases)
 
+    @property
+    def labelled_ids(self) -> tuple[str, ...]:
+        """The cases with labels, of people or of a model."""
+        return tuple(case.id for case in self.cases if case.labels is not None)
+
     def channels_last(self, case: CaseFiles) -> bool:
         """Whether the case's single image file contains all channels as its fourth axis."""
         return len(case.images) == 1 and len(self.channel_names) > 1

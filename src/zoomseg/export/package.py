@@ -136,7 +136,7 @@ def _files(bundle: Bundle) -> dict[str, Path]:
     folder = bundle.folder
     weights = bundles.weights_files(folder).values()
     graphs = (network.graph for network in bundle.graphs.values())
-    files = (folder / "model.json", folder / "README.md", *weights, *graphs)
+    files = (folder / bundles.MANIFEST, folder / "README.md", *weights, *graphs)
     return {file.relative_to(folder).as_posix(): file for file in sorted(files) if file.is_file()}
 
 
@@ -153,7 +153,7 @@ def _pack(bundle: Bundle, path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         _add(archive, "__main__.py", needed.encode())
         _add(archive, "README.txt", _readme(bundle).encode())
-        digest = hashlib.sha256(model["model.json"].read_bytes()).hexdigest()
+        digest = hashlib.sha256(model[bundles.MANIFEST].read_bytes()).hexdigest()
         _add(archive, run.CHECKSUM, f"{digest}  {run.MANIFEST}\n".encode())
         for file in needed_by(run.__name__).modules.values():
             _add(archive, file.relative_to(SOURCE).as_posix(), file.read_bytes())

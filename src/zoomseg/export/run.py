@@ -19,11 +19,13 @@ from zoomseg.core.errors import INTERRUPTED, ModelError, OutputError, ScanError,
 from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.memory_limits import parse_bytes
 from zoomseg.inference.predictor import Predictor
+from zoomseg.io import bundle
 from zoomseg.io.files import reason_of, same_file, writing
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, scan_name, scan_suffix, write_labels
 from zoomseg.pipeline.cascade import Prediction
 
-MODEL, MANIFEST, CHECKSUM = "model", "model/model.json", "model.sha256"
+MODEL, CHECKSUM = "model", "model.sha256"
+MANIFEST = f"{MODEL}/{bundle.MANIFEST}"
 """Names in a package: the model's folder, its manifest, and the manifest's SHA-256. The manifest contains
 those of the other files."""
 

@@ -47,6 +47,9 @@ FORMAT = 1
 
 ATLASES = "atlases"
 """Folder of a model's atlases, beside the files that are read and written here."""
+MANIFEST = "model.json"
+"""The recipe, labels and provenance of a model, and the digests of its files, in its folder."""
+
 ATLASES_MANIFEST = "atlases.json"
 """The list of the atlases in that folder, with the digest of their voxels."""
 
@@ -217,7 +220,7 @@ def weights_files(path: Path) -> dict[str, Path]:
 
 def _graphs_of_same_weights(path: Path, manifest: _Manifest) -> dict[str, _Graph]:
     """Existing graphs of stages whose weights do not change."""
-    if not (path / "model.json").is_file():
+    if not is_model(path):
         return {}
     try:
         there = _read_manifest(path).graphs
@@ -264,7 +267,7 @@ def find(model: str | Path) -> Path:
     path = Path(model)
     if path.exists() or len(path.parts) != 1:
         return path
-    named = sorted(manifest.parent.name for manifest in COME_WITH_ZOOMSEG.glob("*/model.json"))
+    named = sorted(manifest.parent.name for manifest in COME_WITH_ZOOMSEG.glob(f"*/{MANIFEST}"))
     if str(model) in named:
         return COME_WITH_ZOOMSEG / str(model)
     raise ModelError(
@@ -272,12 +275,17 @@ def find(model: str | Path) -> Path:
     )
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, which may be damaged."""
+    return (folder / MANIFEST).is_file()
+
+
 def models_in(model: str | Path) -> tuple[str | Path, ...]:
     """The models that a name denotes: for the folder of a cross-validation, all of its folds."""
     folder = Path(model)
     if not (folder / FOLDS).is_file():
         return (model,)
-    return tuple(sorted(file.parent for file in folder.glob("fold-*/model.json"))) or (model,)
+    return tuple(sorted(file.parent for file in folder.glob(f"fold-*/{MANIFEST}"))) or (model,)
 
 
 def load(model: str | Path) -> Bundle:
@@ -331,7 +339,7 @@ def _write_manifest(path: Path, manifest: _Manifest) -> None:
     text = json.dumps(
         manifest.model_dump(mode="json", exclude=unsaid), indent=1, ensure_ascii=False, allow_nan=False
     )
-    write_bytes_atomic(path / "model.json", text.encode())
+    write_bytes_atomic(path / MANIFEST, text.encode())
 
 
 def _remove_others(path: Path, manifest: _Manifest) -> None:
@@ -373,7 +381,7 @@ def _write_weights(path: Path, stage: str, tensors: Mapping[str, AnyNumpy], half
 
 
 def _read_manifest(path: Path) -> _Manifest:
-    file = path / "model.json"
+    file = path / MANIFEST
     if not path.is_dir():
         raise ModelError(f"no model folder at {path}")
     if not file.is_file():
@@ -383,13 +391,13 @@ def _read_manifest(path: Path) -> _Manifest:
                 f"{path} is not one model but holds {len(parts)}, one for each fold; give one of them, e.g. "
                 f"{parts[0]}"
             )
-        raise ModelError(f"{path} is not a model: model.json is missing")
+        raise ModelError(f"{path} is not a model: {MANIFEST} is missing")
     try:
         data = parse_json(read_file(file))
     except OSError as error:
-        raise _damaged(path, f"model.json: {error.strerror}") from error
+        raise _damaged(path, f"{MANIFEST}: {error.strerror}") from error
     except ValueError as error:
-        raise _damaged(path, f"model.json: {error}") from error
+        raise _damaged(path, f"{MANIFEST}: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise ModelError(
@@ -398,7 +406,7 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         return _Manifest.model_validate(data)
     except ValidationError as error:
-        raise _damaged(path, f"model.json: {first_problem(error)}") from error
+        raise _damaged(path, f"{MANIFEST}: {first_problem(error)}") from error
 
 
 def _read_checked(folder: Path, file: str, sha256: str, manifest: str) -> bytes:
@@ -419,7 +427,7 @@ def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
     weights."""
     try:
         for entry in manifest.graphs.values():
-            _read_checked(path, entry.file, entry.sha256, "model.json")
+            _read_checked(path, entry.file, entry.sha256, MANIFEST)
         return {
             stage: NetworkFiles(
                 path / entry.file,
@@ -430,7 +438,7 @@ def _checked_graphs(path: Path, manifest: _Manifest) -> dict[str, NetworkFiles]:
             for stage, entry in manifest.graphs.items()
         }
     except KeyError as error:
-        raise _damaged(path, f"model.json: graphs: no stage {error}") from error
+        raise _damaged(path, f"{MANIFEST}: graphs: no stage {error}") from error
     except ValueError as error:
         raise _damaged(path, str(error)) from error
 
@@ -450,7 +458,7 @@ def read_tensors(folder: Path, file: str, sha256: str, manifest: str) -> dict[st
 
 def _read_weights(path: Path, stage: str, entry: _Weights) -> dict[str, AnyNumpy]:
     try:
-        tensors = read_tensors(path, entry.file, entry.sha256, "model.json")
+        tensors = read_tensors(path, entry.file, entry.sha256, MANIFEST)
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     _check_tensors(stage, tensors)

@@ -26,6 +26,7 @@ from pydantic import (
 
 from zoomseg.core.errors import ZoomSegError
 from zoomseg.inference.memory_limits import parse_bytes
+from zoomseg.io.bundle import is_model
 from zoomseg.io.files import read_file
 from zoomseg.recipe.load import parse_yaml
 from zoomseg.recipe.problems import describe, short
@@ -286,7 +287,7 @@ def _placed(settings: Settings, folder: Path) -> Settings:
         tls = Tls(**parts)
     rules = tuple(
         rule.model_copy(update={"model": str(absolute(Path(rule.model)))})
-        if (absolute(Path(rule.model)) / "model.json").is_file()
+        if is_model(absolute(Path(rule.model)))
         else rule
         for rule in settings.rules
     )

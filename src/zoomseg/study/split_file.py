@@ -44,7 +44,7 @@ def read_splits(file: Path, dataset: Dataset) -> tuple[CaseSplit, ...]:
     given = content if isinstance(content, list) else [content]
     if not given:
         raise DatasetError(f"split file {file} is empty; {EXPECTED}")
-    labelled = {case.id for case in dataset.cases if case.labels is not None}
+    labelled = set(dataset.labelled_ids)
     splits = tuple(_split(f"split file {file}, split {n}", value, labelled) for n, value in enumerate(given))
     held_out = Counter(case for split in splits for case in split.validation)
     twice = next((case for case, times in held_out.items() if times > 1), None)

@@ -249,7 +249,7 @@ class Trainings:
         with self.watch.training() as observer:
             run.label(self.device, observer)
         recipe = shipped(str(run.wish.recipe))
-        if not (folder / "training" / "job.json").is_file() and atlas_priors.uses_atlas(recipe):
+        if not training_run.is_begun(folder) and atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold, self_training.extended(data, folder))
         with self.watch.training() as observer:
             return run.model(self.device, observer)
@@ -320,14 +320,10 @@ def open_trainings(
     write_json_atomic(file, record)
     watch, small = watch or Watch(), _small(settings, dataset)
     if isinstance(recipe, PlannedRecipe):
-        cases = splits[folds[0]].train if splits else _labelled(dataset)
+        cases = splits[folds[0]].train if splits else dataset.labelled_ids
         recipe = _smaller(settings)(_planned(recipe, dataset, cases, out, settings, device, watch))
     opened = Trainings(study, dataset, out, settings, device, watch, recipe, count, folds)
     return replace(opened, splits=splits, unseen=unseen, small=small)
-
-
-def _labelled(dataset: Dataset) -> tuple[str, ...]:
-    return tuple(case.id for case in dataset.cases if case.labels is not None)
 
 
 def _planned(
@@ -372,7 +368,7 @@ def _with_unlabelled(
     scans = self_training.scans_in(settings.unlabelled, dataset.subset(listed) if splits else dataset)
     if unseen is not None:  # scored cases are not used for training
         self_training.scans_in(settings.unlabelled, unseen)
-    if splits and {scan.id for scan in scans} <= set(_labelled(dataset)):
+    if splits and {scan.id for scan in scans} <= set(dataset.labelled_ids):
         return study
     return replace(study, rows=tuple(r for r in study.rows if r.training is None or not r.training.drawn))
 

@@ -127,7 +127,7 @@ class Acceleration:
     def _begun(self) -> bool:
         """Whether a training on the labelled scans was decided, from which they must not change."""
         region = self.out / DISTILLATION / REGION
-        return region.with_suffix(".yaml").is_file() or (self.out / record.FILE).is_file()
+        return region.with_suffix(".yaml").is_file() or training_run.is_begun(self.out)
 
     def _labelled(self, scan: ScanInput, predictor: Predictor, observer: Observer) -> tuple[str, ...] | None:
         path = self._labels / f"{scan.id}.nii.gz"
@@ -234,7 +234,7 @@ class Acceleration:
         return self._trained(folder, wish, device, observer)
 
     def _trained(self, folder: Path, wish: TrainingRequest, device: Device, observer: Observer) -> Bundle:
-        if self.longer and (folder / record.FILE).is_file():
+        if self.longer and training_run.is_begun(folder):
             return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
         return training_run.finished(self.dataset, folder, wish, device, observer)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.io.bundle import FOLDS, first_problem
+from zoomseg.io.bundle import FOLDS, MANIFEST, first_problem
 from zoomseg.io.files import read_file, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.locks import locked
 from zoomseg.io.training_domain import TrainingDomain
@@ -29,9 +29,7 @@ UNLABELLED = "unlabelled.json"
 ACCELERATION = "accelerate.json"
 """Record of the acceleration of a model, in the new model's folder."""
 
-MODEL = "model.json"
-
-_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, MODEL, FILE)
+_BEGUN = (ACCELERATION, UNLABELLED, FOLDS, MANIFEST, FILE)
 """Each of these files shows that something was started in a folder."""
 
 
@@ -150,7 +148,7 @@ class _OfAllLabelled(_Record):
     cases: tuple[str, ...]
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return set(self.cases) ^ _labelled(dataset)
+        return set(self.cases) ^ set(dataset.labelled_ids)
 
 
 class CrossValidationRecord(_OfAllLabelled):
@@ -198,7 +196,7 @@ class TrainingRecord(_Record):
         return None if self.seconds is None else max(0.0, self.seconds - self.planning_seconds)
 
     def _changed_cases(self, dataset: Dataset) -> set[str]:
-        return {*self.train, *self.validation} - _labelled(dataset)
+        return {*self.train, *self.validation} - set(dataset.labelled_ids)
 
     def resolved_recipe(self, out: Path) -> Recipe:
         """The recipe, checked.
@@ -211,10 +209,6 @@ class TrainingRecord(_Record):
         if isinstance(recipe, PlannedRecipe):
             raise _damaged(out / FILE, "its recipe has no numbers")
         return recipe
-
-
-def _labelled(dataset: Dataset) -> set[str]:
-    return {case.id for case in dataset.cases if case.labels is not None}
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
@@ -266,7 +260,7 @@ def require_free(out: Path, part_of: str | None = None) -> None:
 
 def _refuse_begun(out: Path, part_of: str | None) -> None:
     there = _begun(out, part_of)
-    if there == out / MODEL and not (out / FILE).is_file():
+    if there == out / MANIFEST and not (out / FILE).is_file():
         raise ModelError(f"{out} already holds a model; choose another folder")
     if there is not None:
         raise ModelError(

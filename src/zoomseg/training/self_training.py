@@ -222,7 +222,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) 
     recipe = load(wish.recipe) if wish.recipe is not None and Path(wish.recipe).is_file() else None
     asked = SelfTrainingRecord(
         **training_run.recorded(dataset, run.wish),
-        cases=tuple(case.id for case in dataset.cases if case.labels is not None),
+        cases=dataset.labelled_ids,
         unlabelled=str(unlabelled.resolve()),
         recipe=wish.recipe if recipe is None else RECIPE,
         folds=wish.folds,

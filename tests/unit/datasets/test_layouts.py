@@ -100,6 +100,7 @@ def test_missing_files_are_named_not_forgotten(tmp_path: Path) -> None:
     assert dataset.ids == ("a", "b", "c")
     assert [p.name for p in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
     assert dataset.cases[1].labels is None
+    assert dataset.labelled_ids == ("a", "c")
     assert dataset.load(dataset.cases[1]).labels is None
     with pytest.raises(ScanError, match=r"a_0000\.nii\.gz: no such file"):
         dataset.load(dataset.cases[0])

@@ -109,6 +109,14 @@ def test_a_model_is_found_by_its_path_or_by_the_name_it_comes_with(
     assert find("torso-ct") == Path("torso-ct")  # a folder of the working directory takes precedence
 
 
+def test_a_folder_is_a_model_by_its_manifest(tmp_path: Path) -> None:
+    save(make(), tmp_path / "model")
+    assert bundle.is_model(tmp_path / "model")
+    (tmp_path / "model" / bundle.MANIFEST).unlink()
+    assert not bundle.is_model(tmp_path / "model")
+    assert not bundle.is_model(tmp_path / "nowhere")
+
+
 def test_half_rounds_to_float16_and_loads_as_float32(tmp_path: Path) -> None:
     save(make(), tmp_path, half=True)
     loaded = load(tmp_path).weights["fine"]
