@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,9 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io.bundle import ATLASES_MANIFEST, MAX_WEIGHTS_BYTES, first_problem, read_tensors
-from zoomseg.io.files import parse_json, read_file, write_bytes_atomic
+from zoomseg.io.bundle import ATLASES_MANIFEST, MAX_WEIGHTS_BYTES, read_tensors
+from zoomseg.io.files import read_file, write_bytes_atomic
+from zoomseg.io.manifests import first_problem, read_manifest, write_content
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
 
 FORMAT = 1
@@ -184,7 +186,7 @@ class AtlasLibrary:
         for i, atlas in enumerate(self.atlases):
             tensors |= {f"image.{i}": atlas.image.data, f"labels.{i}": atlas.labels.data}
         content = safetensors.save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
-        digest = hashlib.sha256(content).hexdigest()
+        file, digest = write_content(folder, "atlases", ".safetensors", content)
         manifest = _Manifest(
             format=FORMAT,
             spec=self.spec.model_dump(mode="json"),
@@ -195,14 +197,13 @@ class AtlasLibrary:
                 _Entry(id=a.id, shape=list(a.image.grid.shape), affine=a.image.grid.affine.tolist())
                 for a in self.atlases
             ],
-            file=f"atlases-{digest[:12]}.safetensors",
+            file=file,
             sha256=digest,
         )
-        write_bytes_atomic(folder / manifest.file, content)
         write_bytes_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        for file in folder.glob("atlases-*.safetensors"):
-            if file.name != manifest.file:
-                file.unlink(missing_ok=True)
+        for other in folder.glob("atlases-*.safetensors"):
+            if other.name != file:
+                other.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> AtlasLibrary:
@@ -328,19 +329,7 @@ def _read_manifest(folder: Path) -> _Manifest:
     file = folder / MANIFEST
     if not file.is_file():
         raise ModelError(f"{folder} holds no atlases: {MANIFEST} is missing; copy or train the model again")
-    try:
-        data = parse_json(read_file(file))
-    except (ValueError, OSError) as error:
-        raise _damaged(folder, f"{MANIFEST}: {error}") from error
-    found = data.get("format") if isinstance(data, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise ModelError(
-            f"atlases in {folder} have format {found}, this ZoomSeg reads up to {FORMAT}; update ZoomSeg"
-        )
-    try:
-        return _Manifest.model_validate(data)
-    except ValidationError as error:
-        raise _damaged(folder, f"{MANIFEST}: {first_problem(error)}") from error
+    return read_manifest(file, _Manifest, FORMAT, f"atlases in {folder} have", partial(_damaged, folder))
 
 
 def _atlas(entry: _Entry, tensors: Mapping[str, AnyNumpy], number: int, schema: LabelSchema) -> Atlas:

@@ -22,20 +22,22 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from zoomseg.core.arrays import AnyNumpy, to_numpy
-from zoomseg.core.errors import LabelError, ModelError, RecipeError, quoted
+from zoomseg.core.errors import LabelError, ModelError, RecipeError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import require_ram
 from zoomseg.io.calibration import Calibration
-from zoomseg.io.files import parse_json, read_file, reason_of, write_bytes_atomic
+from zoomseg.io.files import read_file, reason_of, write_bytes_atomic
+from zoomseg.io.manifests import read_manifest, write_content
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
@@ -353,9 +355,7 @@ def _remove_others(path: Path, manifest: _Manifest) -> None:
 
 
 def _write_graph(path: Path, stage: str, graph: NetworkGraph, weights: _Weights) -> _Graph:
-    digest = hashlib.sha256(graph.content).hexdigest()
-    file = f"weights/{stage}-{digest[:12]}.onnx"
-    write_bytes_atomic(path / file, graph.content)
+    file, digest = write_content(path, f"weights/{stage}", ".onnx", graph.content)
     return _Graph(
         file=file,
         sha256=digest,
@@ -373,10 +373,7 @@ def _write_weights(path: Path, stage: str, tensors: Mapping[str, AnyNumpy], half
         large = next((name for name, t in stored.items() if not bool(np.isfinite(t).all())), None)
         if large is not None:
             raise ModelError(f"weight '{large}' of stage '{stage}' is too large for half precision")
-    content = safetensors.save(stored)
-    digest = hashlib.sha256(content).hexdigest()
-    file = f"weights/{stage}-{digest[:12]}.safetensors"
-    write_bytes_atomic(path / file, content)
+    file, digest = write_content(path, f"weights/{stage}", ".safetensors", safetensors.save(stored))
     return _Weights(file=file, sha256=digest)
 
 
@@ -392,21 +389,7 @@ def _read_manifest(path: Path) -> _Manifest:
                 f"{parts[0]}"
             )
         raise ModelError(f"{path} is not a model: {MANIFEST} is missing")
-    try:
-        data = parse_json(read_file(file))
-    except OSError as error:
-        raise _damaged(path, f"{MANIFEST}: {error.strerror}") from error
-    except ValueError as error:
-        raise _damaged(path, f"{MANIFEST}: {error}") from error
-    found = data.get("format") if isinstance(data, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise ModelError(
-            f"model {path} has format {quoted(found)}, this ZoomSeg reads up to {FORMAT}; update ZoomSeg"
-        )
-    try:
-        return _Manifest.model_validate(data)
-    except ValidationError as error:
-        raise _damaged(path, f"{MANIFEST}: {first_problem(error)}") from error
+    return read_manifest(file, _Manifest, FORMAT, f"model {path} has", partial(_damaged, path))
 
 
 def _read_checked(folder: Path, file: str, sha256: str, manifest: str) -> bytes:
@@ -479,13 +462,6 @@ def _check_tensors(stage: str, tensors: Mapping[str, AnyNumpy]) -> None:
             )
         if not bool(np.isfinite(tensor).all()):
             raise ModelError(f"weight '{name}' of stage '{stage}' is not finite; the model cannot be used")
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a manifest: where, and what."""
-    detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"]) or "top level"
-    return f"{where}: {detail['msg']}"
 
 
 def _damaged(path: Path, reason: str) -> ModelError:

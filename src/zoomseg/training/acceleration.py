@@ -36,7 +36,7 @@ from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
 from zoomseg.inference.load import load_predictor, ready_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.bundle import Bundle, first_problem
+from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import (
     check_name,
     read_file,
@@ -45,6 +45,7 @@ from zoomseg.io.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from zoomseg.io.manifests import first_problem
 from zoomseg.io.scans import ScanInput, find_scans, read_grid, read_labels, read_scan, write_labels
 from zoomseg.pipeline import stage_input
 from zoomseg.planning import stage_plans

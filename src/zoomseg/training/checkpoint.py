@@ -16,8 +16,8 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from zoomseg.core.errors import TrainingError
-from zoomseg.io.bundle import first_problem
 from zoomseg.io.files import reason_of, write_bytes_atomic
+from zoomseg.io.manifests import first_problem
 
 _META = "training"
 _STEP = "step"

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import ModelError, TrainingError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.io.bundle import FOLDS, MANIFEST, first_problem
+from zoomseg.io.bundle import FOLDS, MANIFEST
 from zoomseg.io.files import read_file, reason_of, writable_directory, write_json_atomic
 from zoomseg.io.locks import locked
+from zoomseg.io.manifests import first_problem
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe.load import from_dict
 from zoomseg.recipe.spec import PlannedRecipe, Recipe

@@ -13,7 +13,8 @@ from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError, quoted
 from zoomseg.datasets.layouts import Dataset, folds
-from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
+from zoomseg.io.manifests import first_problem
 from zoomseg.planning import fingerprint, plan
 from zoomseg.planning.rationale import Plan, Reason
 from zoomseg.planning.training_length import TrainingLength
@@ -128,7 +129,7 @@ def plan_recipe(
     try:
         planned = plan.plan(recipe, data, dataset.schema, device, _length(request))
     except ValidationError as error:  # numbers of the recipe, or of the data, that give no valid stage
-        reason = bundle.first_problem(error)
+        reason = first_problem(error)
         raise RecipeError(f"recipe '{recipe.name}' cannot be planned for this data set: {reason}") from error
     for warning in planned.warnings:
         observer.message(warning)
@@ -165,7 +166,7 @@ def _length(request: TrainingRequest) -> TrainingLength | None:
     return TrainingLength(steps, request.seconds)
 
 
-def wanted_recipe(request: TrainingRequest, initial: bundle.Bundle | None) -> Recipe | PlannedRecipe:
+def wanted_recipe(request: TrainingRequest, initial: Bundle | None) -> Recipe | PlannedRecipe:
     if request.recipe is None and initial is not None:
         return fine_tuning.recipe_of(initial)
     return load(request.recipe or DEFAULT)

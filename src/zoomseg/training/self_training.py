@@ -40,7 +40,7 @@ from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.bundle import Bundle, first_problem
+from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import (
     check_name,
     read_file,
@@ -49,6 +49,7 @@ from zoomseg.io.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from zoomseg.io.manifests import first_problem
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump, load

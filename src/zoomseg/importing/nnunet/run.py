@@ -23,6 +23,7 @@ from zoomseg.inference.atlas_priors import warn
 from zoomseg.io import bundle
 from zoomseg.io.bundle import JSON, Bundle
 from zoomseg.io.files import write_json_atomic
+from zoomseg.io.manifests import first_problem
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import Recipe
@@ -90,7 +91,7 @@ def _oriented(model: Bundle, axes: str) -> Bundle:
     try:
         recipe = Recipe.model_validate(model.recipe.model_dump() | {"orientation": axes})
     except ValidationError as error:
-        raise ModelError(f"--orientation {quoted(axes)}: {bundle.first_problem(error)}") from None
+        raise ModelError(f"--orientation {quoted(axes)}: {first_problem(error)}") from None
     return replace(model, recipe=recipe)
 
 
@@ -211,7 +212,7 @@ class _Fold:
             grid = own.stage.grid
             network_shapes.check_input_shape(own.network, grid.padding, grid.tile)
         except ValidationError as error:
-            raise ModelError(f"plans.json: {bundle.first_problem(error)}") from None
+            raise ModelError(f"plans.json: {first_problem(error)}") from None
         except RecipeError as error:
             raise ModelError(f"plans.json: {error}") from None
         return cls(known, given.checkpoints[fold].name, checkpoint, own)
