@@ -23,6 +23,7 @@ from zoomseg.anatomy.codes import Code, coded, short_text
 from zoomseg.io.dicom import uids
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write import derived_objects
+from zoomseg.io.dicom.write.seg import concept
 
 _PROCEDURES = {
     "CT": Code("77477000", "Computed tomography"),
@@ -70,7 +71,7 @@ def write_report(
     ]
     report = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(_device(version, seed)),
-        procedure_reported=_concept(_PROCEDURES[series.modality]),
+        procedure_reported=concept(_PROCEDURES[series.modality]),
         imaging_measurements=groups,
     )
     dataset = hd.sr.Comprehensive3DSR(
@@ -111,8 +112,8 @@ def _group(
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     organ = coded(finding.organ)
     site = hd.sr.FindingSite(
-        anatomic_location=_concept(organ.type),
-        laterality=None if organ.side is None else _concept(organ.side),
+        anatomic_location=concept(organ.type),
+        laterality=None if organ.side is None else concept(organ.side),
     )
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=segment.TrackingID),
@@ -122,8 +123,8 @@ def _group(
             segment_number=segment.SegmentNumber,
             source_series=hd.sr.SourceSeriesForSegmentation(uids.series_uid(series)),
         ),
-        finding_category=_concept(organ.category),
-        finding_type=_concept(organ.type),
+        finding_category=concept(organ.category),
+        finding_type=concept(organ.type),
         finding_sites=[site],
         algorithm_id=hd.sr.AlgorithmIdentification(name=short_text(model), version=version),
         measurements=_measurements(finding, series),
@@ -143,10 +144,6 @@ def _measurements(finding: Finding, series: DicomSeries) -> list[hd.sr.Measureme
         percent = round(100 * finding.confidence, 2)
         found.append(hd.sr.Measurement(codes.DCM.CertaintyOfFinding, percent, codes.UCUM.Percent))
     return found
-
-
-def _concept(code: Code) -> hd.sr.CodedConcept:
-    return hd.sr.CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def _evidence(segmentation: Dataset, series: DicomSeries) -> list[Dataset]:

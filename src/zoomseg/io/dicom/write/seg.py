@@ -57,7 +57,7 @@ def write_seg(
     told = derived_objects.series_of_result(series, model, 1000, datetime.now(), seed)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=short_text(model) or derived_objects.MANUFACTURER,
-        family=_concept(derived_objects.ARTIFICIAL_INTELLIGENCE),
+        family=concept(derived_objects.ARTIFICIAL_INTELLIGENCE),
         version=short_text(version) or derived_objects.software_version(),
         source=derived_objects.MANUFACTURER,
     )
@@ -103,7 +103,8 @@ def _numbered(labels: LabelMap, found: Sequence[int]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(table[labels.data].transpose(2, 1, 0))
 
 
-def _concept(code: Code) -> hd.sr.CodedConcept:
+def concept(code: Code) -> hd.sr.CodedConcept:
+    """A code as highdicom expects it."""
     return hd.sr.CodedConcept(code.value, code.scheme, code.meaning)
 
 
@@ -114,8 +115,8 @@ def _segment(
     described = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=short_text(name),
-        segmented_property_category=_concept(organ.category),
-        segmented_property_type=_concept(organ.type),
+        segmented_property_category=concept(organ.category),
+        segmented_property_type=concept(organ.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         tracking_uid=derived_objects.new_uid(seed, "segment", name),
@@ -124,7 +125,7 @@ def _segment(
     )
     if organ.side is not None:
         kind = described.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(organ.side)]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [concept(organ.side)]
     return described
 
 
