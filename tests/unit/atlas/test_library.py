@@ -295,7 +295,7 @@ def test_damaged_libraries_are_refused(library: AtlasLibrary, tmp_path: Path) ->
             AtlasLibrary.load(tmp_path)
 
     refused("update ZoomSeg", format=99)
-    refused(r"have format 10{60,70}\.\.\.0+, this ZoomSeg", format=10**3000)
+    refused(r"have format 10{60,70}\.\.\.0+, this ZoomSeg", format=10**250)
     refused("file: String should match", file="../../etc/passwd")
     refused("SHA-256 differs", sha256="0" * 64)
     refused("at least one", atlases=[])

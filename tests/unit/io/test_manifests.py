@@ -35,7 +35,7 @@ def test_a_manifest_is_read(tmp_path: Path) -> None:
         ("[]", r"box b: box\.json: top level: Input should be a valid dict"),
         (json.dumps({"format": 2, "files": {"a": "1"}}), r"box b: box\.json: files\.a: Input should be"),
         (json.dumps({"format": 3, "more": []}), r"box b has format 3, this ZoomSeg reads up to 2; update"),
-        (json.dumps({"format": 10**3000}), r"box b has format 10{60,70}\.\.\.0+, this ZoomSeg"),
+        (json.dumps({"format": 10**250}), r"box b has format 10{60,70}\.\.\.0+, this ZoomSeg"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
