@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.bundle import ATLASES, MANIFEST
-from zoomseg.io.files import reading, write_bytes_atomic
+from zoomseg.io.files import reading, stays_inside, write_bytes_atomic
 from zoomseg.io.scans import ScanInput, find_scans, source_files
 
 
@@ -35,7 +35,7 @@ class Files:
             ValueError: a path outside the folder.
         """
         for name, content in self.contents.items():
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            if not stays_inside(name):
                 raise ValueError(f"a path that leaves its folder: {name!r}")
             write_bytes_atomic(folder / name, content)
 

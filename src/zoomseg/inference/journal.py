@@ -25,7 +25,7 @@ from zoomseg.inference import efficiency
 from zoomseg.inference.batch import ExtraOutputs, result_path
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import digests
-from zoomseg.io.files import parse_json, read_file, write_json_atomic, writing
+from zoomseg.io.files import parse_json, read_file, stays_inside, write_json_atomic, writing
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe.spec import Recipe
 
@@ -118,7 +118,7 @@ class Entry(_Line):
     @field_validator("files")
     @classmethod
     def _stay_inside(cls, files: dict[str, str | None]) -> dict[str, str | None]:
-        if any(PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts for file in files):
+        if not all(map(stays_inside, files)):
             raise ValueError("a file outside of the folder of results")
         return files
 

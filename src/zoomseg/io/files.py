@@ -13,7 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoomseg.core.errors import GeometryError, OutputError, ScanError, ZoomSegError, quoted
@@ -147,6 +147,13 @@ def _partial_name(name: str) -> str:
     end = f".partial-{secrets.token_hex(4)}{''.join(ends) if len(''.join(ends)) <= _LONGEST_END else ''}"
     begin, room = os.fsencode(f".{name}"), max(len(os.fsencode(name)), _SHORT_NAME) - len(end)
     return begin[:room].decode(errors="ignore") + end
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a relative path of any origin, with slashes, leads to a place inside the folder that it is
+    joined to. Links there, and characters that a system reads otherwise, are not considered."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def check_name(path: Path) -> None:

@@ -18,6 +18,7 @@ from zoomseg.io.files import (
     reading,
     reason_of,
     same_file,
+    stays_inside,
     why_unreadable,
     without_library_messages,
     writable_directory,
@@ -285,6 +286,25 @@ def test_json_is_parsed_or_refused_in_one_line() -> None:
 def test_no_result_is_a_hidden_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ScanError, match="the result would be a hidden file; rename the scan"):
         check_name(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("a", True),
+        ("weights/a.pth", True),
+        ("./a", True),
+        ("..a/b..", True),
+        ("/a", False),
+        ("//a", False),
+        ("..", False),
+        ("../a", False),
+        ("a/../../b", False),
+        ("a/..", False),
+    ],
+)
+def test_a_path_stays_inside_its_folder_or_may_leave_it(name: str, inside: bool) -> None:
+    assert stays_inside(name) == inside
 
 
 def test_messages_of_libraries_can_be_left_out() -> None:

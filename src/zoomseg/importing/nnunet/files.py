@@ -21,7 +21,7 @@ from typing import Any
 from zoomseg.core.errors import ModelError, listed, quoted
 from zoomseg.core.memory import spoken
 from zoomseg.importing.nnunet import plans
-from zoomseg.io.files import parse_json, read_file
+from zoomseg.io.files import parse_json, read_file, stays_inside
 from zoomseg.io.zips import ZipLimits, checked_zip
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
@@ -260,8 +260,7 @@ def _name(member: zipfile.ZipInfo) -> str:
 
 def _check_names(source: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
-        path = PurePosixPath(_name(member))
-        outside = path.is_absolute() or ".." in path.parts or ":" in member.filename
+        outside = not stays_inside(_name(member)) or ":" in member.filename
         link = (member.external_attr >> 16) & 0o170000 == 0o120000
         if outside or link:
             raise ModelError(
