@@ -20,10 +20,7 @@ from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region, class_boxes
-from zoomseg.core.resample import (
-    nearest_index,
-    resample_data,
-)
+from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.core.tiling import logarithms, overlapping
 from zoomseg.pipeline.argmax import (
     LINEAR,
