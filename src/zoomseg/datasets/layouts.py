@@ -51,6 +51,11 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _INTEGER = re.compile(r"\d{1,9}")
 
+LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
+"""Folders of label files in a data set."""
+LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
+"""Files that may state the meaning of label values, in the order in which they are looked for."""
+
 LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) or images/, labels/ (plain)"
 
 
@@ -204,6 +209,23 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
         return None
     schema = _parse_schema(path, description)
     return schema, _parse_annotated(path, description, schema)
+
+
+def labelling_beside(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
+    """The label information of label files in a folder, as ``read_labelling``: of the first file of
+    ``LABELLING_FILES`` there that has any, otherwise of those above a folder of ``LABEL_FOLDERS``; None if
+    there is none.
+
+    Raises:
+        DatasetError: such a file is unreadable, or its labels are invalid.
+    """
+    above = [folder.parent] if folder.name in LABEL_FOLDERS else []
+    for file in (where / name for where in (folder, *above) for name in LABELLING_FILES):
+        if os.path.lexists(file):
+            found = read_labelling(file)
+            if found is not None:
+                return found
+    return None
 
 
 def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:

@@ -14,11 +14,8 @@ from pydantic import BaseModel
 from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.datasets.layouts import read_json, read_labelling, read_labels_by_case
+from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling, read_labels_by_case
 from zoomseg.io.scans import read_label_values
-
-NAMED_IN = ("run.json", "labels.json", "dataset.json")
-"""Files beside a label map, or in the folder above, that may define its values."""
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """Text that begins with one of these is a formula for spreadsheet programs."""
@@ -117,8 +114,8 @@ def _no_formula(value: object) -> object:
 
 
 def organs_of_file(labels: Path, case: str) -> list[Organ]:
-    """The organs present in a label map, with their volumes, named by the files of ``NAMED_IN`` if there are
-    any.
+    """The organs present in a label map, with their volumes, named by files beside it if there are any (see
+    ``labelling_beside``).
 
     Raises:
         ScanError: it cannot be read, or contains no organ.
@@ -151,11 +148,8 @@ def _named(labels: Path, case: str, rows: Mapping[str, Mapping[str, str]]) -> li
     other = read_labels_by_case(run).get(case) if run.is_file() else None
     if other is not None:
         return _organs(other, rows)
-    for place in [folder / name for name in NAMED_IN] + [folder.parent / "dataset.json"]:
-        found = read_labelling(place) if place.is_file() else None
-        if found is not None:
-            return _organs(found[0], rows)
-    return []
+    found = labelling_beside(folder)
+    return [] if found is None else _organs(found[0], rows)
 
 
 def _organs(schema: LabelSchema, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import DatasetError, LabelError, ScanError
-from zoomseg.datasets.layouts import Dataset, folds, open_dataset
+from zoomseg.datasets.layouts import Dataset, folds, labelling_beside, open_dataset
 
 SHAPE = (6, 7, 8)
 NNUNET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 4, "liver": 2}}
@@ -593,3 +593,20 @@ def test_subset(tmp_path: Path) -> None:
     assert dataset.subset(["d", "a"]).ids == ("a", "d")
     with pytest.raises(DatasetError, match="no case z"):
         dataset.subset(["a", "z"])
+
+
+def test_the_meaning_of_label_files_is_looked_for_beside_and_above_them(tmp_path: Path) -> None:
+    """Above, only a folder that is called like one of a data set; ``labels.json`` comes first."""
+    for name in ("labels", "other"):
+        (tmp_path / name).mkdir()
+    assert labelling_beside(tmp_path / "labels") is None
+    for file, organ in (("run.json", "aorta"), ("dataset.json", "spleen"), ("labels.json", "liver")):
+        (tmp_path / file).write_text(json.dumps({"labels": {organ: 1}}))
+        found = labelling_beside(tmp_path / "labels")
+        assert found is not None
+        assert found[0].names == (organ,)
+    assert labelling_beside(tmp_path / "other") is None
+    (tmp_path / "labels" / "run.json").write_text(json.dumps({"labels": {"kidney": 1}}))
+    found = labelling_beside(tmp_path / "labels")
+    assert found is not None
+    assert found[0].names == ("kidney",)
