@@ -13,13 +13,14 @@ import reprlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
-from zoomseg.core.labels import MAX_CLASSES, LabelSchema
+from zoomseg.core.labels import BACKGROUND, MAX_CLASSES, LabelSchema
 from zoomseg.core.modality import named
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.files import parse_json, read_file, why_unreadable
@@ -251,6 +252,37 @@ def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
 def read_description(root: Path) -> dict[str, Any] | None:
     """The content of ``dataset.json``, checked only to be a JSON object; None if there is no such file."""
     return read_json(root / "dataset.json") if os.path.lexists(root / "dataset.json") else None
+
+
+def dataset_description(
+    name: str,
+    channels: Sequence[str],
+    schema: LabelSchema,
+    cases: int,
+    annotated: Mapping[str, frozenset[str]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The content of ``dataset.json`` for a data set in nnU-Net's raw layout; ``open_dataset`` reads the same
+    from it.
+
+    Args:
+        cases: number of labelled cases.
+        annotated: by case id, the annotated labels of cases in which not all are.
+    """
+    written: dict[str, Any] = {
+        "name": name,
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
+        "labels": {BACKGROUND: 0, **schema.value_of},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    if schema.groups:
+        written["groups"] = {group: list(members) for group, members in schema.groups.items()}
+    if annotated:
+        written["cases"] = {
+            case: {"annotated": [label for label in schema.names if label in labels]}
+            for case, labels in annotated.items()
+        }
+    return written
 
 
 def read_json(path: Path) -> dict[str, Any]:
