@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,7 @@ from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling, read_labels_by_case
 from zoomseg.io.scans import read_label_values
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""Text that begins with one of these is a formula for spreadsheet programs."""
+from zoomseg.io.tables import csv_text, rows_of
 
 MAX_SUMMARY_BYTES = 64 * 1024**2
 
@@ -94,23 +91,7 @@ def summary_of_result(out: Path, case: str, name: str) -> str:
     rows = list(_summary(out / "summary.csv", case).values())
     if not rows:
         raise DatasetError(f"{out / 'summary.csv'}: no row of this case")
-    return csv_text(list(rows[0]), [{**row, "case": name} for row in rows])
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """A table as CSV. Text of users cannot become a formula in a spreadsheet program: if it begins like one,
-    it is prefixed with an apostrophe, which marks it as text in these programs."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
-    return file.getvalue()
-
-
-def _no_formula(value: object) -> object:
-    if isinstance(value, str) and value[:1] in FORMULA_STARTS and _number(value) is None:
-        return f"'{value}"
-    return value
+    return csv_text(list(rows[0]), [{**row, "case": name}.values() for row in rows])
 
 
 def organs_of_file(labels: Path, case: str) -> list[Organ]:
@@ -168,7 +149,7 @@ def _summary(path: Path, case: str) -> dict[str, dict[str, str]]:
         if path.stat().st_size > MAX_SUMMARY_BYTES:
             raise DatasetError(f"{path}: larger than {MAX_SUMMARY_BYTES} bytes; not a summary of ours")
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["organ"]: row for row in csv.DictReader(file) if row["case"] == case}
+            return {row["organ"]: row for row in rows_of(file) if row["case"] == case}
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, csv.Error) as error:

@@ -17,7 +17,6 @@ from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
 from zoomseg.serve.organs import (
     Organ,
-    csv_text,
     notes_of_result,
     organs_of_file,
     organs_of_result,
@@ -66,11 +65,6 @@ def test_a_summary_has_the_scan_s_own_name_which_is_no_formula(tmp_path: Path) -
             (tmp_path / "out" / "summary.csv").write_text(text)
         with pytest.raises(DatasetError):
             summary_of_result(tmp_path / "out", case, "a")
-
-
-def test_numbers_are_no_formulas() -> None:
-    assert csv_text(["a", "b"], [{"a": "-3.5", "b": -2.0}]) == "a,b\n-3.5,-2.0\n"
-    assert csv_text(["a", "b"], [{"a": "-3.5+x", "b": "@x"}]) == "a,b\n'-3.5+x,'@x\n"
 
 
 def test_notes_of_a_result(tmp_path: Path) -> None:
