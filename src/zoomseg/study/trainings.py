@@ -131,7 +131,7 @@ class Trainings:
         if self.splits:
             return self._listed(fold)
         return training_run.choose_split(
-            self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed)
+            self.dataset, training_run.TrainingRequest(folds=self.count, fold=fold)
         )
 
     def _listed(self, fold: int) -> Split:
@@ -150,16 +150,19 @@ class Trainings:
         return self.out / "atlases" / "registered"
 
     def model(self, training: Training, fold: int) -> Bundle:
-        """The trained model: from disk if it is finished, otherwise trained or resumed now.
+        """The trained model: from disk if it is finished, otherwise, or if it is damaged, trained or resumed
+        now.
 
         Raises:
             InterruptedTrainingError: the user stopped it; the next call continues.
         """
         folder = self.folder(training.id, fold)
-        if (folder / "model.json").is_file():
-            model = bundle.load(folder)
-            if model.provenance.get("complete") is True:
-                return model
+        model = training_run.complete_model(folder)
+        if model is not None and model.graphs:
+            return model
+        if model is not None:
+            with self.watch.training() as observer:
+                return training_run.with_graphs(model, folder, observer)
         self.watch.say(f"training '{training.id}', fold {fold} of {self.count}")
         try:
             return self._train(training, fold, folder)
@@ -204,7 +207,7 @@ class Trainings:
     def _train(self, training: Training, fold: int, folder: Path) -> Bundle:
         if training.unlabelled:
             return self._train_with_unlabelled(training, fold, folder)
-        if (folder / "training" / "job.json").is_file():
+        if training_run.is_begun(folder):
             with self.watch.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.start(training))
@@ -248,7 +251,7 @@ class Trainings:
         with self.watch.training() as observer:
             run.label(self.device, observer)
         recipe = shipped(str(run.wish.recipe))
-        if not (folder / "training" / "job.json").is_file() and atlas_priors.uses_atlas(recipe):
+        if not training_run.is_begun(folder) and atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold, self_training.extended(data, folder))
         with self.watch.training() as observer:
             return run.model(self.device, observer)
