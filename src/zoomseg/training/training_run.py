@@ -55,7 +55,7 @@ class TrainingRequest:
     of a task that the training is part of.
 
     Raises:
-        TrainingError: an invalid length or seed.
+        TrainingError: an invalid length or seed, or two lengths.
     """
 
     recipe: str | None = None
@@ -73,6 +73,8 @@ class TrainingRequest:
 
     def __post_init__(self) -> None:
         _check_numbers(self.seconds, self.epochs, self.seed)
+        if self.seconds is not None and self.epochs is not None:
+            raise TrainingError("a training has one length; give seconds or epochs, not both")
 
 
 def start(
@@ -407,13 +409,19 @@ def _recorded(
 
 def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     """All labelled cases for training, all but one fold of them, or those that the request names;
-    pseudo-labelled ones are always for training, and in no fold."""
+    pseudo-labelled ones are always for training, and in no fold.
+
+    Raises:
+        DatasetError: no labelled case, too few for the folds, or a fold that does not exist.
+    """
     pseudo = tuple(case.id for case in dataset.cases if case.pseudo)
     if request.split is not None:
         return replace(request.split, train=(*request.split.train, *pseudo))
     labelled = [case.id for case in dataset.cases if case.labels is not None and not case.pseudo]
     if not labelled:
         raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
+    if request.folds is None and request.fold:
+        raise DatasetError(f"fold {request.fold} of how many? Give the number of folds, too")
     if request.folds is None:
         return loop.Split((*labelled, *pseudo), ())
     # Not by the request's seed: models of several seeds are compared on the same cases, and several machines
