@@ -94,7 +94,7 @@ def test_a_scan_of_another_unit_is_refused(trained: Path, tmp_path: Path) -> Non
 def test_what_the_commands_refuse_is_refused_in_python(trained: Path, tmp_path: Path) -> None:
     """Otherwise one of the two would be ignored, and with it cases that should be held out."""
     data = trained.parent / "data"
-    with pytest.raises(DatasetError, match="fold 2 of how many"):
+    with pytest.raises(DatasetError, match="fold 2 is given without the number of folds"):
         zoomseg.train(data, tmp_path / "m", str(trained.parent / "r.yaml"), fold=2, device="cpu")
     with pytest.raises(TrainingError, match="give seconds or epochs, not both"):
         zoomseg.train(data, tmp_path / "m", seconds=60, epochs=5, device="cpu")

@@ -421,7 +421,7 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     if not labelled:
         raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
     if request.folds is None and request.fold:
-        raise DatasetError(f"fold {request.fold} of how many? Give the number of folds, too")
+        raise DatasetError(f"fold {request.fold} is given without the number of folds; give both")
     if request.folds is None:
         return loop.Split((*labelled, *pseudo), ())
     # Not by the request's seed: models of several seeds are compared on the same cases, and several machines
