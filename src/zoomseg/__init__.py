@@ -76,19 +76,22 @@ def __dir__() -> list[str]:
 # Torch takes seconds to import, so heavy packages are imported only when they are used.
 
 
-def load(model: str | PathLike[str], device: str = "auto") -> Model:
+def load(model: str | PathLike[str], device: str = "auto", any_scan: bool = False) -> Model:
     """Load a model for any number of predictions.
 
     Args:
         model: folder written by ``train``, or the name of an included model: ``abdomen-ct``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        any_scan: whether scans that are plainly unlike those of the training are segmented, too.
 
     Raises:
         ModelError: the model does not exist, or is incomplete or damaged.
+        BackendError: no library can compute its networks.
+        ZoomSegError: no such device.
     """
     from zoomseg.api import load_model
 
-    return load_model(Path(model), device)
+    return load_model(Path(model), device, any_scan)
 
 
 def train(
@@ -111,7 +114,7 @@ def train(
         dataset: data set folder (nnU-Net raw, Decathlon, or ``images/`` and ``labels/``).
         out: folder for the model.
         recipe: name or path of a recipe; by default that of ``init``, or ``default``.
-        seconds: time budget. Without it, ``epochs``, or the recipe's own length.
+        seconds: time budget, in place of ``epochs``; with neither, the recipe's own length.
         epochs: length in epochs (of the recipe's ``steps_per_epoch``, or 100 steps).
         folds: number of folds, of which ``fold`` is held out for validation; by default none.
         fold: index of the held-out fold, from 0.
@@ -140,7 +143,7 @@ def evaluate(
     predictions: str | PathLike[str],
     reference: str | PathLike[str],
     out: str | PathLike[str],
-    tolerance_mm: float = 1.0,
+    tolerance_mm: float | None = None,
     tolerance: str | None = None,
 ) -> Evaluation:
     """Score predictions against references; write ``metrics.csv``, ``summary.json`` and ``report.html``.
@@ -149,15 +152,19 @@ def evaluate(
         predictions: folder of label maps, ``<case>.nii.gz``.
         reference: folder of label maps with the same names, or a data set.
         out: folder for the results.
-        tolerance_mm: surface tolerance of the NSD for all organs.
+        tolerance_mm: surface tolerance of the NSD for all organs; by default 1 mm.
         tolerance: a tolerance for each organ instead: ``flare22``, or the path of a table.
 
     Raises:
-        DatasetError: there is nothing to score.
+        DatasetError: there is nothing to score, or both tolerances are given.
         ScanError: the table does not exist or is damaged.
     """
+    from zoomseg.core.errors import DatasetError
     from zoomseg.evaluation.evaluate import evaluate as score
     from zoomseg.evaluation.tolerances import read_tolerances
 
-    rules = tolerance_mm if tolerance is None else read_tolerances(tolerance)
+    if tolerance_mm is not None and tolerance is not None:
+        raise DatasetError("tolerance_mm and tolerance exclude each other; give one of them")
+    same = 1.0 if tolerance_mm is None else tolerance_mm
+    rules = same if tolerance is None else read_tolerances(tolerance)
     return score(Path(predictions), Path(reference), Path(out), rules)

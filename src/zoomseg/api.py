@@ -196,8 +196,8 @@ class Model:
         return replace(case, notes=(*notes, *case.notes))
 
 
-def load_model(path: Path, device: str) -> Model:
-    return Model(load_predictor([path], resolve(device)))
+def load_model(path: Path, device: str, any_scan: bool) -> Model:
+    return Model(load_predictor([path], resolve(device), any_scan=any_scan))
 
 
 def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:

@@ -18,6 +18,7 @@ from helpers.tiny_dataset import tiny_case, tiny_dataset, tiny_recipe
 from zoomseg import api
 from zoomseg.api import Result
 from zoomseg.core.errors import (
+    DatasetError,
     GeometryError,
     LabelError,
     MemoryLimitError,
@@ -83,8 +84,23 @@ def test_notes_are_results_and_warnings(trained: Path, tmp_path: Path) -> None:
 def test_a_scan_of_another_unit_is_refused(trained: Path, tmp_path: Path) -> None:
     image, _ = tiny_case(7)
     write_image(tmp_path / "scan.nii.gz", Volume(image.data / 4 + 150, image.grid))
-    with pytest.raises(ScanError, match=r"^the scan is not in the unit"):
+    with pytest.raises(ScanError, match=r"^the scan is not in the unit.*or any_scan=True in Python"):
         zoomseg.load(trained, device="cpu").predict(tmp_path / "scan.nii.gz")
+    with pytest.warns(UserWarning, match="not in the unit"):
+        found = zoomseg.load(trained, device="cpu", any_scan=True).predict(tmp_path / "scan.nii.gz")
+    assert found.labels.grid.same_as(image.grid)
+
+
+def test_what_the_commands_refuse_is_refused_in_python(trained: Path, tmp_path: Path) -> None:
+    """Otherwise one of the two would be ignored, and with it cases that should be held out."""
+    data = trained.parent / "data"
+    with pytest.raises(DatasetError, match="fold 2 is given without the number of folds"):
+        zoomseg.train(data, tmp_path / "m", str(trained.parent / "r.yaml"), fold=2, device="cpu")
+    with pytest.raises(TrainingError, match="give seconds or epochs, not both"):
+        zoomseg.train(data, tmp_path / "m", seconds=60, epochs=5, device="cpu")
+    with pytest.raises(DatasetError, match="tolerance_mm and tolerance exclude each other"):
+        zoomseg.evaluate(data, data, tmp_path / "scores", tolerance_mm=2, tolerance="flare22")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(

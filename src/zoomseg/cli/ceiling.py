@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zoomseg.backends.device import Device
-    from zoomseg.datasets.layouts import Dataset
+    from zoomseg.datasets.layouts import CaseFiles, Dataset
     from zoomseg.evaluation.upper_bound import UpperBound
+    from zoomseg.inference.batch import Failed
     from zoomseg.recipe.spec import Recipe
     from zoomseg.training.requested_recipe import TrainingRequest
 
@@ -95,9 +96,8 @@ def _measure(
     """All rows, and the number of cases that failed."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from zoomseg.core.errors import ZoomSegError
     from zoomseg.core.interrupts import ending
-    from zoomseg.evaluation.upper_bound import measure
+    from zoomseg.inference.batch import Failed
 
     rows: list[UpperBound] = []
     done = failed = 0
@@ -108,13 +108,25 @@ def _measure(
         ending(lambda: f"{done} of {len(chosen)} cases were measured, and nothing was written"),
     ):
         for case in bar.track(chosen, description="Driving oracles"):
-            try:
-                rows += measure(data.load(case), recipe, device)
-            except ZoomSegError as error:
+            found = _measured(data, case, recipe, device)
+            if isinstance(found, Failed):
                 failed += 1
-                notes.print(f"failed: {case.id}: {error}", style="red", markup=False, soft_wrap=True)
+                text = f"failed: {found.case}: {found.reason}"
+                notes.print(text, style="red", markup=False, soft_wrap=True)
+            else:
+                rows += found
             done += 1
     return rows, failed
+
+
+def _measured(
+    data: Dataset, case: CaseFiles, recipe: Recipe, device: Device
+) -> tuple[UpperBound, ...] | Failed:
+    """The rows of one case; any error is a failure of that case only."""
+    from zoomseg.evaluation.upper_bound import measure
+    from zoomseg.inference.batch import tried
+
+    return tried(case.id, case.images[0], lambda: measure(data.load(case), recipe, device))
 
 
 def _table(rows: list[UpperBound]) -> Table:

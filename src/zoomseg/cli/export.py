@@ -20,9 +20,10 @@ def command(model: Path, out: Path, half: bool) -> None:
     priors cannot be exported.
     """
     from zoomseg.core.interrupts import ending
+    from zoomseg.core.memory import UNITS
     from zoomseg.export.package import export, pip_line
 
     with ending(lambda: f"{out} was not written"):
         export(model, out, half)
-    size = f"{out.stat().st_size / 1e6:.1f} MB"
+    size = f"{out.stat().st_size / UNITS['M']:.1f} MB"
     click.echo(f"{out} written ({size}); it needs Python 3.11 or newer, and: {pip_line()}")

@@ -14,9 +14,9 @@ import click
 def command(scan: Path, labels: Path, no_browser: bool) -> None:
     """Show SCAN with LABELS over it, in three planes and 3D, until Ctrl-C.
 
-    Both are NIfTI, NRRD or MHA files. Organ names are read from run.json, labels.json or dataset.json next to
-    LABELS or in the parent folder. LABELS on another grid are aligned by world coordinates, with a note.
-    The page is accessible from this machine only.
+    Both are NIfTI, NRRD or MHA files. Organ names are read from labels.json, dataset.json or run.json next to
+    LABELS, or in the parent folder of one called labels, labelsTr or labelsTs. LABELS on another grid are
+    aligned by world coordinates, with a note. The page is accessible from this machine only.
     """
     import os
     import tempfile

@@ -23,7 +23,7 @@ from zoomseg.core.errors import DatasetError, MemoryLimitError, OutputError, Sca
 from zoomseg.core.geometry import GEOMETRY_TOLERANCE_VOX, Grid
 from zoomseg.core.volume import Volume
 from zoomseg.datasets.advice import advise, hounsfield
-from zoomseg.datasets.layouts import CaseFiles, Dataset, read_description
+from zoomseg.datasets.layouts import CaseFiles, Dataset, dataset_description, read_description
 from zoomseg.io.files import atomic_path, why_unreadable, writable_directory, write_json_atomic
 from zoomseg.io.scans import (
     ScanInput,
@@ -496,16 +496,7 @@ def _description(dataset: Dataset, kept: Iterable[CaseFiles]) -> dict[str, objec
     source = read_description(dataset.root) or {}
     texts = {key: value for key, value in source.items() if isinstance(value, str)}
     kept = list(kept)
-    written: dict[str, object] = {
-        "name": dataset.name,
-        "channel_names": {str(c): name for c, name in enumerate(dataset.channel_names)},
-        "labels": {"background": 0, **dataset.schema.value_of},
-        "numTraining": len(kept),
-        "file_ending": ".nii.gz",
-    }
-    if dataset.schema.groups:
-        written["groups"] = {name: list(members) for name, members in dataset.schema.groups.items()}
-    partial = {c.id: {"annotated": sorted(c.annotated)} for c in kept if c.annotated is not None}
-    if partial:
-        written["cases"] = partial
-    return texts | written
+    annotated = {case.id: case.annotated for case in kept if case.annotated is not None}
+    return texts | dataset_description(
+        dataset.name, dataset.channel_names, dataset.schema, len(kept), annotated
+    )

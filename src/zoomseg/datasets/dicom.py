@@ -19,6 +19,7 @@ from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import DatasetError, LabelError, OutputError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.sides import name_meaning, name_tokens
+from zoomseg.datasets.layouts import dataset_description
 from zoomseg.io.dicom.read import rtstruct, seg
 from zoomseg.io.dicom.read.object_header import Other
 from zoomseg.io.dicom.read.references import series_of
@@ -275,15 +276,7 @@ def _description(
     name: str, channel: str, schema: LabelSchema, annotated: Mapping[str, frozenset[str]]
 ) -> dict[str, object]:
     used = frozenset[str]().union(*annotated.values())
-    labels = {n: v for n, v in zip(schema.names, schema.values, strict=True) if n in used}
-    written: dict[str, object] = {
-        "name": name,
-        "channel_names": {"0": channel},
-        "labels": {"background": 0, **labels},
-        "numTraining": len(annotated),
-        "file_ending": ".nii.gz",
-    }
-    partial = {case: [n for n in labels if n in has] for case, has in annotated.items() if has != used}
-    if partial:
-        written["cases"] = {case: {"annotated": names} for case, names in partial.items()}
-    return written
+    labels = [(n, v) for n, v in zip(schema.names, schema.values, strict=True) if n in used]
+    known = LabelSchema(tuple(n for n, _ in labels), tuple(v for _, v in labels))
+    partial = {case: has for case, has in annotated.items() if has != used}
+    return dataset_description(name, (channel,), known, len(annotated), partial)

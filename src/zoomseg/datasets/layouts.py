@@ -13,13 +13,14 @@ import reprlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
-from zoomseg.core.labels import MAX_CLASSES, LabelSchema
+from zoomseg.core.labels import BACKGROUND, MAX_CLASSES, LabelSchema
 from zoomseg.core.modality import named
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.files import parse_json, read_file, why_unreadable
@@ -50,6 +51,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _INTEGER = re.compile(r"\d{1,9}")
+
+LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
+"""Folders of label files in a data set."""
+LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
+"""Files that may state the meaning of label values, in the order in which they are looked for."""
 
 LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) or images/, labels/ (plain)"
 
@@ -211,6 +217,23 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
     return schema, _parse_annotated(path, description, schema)
 
 
+def labelling_beside(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
+    """The label information of label files in a folder, as ``read_labelling``: of the first file of
+    ``LABELLING_FILES`` there that has any, otherwise of those above a folder of ``LABEL_FOLDERS``; None if
+    there is none.
+
+    Raises:
+        DatasetError: such a file is unreadable, or its labels are invalid.
+    """
+    above = [folder.parent] if folder.name in LABEL_FOLDERS else []
+    for file in (where / name for where in (folder, *above) for name in LABELLING_FILES):
+        if os.path.lexists(file):
+            found = read_labelling(file)
+            if found is not None:
+                return found
+    return None
+
+
 def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
     """The schemas of those label files beside a ``run.json`` that other runs wrote with other labels; by case
     id.
@@ -234,6 +257,37 @@ def read_labels_by_case(path: Path) -> dict[str, LabelSchema]:
 def read_description(root: Path) -> dict[str, Any] | None:
     """The content of ``dataset.json``, checked only to be a JSON object; None if there is no such file."""
     return read_json(root / "dataset.json") if os.path.lexists(root / "dataset.json") else None
+
+
+def dataset_description(
+    name: str,
+    channels: Sequence[str],
+    schema: LabelSchema,
+    cases: int,
+    annotated: Mapping[str, frozenset[str]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The content of ``dataset.json`` for a data set in nnU-Net's raw layout; ``open_dataset`` reads the same
+    from it.
+
+    Args:
+        cases: number of labelled cases.
+        annotated: by case id, the annotated labels of cases in which not all are.
+    """
+    written: dict[str, Any] = {
+        "name": name,
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
+        "labels": {BACKGROUND: 0, **schema.value_of},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    if schema.groups:
+        written["groups"] = {group: list(members) for group, members in schema.groups.items()}
+    if annotated:
+        written["cases"] = {
+            case: {"annotated": [label for label in schema.names if label in labels]}
+            for case, labels in annotated.items()
+        }
+    return written
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.geometry import FloatArray, Grid, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.datasets.layouts import dataset_description
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.scans import write_array, write_labels
 
@@ -540,13 +541,6 @@ def write_phantom_dataset(
 
 
 def _description(cases: int) -> dict[str, object]:
-    names_values = zip(PHANTOM_SCHEMA.names, PHANTOM_SCHEMA.values, strict=True)
-    return {
-        "name": "Phantom torso CT",
-        "description": "Synthetic patients, for testing software; not for research or clinical use.",
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0} | dict(names_values),
-        "groups": {name: list(members) for name, members in PHANTOM_SCHEMA.groups.items()},
-        "numTraining": cases,
-        "file_ending": ".nii.gz",
-    }
+    text = "Synthetic patients, for testing software; not for research or clinical use."
+    written = dataset_description("Phantom torso CT", ("CT",), PHANTOM_SCHEMA, cases)
+    return written | {"description": text}

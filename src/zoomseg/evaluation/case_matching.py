@@ -15,7 +15,13 @@ from zoomseg.core.errors import DatasetError, ScanError, listed, quoted
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.datasets.layouts import Dataset, open_dataset, read_labelling, read_labels_by_case
+from zoomseg.datasets.layouts import (
+    LABEL_FOLDERS,
+    Dataset,
+    labelling_beside,
+    open_dataset,
+    read_labels_by_case,
+)
 from zoomseg.evaluation.provenance import read_scans
 from zoomseg.io.files import same_file
 from zoomseg.io.scans import (
@@ -26,9 +32,6 @@ from zoomseg.io.scans import (
     read_label_values,
     read_labels,
 )
-
-LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
-LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def find_pairs(
     """
     _refuse_exchanged(predictions, reference.root if isinstance(reference, Dataset) else reference)
     predicted_files = _label_files(predictions)
-    predicted = _labelling(predictions)
+    predicted = labelling_beside(predictions)
     source = _open_reference(reference)
     ids = [case for case in sorted(predicted_files) if case in source.files]
     same = [case for case in ids if same_file(predicted_files[case], source.files[case])]
@@ -235,7 +238,7 @@ def _open_reference(reference: Path | Dataset) -> _Reference:
         annotated = {case.id: case.annotated for case in dataset.cases if case.annotated is not None}
         return _Reference(files, dataset.schema, annotated, _scans(dataset))
     folder = next((path / n for n in LABEL_FOLDERS if os.path.isdir(path / n)), path)
-    schema, annotated = _labelling(folder) or (None, {})
+    schema, annotated = labelling_beside(folder) or (None, {})
     return _Reference(_label_files(folder), schema, annotated, {})
 
 
@@ -249,17 +252,6 @@ def _label_files(folder: Path) -> dict[str, Path]:
     if not files:
         raise DatasetError(f"{folder}: no label files in this folder; expected <case>.nii.gz")
     return files
-
-
-def _labelling(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
-    """The label information in a JSON file beside the labels."""
-    beside = [folder, folder.parent] if folder.name in LABEL_FOLDERS else [folder]
-    for file in (where / name for where in beside for name in LABELLING_FILES):
-        if os.path.lexists(file):
-            found = read_labelling(file)
-            if found is not None:
-                return found
-    return None
 
 
 def _other_labels(folder: Path) -> dict[str, LabelSchema]:

@@ -7,8 +7,6 @@ organs is corrected after Holm. Writes ``compare.csv``, ``compare.json`` and ``c
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +23,7 @@ from zoomseg.evaluation.result import METRICS, Evaluation, without_name
 from zoomseg.evaluation.saved import read_scores
 from zoomseg.inference.html_page import p_value, page, signed
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.tables import csv_text, number_cell
 
 LEAST_PAIRS = 6
 """With fewer pairs no two-sided signed-rank test can reach p < 0.05."""
@@ -304,7 +303,7 @@ def compare_folders(folders: Sequence[Path], out: Path, metric: str = "dice") ->
         for other, name in zip(evaluations[1:], names[1:], strict=True)
     )
     writable_directory(out)
-    write_text_atomic(out / "compare.csv", csv_text(found))
+    write_text_atomic(out / "compare.csv", as_csv(found))
     sides = {name: str(folder) for name, folder in zip(names, folders, strict=True)}
     write_json_atomic(out / "compare.json", as_json(found, sides))
     write_text_atomic(out / "compare.html", html(found, sides))
@@ -331,20 +330,15 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [name if name not in names[:at] else f"{name} ({at + 1})" for at, name in enumerate(names)]
 
 
-def csv_text(comparisons: Sequence[Comparison]) -> str:
+def as_csv(comparisons: Sequence[Comparison]) -> str:
     """One line per comparison and organ, the mean first; undefined values are empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("first_folder", "other_folder", "metric", *(f.name for f in fields(Difference))))
+    columns = ("first_folder", "other_folder", "metric", *(f.name for f in fields(Difference)))
+    rows = []
     for comparison in comparisons:
         for row in (comparison.mean, *comparison.organs):
-            values = [_digits(v) if isinstance(v, float) else v for v in asdict(row).values()]
-            writer.writerow([comparison.first, comparison.other, comparison.metric, *values])
-    return text.getvalue()
-
-
-def _digits(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+            values = [number_cell(v) if isinstance(v, float) else v for v in asdict(row).values()]
+            rows.append([comparison.first, comparison.other, comparison.metric, *values])
+    return csv_text(columns, rows)
 
 
 def as_json(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> dict[str, object]:

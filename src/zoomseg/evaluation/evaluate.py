@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import multiprocessing
 import signal
@@ -34,6 +32,7 @@ from zoomseg.inference.batch import why
 from zoomseg.inference.organ_pictures import centre_of_all, overview, window_of
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic, writing
 from zoomseg.io.scans import header_notes_by_case, read_grid
+from zoomseg.io.tables import csv_text, number_cell
 
 SCORES = ("dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "reference_ml")
 COLUMNS = ("case", "organ", *SCORES, "region_recall", *LOSSES)
@@ -332,16 +331,14 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
     """Write ``metrics.csv``. Scores of an organ that neither map has are empty, as are unknown attributions;
     distances to an organ that only one map has are ``inf``."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    rows = []
     for case in evaluation.cases:
         for row in case.scores:
             told = case.attributions.get(row.organ, NOTHING)
             values = [getattr(row, column) for column in SCORES]
             values += [told.region_recall, *(getattr(told, loss) for loss in LOSSES)]
-            table.writerow([case.id, row.organ, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
-    write_text_atomic(path, text.getvalue())
+            rows.append([case.id, row.organ, *map(number_cell, values)])
+    write_text_atomic(path, csv_text(COLUMNS, rows))
 
 
 def write_flare(path: Path, evaluation: Evaluation) -> None:
@@ -350,14 +347,13 @@ def write_flare(path: Path, evaluation: Evaluation) -> None:
     empty."""
     known = {organ_words(organ): organ for organ in evaluation.organs}
     columns = {flare: known.get(organ_words(organ), "") for flare, (organ, _) in FLARE22_ORGANS.items()}
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["Name", *(f"{flare}_{metric}" for metric in ("DSC", "NSD") for flare in columns)])
+    heading = ["Name", *(f"{flare}_{metric}" for metric in ("DSC", "NSD") for flare in columns)]
+    rows = []
     for case in evaluation.cases:
         scores = {score.organ: score for score in case.scores}
         found = [scores.get(organ) for organ in columns.values()]
         values = [math.nan if s is None else s.dice for s in found]
         values += [math.nan if s is None else s.nsd for s in found]
         cells = ("" if math.isnan(v) else str(round(v, FLARE22_DIGITS)) for v in values)
-        table.writerow([f"{case.id}.nii.gz", *cells])
-    write_text_atomic(path, text.getvalue())
+        rows.append([f"{case.id}.nii.gz", *cells])
+    write_text_atomic(path, csv_text(heading, rows))

@@ -4,13 +4,12 @@ here."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from zoomseg.inference.efficiency import Measures
 from zoomseg.io.files import write_text_atomic
+from zoomseg.io.tables import csv_text
 
 EFFICIENCY = "Efficiency.csv"
 
@@ -36,13 +35,11 @@ def write_efficiency(folder: Path, measured: Mapping[str, Measures], cases: Iter
     known = [case for case in cases if case in measured]
     if not known:
         return
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["Name", *COLUMNS])
-    for case in known:
-        cells = (_cell(measured[case].get(measure), digits) for measure, digits in COLUMNS.values())
-        table.writerow([f"{case}.nii.gz", *cells])
-    write_text_atomic(folder / EFFICIENCY, text.getvalue())
+    rows = [
+        [f"{case}.nii.gz", *(_cell(measured[case].get(name), digits) for name, digits in COLUMNS.values())]
+        for case in known
+    ]
+    write_text_atomic(folder / EFFICIENCY, csv_text(["Name", *COLUMNS], rows))
 
 
 def _cell(value: float | None, digits: int | None) -> str:

@@ -18,6 +18,7 @@ from zoomseg.evaluation.provenance import read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_TOLERANCES, Tolerances
 from zoomseg.io.files import parse_json, read_file, writable_directory
+from zoomseg.io.tables import rows_of
 
 
 def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
@@ -29,7 +30,7 @@ def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
         scores: dict[str, list[OrganScore]] = {}
         told: dict[str, dict[str, Attribution]] = {}
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
+            for line in rows_of(file):
                 case, organ = line["case"], line["organ"]
                 values = {key: _number(line[key]) for key in SCORES}
                 scores.setdefault(case, []).append(OrganScore(organ, **values))

@@ -12,8 +12,6 @@ network would still lose is lost by the recipe itself:
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -35,6 +33,7 @@ from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.files import writable_directory, write_text_atomic
+from zoomseg.io.tables import csv_text
 from zoomseg.pipeline import fusion
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction
 from zoomseg.pipeline.grid import stage_grid
@@ -297,12 +296,8 @@ def write(rows: Sequence[UpperBound], out: Path, title: str) -> None:
         OutputError: ``out`` cannot be written.
     """
     writable_directory(out)
-    text = io.StringIO()
-    lines = csv.DictWriter(text, [field.name for field in fields(UpperBound)], lineterminator="\n")
-    lines.writeheader()
-    for row in rows:
-        lines.writerow({key: round(v, 5) if isinstance(v, float) else v for key, v in asdict(row).items()})
-    write_text_atomic(out / "ceiling.csv", text.getvalue())
+    lines = ([round(v, 5) if isinstance(v, float) else v for v in asdict(row).values()] for row in rows)
+    write_text_atomic(out / "ceiling.csv", csv_text([field.name for field in fields(UpperBound)], lines))
     heading, *body = table(rows)
     rule = ["---", *("---:" for _ in heading[1:])]
     cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in (heading, rule, *body)]

@@ -14,6 +14,7 @@ from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.core.geometry import Box, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io.files import read_file, write_text_atomic
+from zoomseg.io.tables import csv_text, rows_of
 
 COLUMNS = (
     *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
@@ -127,7 +128,7 @@ def read_summary(path: Path) -> list[OrganRow]:
         OSError: the file cannot be read.
         ValueError: it is not such a file.
     """
-    table = csv.DictReader(io.StringIO(read_file(path).decode("utf-8"), newline=""))
+    table = rows_of(io.StringIO(read_file(path).decode("utf-8"), newline=""))
     try:
         return [_row(cells) for cells in table]
     except (csv.Error, KeyError, TypeError) as error:
@@ -191,8 +192,4 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    write_text_atomic(path, text.getvalue())
+    write_text_atomic(path, csv_text(columns, rows))

@@ -43,7 +43,10 @@ lie above those of every training case. They are air or fat, which every CT show
 NEGATIVE = 0.1
 """Relative to its brightest voxels: a scan whose values are no farther below zero was merely interpolated."""
 
-WAY_OUT = "use a model that was trained on such scans ('zoomseg predict --any-scan' segments it nevertheless)"
+WAY_OUT = (
+    "use a model that was trained on such scans ('zoomseg predict --any-scan', or any_scan=True in Python, "
+    "segments it nevertheless)"
+)
 
 MAX_CASES = 64
 """Maximum number of cases whose intensities are stored."""

@@ -22,11 +22,12 @@ from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import UNITS, spoken
 from zoomseg.core.tiling import starts
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.network_sizes import Cost, costs_of, step_bytes
 from zoomseg.planning.organ_groups import Group, groups_of, why_not
-from zoomseg.planning.rationale import Plan, Reason, about, count, gigabytes, organ_reasons, times
+from zoomseg.planning.rationale import Plan, Reason, about, count, organ_reasons, times
 from zoomseg.planning.stage_plans import (
     SINGLE_STAGE_FACTOR,
     Layout,
@@ -214,8 +215,8 @@ def _fitting_memory(
             return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
         if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
             raise RecipeError(
-                f"a training step of recipe '{recipe.name}' needs {needed / 1e9:.2f} GB even with patches of "
-                f"{recipe.fine_patch_voxels} voxels; {device.name} has {available / 1e9:.2f} GB to spare; "
+                f"a training step of recipe '{recipe.name}' needs {spoken(needed)} even with patches of "
+                f"{recipe.fine_patch_voxels} voxels; {device.name} has {spoken(available)} to spare; "
                 "use a device with more memory, or a recipe with a smaller batch or fewer channels"
             )
         recipe = _shrunk(recipe)
@@ -271,24 +272,23 @@ def _memory(device: Device) -> int:
 
 
 def _why_memory(needed: int, device: Device, larger: int, shrinkings: int) -> Reason:
-    beside = "" if device.room_for_data == 0 else f", training data's {gigabytes(device.room_for_data)} aside"
+    beside = "" if device.room_for_data == 0 else f", training data's {spoken(device.room_for_data)} aside"
     why = (
-        f"of the {gigabytes(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
-        f"{gigabytes(_memory(device))}{beside}) that {device.name} may spare for it"
+        f"of the {spoken(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
+        f"{spoken(_memory(device))}{beside}) that {device.name} may spare for it"
     )
     if larger > 1:
         why += f"; on a GPU, fine patches may be {larger} times as large as on a CPU"
     if shrinkings:
         why += f"; to fit, patches and the coarse grid were made smaller by {SHRINK:g}, {shrinkings} times"
-    return Reason("memory of a step", gigabytes(needed), why)
+    return Reason("memory of a step", spoken(needed), why)
 
 
 def _why_network(recipe: specs.PlannedRecipe, stage: specs.Stage, cost: Cost) -> Reason:
     assert isinstance(stage.network, specs.ResEncUNet)
     channels = stage.network.channels
-    size = (
-        f"{cost.parameters / 1e6:.2f} million weights, {2 * cost.parameters / 1e6:.1f} MB in half precision"
-    )
+    half = f"{2 * cost.parameters / UNITS['M']:.1f} MB in half precision"
+    size = f"{cost.parameters / 1e6:.2f} million weights, {half}"
     why = f"the recipe's {channels[0]} channels at first, doubled by level up to its {recipe.max_channels}"
     return Reason(f"{stage.name} network", f"{' '.join(map(str, channels))} channels; {size}", why)
 

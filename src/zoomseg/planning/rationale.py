@@ -145,11 +145,6 @@ def millilitres(volume_ml: float) -> str:
     return f"{volume_ml:.3g}" if volume_ml < 100 else f"{volume_ml:,.0f}"
 
 
-def gigabytes(size: float) -> str:
-    """``1.08 GB``."""
-    return f"{size / 1e9:.3g} GB"
-
-
 def as_whole(values: Vector3) -> Index3:
     """Rounded."""
     return (round(values[0]), round(values[1]), round(values[2]))

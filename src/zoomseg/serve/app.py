@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ValidationError
 
 from zoomseg.core.errors import DatasetError, OutputError, ScanError, ZoomSegError
+from zoomseg.core.labels import LabelSchema
 from zoomseg.inference.batch import segmentation_path
 from zoomseg.io.scans import ScanInput
 from zoomseg.serve.access import Access, Guard
@@ -69,13 +70,19 @@ RESULTS = (
 
 
 class ModelView(BaseModel):
-    """An available model."""
+    """An available model. ``groups`` are names for several organs each."""
 
     name: str
     recipe: str
     organs: list[str]
     stages: list[str]
     channels: list[str]
+    groups: dict[str, list[str]] = {}
+
+    def grouped(self, schema: LabelSchema) -> LabelSchema:
+        """A label schema with those groups of the model that it has all labels of."""
+        groups = {name: tuple(own) for name, own in self.groups.items() if set(own) <= set(schema.names)}
+        return replace(schema, groups=groups)
 
 
 class JobView(BaseModel):
@@ -385,7 +392,7 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
             def add() -> None:
                 scan, labels = (service.result(job, name) for name in ("scan.nii.gz", "labels.nii.gz"))
                 with _results_of(job):
-                    schema = schema_of_result(service.jobs.out(job))
+                    schema = model.grouped(schema_of_result(service.jobs.out(job)))
                     service.corrections.add(job, place, scan, labels, schema, model.channels)
 
             await to_thread.run_sync(add)

@@ -13,18 +13,19 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
-from zoomseg.core.labels import BACKGROUND, LabelSchema
-from zoomseg.datasets.layouts import read_json
+from zoomseg.core.labels import LabelSchema
+from zoomseg.datasets.layouts import dataset_description, read_json
 from zoomseg.io.files import atomic_path, link_or_copy, writable_directory, write_json_atomic, writing
 from zoomseg.io.nifti_header import AnyArray
-from zoomseg.io.scans import read_grid, read_label_values, write_array
+from zoomseg.io.scans import read_grid, read_label_values, scan_files, write_array
 from zoomseg.serve.jobs import Job, QueueFullError
 
 MAX_ARRIVING = 8
@@ -96,7 +97,7 @@ class Corrections:
             uploaded: the corrected label map, as uploaded.
             scan: as NIfTI.
             predicted: the label map that was corrected; its grid is the scan's.
-            schema: of the label map.
+            schema: of the label map, with the groups that the model's recipe may name.
             channels: of the model.
 
         Raises:
@@ -108,7 +109,7 @@ class Corrections:
             raise NotCorrectableError("only scans of one channel can become training cases")
         values = _checked(uploaded, predicted, schema)
         with self._guard:
-            self._describe(job.model, schema, channels[0])
+            self._require_same(job.model, schema, channels)
             image = self._image(job)
             for place in (image, self.labels(job)):
                 writable_directory(place.parent)
@@ -116,6 +117,7 @@ class Corrections:
                 with atomic_path(image) as partial:  # a scan is large and does not change
                     link_or_copy(scan, partial)
             write_array(self.labels(job), values, read_grid(predicted), like=predicted)
+            self._describe(job.model, schema, channels)
 
     def remove(self, job: Job) -> None:
         """Delete a job's training case, if it has one."""
@@ -123,30 +125,47 @@ class Corrections:
             for place in (self.labels(job), self._image(job)):
                 with writing(place):
                     place.unlink(missing_ok=True)
+            with suppress(ZoomSegError):  # a full disk; the next correction counts again
+                self._write_known(job.model)
 
     def _image(self, job: Job) -> Path:
         return self.data_set(job.model) / "imagesTr" / f"{job.id}_0000.nii.gz"
 
-    def _describe(self, model: str, schema: LabelSchema, channel: str) -> None:
-        folder = writable_directory(self.data_set(model))
-        said = {
-            "name": f"corrected results of {model}",
-            "channel_names": {"0": channel},
-            "labels": {BACKGROUND: 0, **schema.value_of},
-            "file_ending": ".nii.gz",
-        }
-        if not (folder / "dataset.json").exists():
-            write_json_atomic(folder / "dataset.json", said)
-            return
-        try:
-            known = read_json(folder / "dataset.json")
-        except DatasetError as error:
-            raise NotCorrectableError("the training cases' dataset.json is damaged") from error
-        if any(known.get(key) != said[key] for key in ("channel_names", "labels")):
+    def _require_same(self, model: str, schema: LabelSchema, channels: Sequence[str]) -> None:
+        known, wanted = self._described(model), dataset_description(model, channels, schema, 0)
+        if known is None:
+            raise NotCorrectableError("the training cases' dataset.json is damaged")
+        if known and any(known.get(key) != wanted[key] for key in ("channel_names", "labels")):
             raise NotCorrectableError(
                 "there are training cases of a model of this name with other labels; move their folder "
                 f"corrected/{model} away"
             )
+
+    def _describe(self, model: str, schema: LabelSchema, channels: Sequence[str]) -> None:
+        """Write ``dataset.json``; other entries of an existing one are kept."""
+        name = f"corrected results of {model}"
+        self._write(model, (self._described(model) or {}) | dataset_description(name, channels, schema, 0))
+
+    def _write_known(self, model: str) -> None:
+        known = self._described(model)
+        if known:
+            self._write(model, known)
+
+    def _write(self, model: str, description: Mapping[str, Any]) -> None:
+        """Write ``dataset.json`` with the number of cases that are there."""
+        folder = self.data_set(model)
+        cases = len(scan_files(folder / "labelsTr"))
+        write_json_atomic(folder / "dataset.json", {**description, "numTraining": cases})
+
+    def _described(self, model: str) -> dict[str, Any] | None:
+        """The content of ``dataset.json``; empty if there is none yet, None if it is damaged."""
+        file = self.data_set(model) / "dataset.json"
+        if not file.exists():
+            return {}
+        try:
+            return read_json(file)
+        except DatasetError:
+            return None
 
 
 def _checked(uploaded: Path, predicted: Path, schema: LabelSchema) -> AnyArray:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,9 @@ from pydantic import BaseModel
 from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.datasets.layouts import read_json, read_labelling, read_labels_by_case
+from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling, read_labels_by_case
 from zoomseg.io.scans import read_label_values
-
-NAMED_IN = ("run.json", "labels.json", "dataset.json")
-"""Files beside a label map, or in the folder above, that may define its values."""
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""Text that begins with one of these is a formula for spreadsheet programs."""
+from zoomseg.io.tables import csv_text, rows_of
 
 MAX_SUMMARY_BYTES = 64 * 1024**2
 
@@ -97,28 +91,12 @@ def summary_of_result(out: Path, case: str, name: str) -> str:
     rows = list(_summary(out / "summary.csv", case).values())
     if not rows:
         raise DatasetError(f"{out / 'summary.csv'}: no row of this case")
-    return csv_text(list(rows[0]), [{**row, "case": name} for row in rows])
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """A table as CSV. Text of users cannot become a formula in a spreadsheet program: if it begins like one,
-    it is prefixed with an apostrophe, which marks it as text in these programs."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
-    return file.getvalue()
-
-
-def _no_formula(value: object) -> object:
-    if isinstance(value, str) and value[:1] in FORMULA_STARTS and _number(value) is None:
-        return f"'{value}"
-    return value
+    return csv_text(list(rows[0]), [{**row, "case": name}.values() for row in rows])
 
 
 def organs_of_file(labels: Path, case: str) -> list[Organ]:
-    """The organs present in a label map, with their volumes, named by the files of ``NAMED_IN`` if there are
-    any.
+    """The organs present in a label map, with their volumes, named by files beside it if there are any (see
+    ``labelling_beside``).
 
     Raises:
         ScanError: it cannot be read, or contains no organ.
@@ -151,11 +129,8 @@ def _named(labels: Path, case: str, rows: Mapping[str, Mapping[str, str]]) -> li
     other = read_labels_by_case(run).get(case) if run.is_file() else None
     if other is not None:
         return _organs(other, rows)
-    for place in [folder / name for name in NAMED_IN] + [folder.parent / "dataset.json"]:
-        found = read_labelling(place) if place.is_file() else None
-        if found is not None:
-            return _organs(found[0], rows)
-    return []
+    found = labelling_beside(folder)
+    return [] if found is None else _organs(found[0], rows)
 
 
 def _organs(schema: LabelSchema, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
@@ -174,7 +149,7 @@ def _summary(path: Path, case: str) -> dict[str, dict[str, str]]:
         if path.stat().st_size > MAX_SUMMARY_BYTES:
             raise DatasetError(f"{path}: larger than {MAX_SUMMARY_BYTES} bytes; not a summary of ours")
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["organ"]: row for row in csv.DictReader(file) if row["case"] == case}
+            return {row["organ"]: row for row in rows_of(file) if row["case"] == case}
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, csv.Error) as error:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from zoomseg.core.errors import DatasetError
 from zoomseg.io.files import parse_json, read_file, write_json_atomic
-from zoomseg.serve.organs import Organ, csv_text
+from zoomseg.io.tables import csv_text
+from zoomseg.serve.organs import Organ
 
 MAX_COMMENT = 1000
 """Maximum number of characters."""
@@ -125,8 +126,5 @@ def review_csv(review: Review) -> str:
     """As a table: a row for every organ."""
     return csv_text(
         ["case", "model", *ReviewRow.model_fields],
-        [
-            {"case": review.scan, "model": review.model, **row.model_dump(mode="json")}
-            for row in review.organs
-        ],
+        [[review.scan, review.model, *row.model_dump(mode="json").values()] for row in review.organs],
     )

@@ -63,6 +63,7 @@ def served_models(names: Sequence[str]) -> tuple[dict[str, Path], dict[str, Mode
             organs=list(trained.schema.names),
             stages=[stage.name for stage in trained.recipe.stages],
             channels=list(trained.channel_names),
+            groups={name: list(organs) for name, organs in trained.schema.groups.items()},
         )
     return folders, views
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from zoomseg.inference.batch import Failed, tried
 from zoomseg.inference.html_page import number
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.tables import csv_text, number_cell
 from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.reference import stage_labels
 from zoomseg.pipeline.roi import dilated_foreground
@@ -210,13 +210,11 @@ def _finding(split: str, points: Sequence[Point]) -> str:
 
 
 def _csv(points: Sequence[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for p in points:
-        scores = (f"{v:.6g}" for v in (p.sensitivity, p.false_positive_rate))
-        writer.writerow([p.split, p.organ, p.radius_vox, *scores, p.cases])
-    return text.getvalue()
+        scores = (number_cell(v) for v in (p.sensitivity, p.false_positive_rate))
+        rows.append([p.split, p.organ, p.radius_vox, *scores, p.cases])
+    return csv_text(COLUMNS, rows)
 
 
 def _sheet(split: str, points: Sequence[Point]) -> Sheet:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import statistics
@@ -17,6 +15,7 @@ from zoomseg.evaluation.figures import dice_by_organ
 from zoomseg.evaluation.result import CaseResult, Evaluation, mean
 from zoomseg.inference.html_page import number, p_value
 from zoomseg.io.files import write_text_atomic
+from zoomseg.io.tables import csv_text, number_cell
 from zoomseg.study.ablations import Ablation, Published, Row, find_organ
 from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.steps import Steps
@@ -297,7 +296,7 @@ def write_table(
 ) -> Page:
     """Write ``table.csv`` and ``table.md``; the page has no plots, which take seconds to draw."""
     table = lines(study, results, schema)
-    write_text_atomic(out / "table.csv", csv_text(table))
+    write_text_atomic(out / "table.csv", as_csv(table))
     page = Page(
         f"{study.name}: the paper's study on your data",
         findings(results, schema),
@@ -329,19 +328,13 @@ def _boxes(results: Sequence[RowResult], organ: str) -> dict[str, list[float]]:
     return {r.name: list(_by_case(r.evaluation, organ).values()) for r in results}
 
 
-def csv_text(table: Iterable[Line]) -> str:
+def as_csv(table: Iterable[Line]) -> str:
     """One line per row and organ; undefined values are empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for line in table:
         values = (getattr(line, column) for column in COLUMNS)
-        writer.writerow([_number(v) if isinstance(v, float) else v for v in values])
-    return text.getvalue()
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+        rows.append([number_cell(v) if isinstance(v, float) else v for v in values])
+    return csv_text(COLUMNS, rows)
 
 
 def _sheet(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from zoomseg.anatomy.organ_names import alike, label_of
 from zoomseg.atlas.library import MANIFEST, AtlasLibrary
@@ -20,7 +18,7 @@ from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference import atlas_priors
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.scans import find_scans
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
@@ -38,6 +36,7 @@ from zoomseg.study.recipe_edits import (
     with_small_organs,
 )
 from zoomseg.study.split_file import CaseSplit, read_splits
+from zoomseg.study.study_record import StudyRecord
 from zoomseg.training import atlases, fine_tuning, requested_recipe, self_training, training_run
 from zoomseg.training.log import Observer, Silent
 from zoomseg.training.loop import Split
@@ -131,8 +130,7 @@ class Trainings:
         if self.splits:
             return self._listed(fold)
         return requested_recipe.choose_split(
-            self.dataset,
-            requested_recipe.TrainingRequest(folds=self.count, fold=fold, seed=self.settings.seed),
+            self.dataset, requested_recipe.TrainingRequest(folds=self.count, fold=fold)
         )
 
     def _listed(self, fold: int) -> Split:
@@ -151,16 +149,19 @@ class Trainings:
         return self.out / "atlases" / "registered"
 
     def model(self, training: Training, fold: int) -> Bundle:
-        """The trained model: from disk if it is finished, otherwise trained or resumed now.
+        """The trained model: from disk if it is finished, otherwise, or if it is damaged, trained or resumed
+        now.
 
         Raises:
             InterruptedTrainingError: the user stopped it; the next call continues.
         """
         folder = self.folder(training.id, fold)
-        if (folder / "model.json").is_file():
-            model = bundle.load(folder)
-            if model.provenance.get("complete") is True:
-                return model
+        model = training_run.complete_model(folder)
+        if model is not None and model.graphs:
+            return model
+        if model is not None:
+            with self.watch.training() as observer:
+                return training_run.with_graphs(model, folder, observer)
         self.watch.say(f"training '{training.id}', fold {fold} of {self.count}")
         try:
             return self._train(training, fold, folder)
@@ -205,7 +206,7 @@ class Trainings:
     def _train(self, training: Training, fold: int, folder: Path) -> Bundle:
         if training.unlabelled:
             return self._train_with_unlabelled(training, fold, folder)
-        if (folder / "training" / "job.json").is_file():
+        if training_run.is_begun(folder):
             with self.watch.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.start(training))
@@ -312,12 +313,11 @@ def open_trainings(
     recipe = _recipe(study, settings, dataset)
     if isinstance(study, Ablation) and isinstance(recipe, Recipe):
         _check_rows(study, recipe, settings, dataset)
-    record = _record(study, dataset, settings, count) | _chosen(settings, splits, unseen)
-    file = out / "study.json"
+    record, file = _record(study, dataset, settings, count, splits, unseen), out / "study.json"
     if file.exists():
-        _check_same(file, record)
+        record.require_same(file)
     writable_directory(out)
-    write_json_atomic(file, record)
+    record.write(file)
     watch, small = watch or Watch(), _small(settings, dataset)
     if isinstance(recipe, PlannedRecipe):
         cases = splits[folds[0]].train if splits else dataset.labelled_ids
@@ -498,53 +498,28 @@ def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Da
 
 
 def _record(
-    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, count: int
-) -> dict[str, object]:
-    return {
-        "ablation": study.name,
-        "data set": dataset.name,
-        "cases": list(dataset.ids),
-        "time budget in seconds": settings.seconds,
-        "folds": count,
-        "seed": settings.seed,
-        "coarser": settings.coarser,
-        "narrower": settings.narrower,
-        "init": None if settings.init is None else digests.of_model(bundle.load(settings.init)),
-    }
-
-
-def _chosen(settings: Settings, splits: tuple[CaseSplit, ...], unseen: Dataset | None) -> dict[str, object]:
-    """Optional settings of a study; None is the default. Of files, their content: trainings that are still to
-    come read them again."""
+    study: Ablation | RegionCurve,
+    dataset: Dataset,
+    settings: Settings,
+    count: int,
+    splits: tuple[CaseSplit, ...],
+    unseen: Dataset | None,
+) -> StudyRecord:
     scans = () if settings.unlabelled is None else find_scans(settings.unlabelled)
-    return {
-        "recipe": None if settings.recipe is None else load(settings.recipe).model_dump(mode="json"),
-        "small organs": list(settings.small) or None,
-        "atlases": settings.atlases,
-        "splits": [[list(s.train), list(s.validation), list(s.test)] for s in splits] or None,
-        "test set": None if settings.test is None or unseen is None else [unseen.name, *unseen.ids],
-        "unlabelled scans": [scan.id for scan in scans] or None,
-    }
-
-
-def _check_same(file: Path, record: dict[str, object]) -> None:
-    try:
-        before: Any = parse_json(read_file(file))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{file} is damaged ({error}); choose another folder") from error
-    if not isinstance(before, dict):
-        raise TrainingError(f"{file} is damaged (not a JSON object); choose another folder")
-    for key, value in record.items():
-        if before.get(key) != value:
-            was, now = (_short(v) for v in (before.get(key), value))
-            other = "which has changed since then" if was == now else f"this one has {now}"
-            raise TrainingError(
-                f"{file.parent} holds a study with {key} {was}, {other}; "
-                "give the same options to continue it, or choose another folder"
-            )
-
-
-def _short(value: object) -> str:
-    """A setting for a message; of a recipe, its name."""
-    text = json.dumps(value.get("name") if isinstance(value, dict) else value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return StudyRecord(
+        ablation=study.name,
+        data_set=dataset.name,
+        cases=dataset.ids,
+        time_budget_in_seconds=settings.seconds,
+        folds=count,
+        seed=settings.seed,
+        coarser=settings.coarser,
+        narrower=settings.narrower,
+        init=None if settings.init is None else digests.of_model(bundle.load(settings.init)),
+        recipe=None if settings.recipe is None else load(settings.recipe).model_dump(mode="json"),
+        small_organs=settings.small or None,
+        atlases=settings.atlases,
+        splits=tuple((s.train, s.validation, s.test) for s in splits) or None,
+        test_set=None if settings.test is None or unseen is None else (unseen.name, *unseen.ids),
+        unlabelled_scans=tuple(scan.id for scan in scans) or None,
+    )

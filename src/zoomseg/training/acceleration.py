@@ -24,35 +24,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, listed
+from zoomseg.core.errors import DatasetError, ModelError, TrainingError, listed, quoted
 from zoomseg.core.geometry import Index3, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
+from zoomseg.inference.batch import Failed
 from zoomseg.inference.load import load_predictor, ready_predictor
-from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import (
-    check_name,
-    read_file,
-    reason_of,
-    writable_directory,
-    write_json_atomic,
-    write_text_atomic,
-)
-from zoomseg.io.manifests import first_problem
-from zoomseg.io.scans import ScanInput, find_scans, read_grid, read_labels, read_scan, write_labels
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.scans import ScanInput, find_scans, read_grid, read_labels, write_labels
 from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.planning import stage_plans
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import BodyMask, PlannedRecipe, Recipe, Stage, WholeVolume
-from zoomseg.training import candidate_regions, loop, record, requested_recipe, training_run
+from zoomseg.training import candidate_regions, loop, model_labels, record, requested_recipe, training_run
 from zoomseg.training.candidate_regions import ChosenRegion
 from zoomseg.training.log import Observer
 from zoomseg.training.record import AccelerationRecord
@@ -72,6 +65,16 @@ class _Found(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     cases: dict[str, tuple[str, ...] | None]
+
+
+def _organs_by_case(known: _Found) -> dict[str, tuple[str, ...]]:
+    return {case: found or () for case, found in known.cases.items()}
+
+
+def _write(path: Path, case: Case, result: Prediction) -> tuple[str, ...]:
+    """Write the model's labels of a scan; the organs that it found."""
+    write_labels(path, result.labels)
+    return result.labels.present
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,10 @@ class Acceleration:
     def _labels(self) -> Path:
         return self.out / DISTILLATION / "labels"
 
+    @property
+    def _list(self) -> Path:
+        return self._labels / "labels.json"
+
     # --- the labels of the model --------------------------------------------------------------------
 
     def label(self, device: Device, observer: Observer) -> None:
@@ -116,12 +123,11 @@ class Acceleration:
             if todo:
                 predictor = load_predictor(self.models, device, on_warning=observer.message)
                 writable_directory(self._labels)
-            for number, scan in enumerate(todo):
-                observer.preparing("labels", number, len(todo))
-                done[scan.id] = self._labelled(scan, predictor, observer)
-                file = self._labels / "labels.json"
-                write_json_atomic(file, _Found(cases=done).model_dump(mode="json"))
-            observer.preparing("labels", len(todo), len(todo))
+                for scan, found in model_labels.label(
+                    todo, predictor, self._labels, _write, "labels", observer
+                ):
+                    done[scan.id] = None if isinstance(found, Failed) else found
+                    write_json_atomic(self._list, _Found(cases=done).model_dump(mode="json"))
         self._tell(observer)
 
     @property
@@ -130,29 +136,9 @@ class Acceleration:
         region = self.out / DISTILLATION / REGION
         return region.with_suffix(".yaml").is_file() or training_run.is_begun(self.out)
 
-    def _labelled(self, scan: ScanInput, predictor: Predictor, observer: Observer) -> tuple[str, ...] | None:
-        path = self._labels / f"{scan.id}.nii.gz"
-        try:
-            check_name(path)
-            case = read_scan(scan, channels_last=predictor.channels > 1)
-            found = predictor.predict(case, keep=False).labels
-        except ZoomSegError as error:
-            observer.message(f"{scan.id}: not used ({error})")
-            return None
-        write_labels(path, found)
-        return found.present
-
     def _found(self) -> dict[str, tuple[str, ...] | None]:
-        file = self._labels / "labels.json"
-        try:
-            return dict(_Found.model_validate_json(read_file(file)).cases)
-        except FileNotFoundError:
-            return {}
-        except (ValidationError, OSError) as error:
-            reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
-            raise TrainingError(
-                f"{file} is damaged ({reason}); remove it to label the scans again"
-            ) from error
+        found = model_labels.read_list(self._list, _Found, _organs_by_case, self.schema)
+        return {} if found is None else dict(found.cases)
 
     @cached_property
     def split(self) -> loop.Split:
@@ -191,11 +177,20 @@ class Acceleration:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The scans with the model's labels; labels that no training scan has are left out."""
+        """The scans with the model's labels; labels that no training scan has are left out.
+
+        Raises:
+            TrainingError: the list of labelled scans is damaged.
+        """
         schema = self.schema
         names = self.organs
         known = LabelSchema(names, tuple(schema.values[schema.names.index(name)] for name in names))
         files = {scan.id: scan.paths for scan in scans_in(self.scans)}
+        for id_ in (*self.split.train, *self.split.validation):
+            if id_ not in files:
+                raise model_labels.damaged(
+                    self._list, f"case {quoted(id_)} is none of the scans in {self.scans}"
+                )
         cases = [
             CaseFiles(id_, files[id_], self._known_labels(id_, known))
             for id_ in sorted((*self.split.train, *self.split.validation))

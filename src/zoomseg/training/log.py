@@ -74,7 +74,7 @@ class Log:
         kept = self._kept_rows(resume_at) if resume_at is not None else []
         # Replaced as a whole, then appended to: a kill in between loses no earlier row.
         with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
+            table = csv.writer(file, lineterminator="\n")
             table.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
             table.writerows(kept)
         board = folder / "tensorboard"
@@ -83,7 +83,7 @@ class Log:
             # Not SummaryWriter: its thread dies if the disk is full, and then blocks all further writes.
             self._board = EventsWriter(str(board / "events"))
         self._file = self.path.open("a", newline="", encoding="utf-8")
-        self._csv = csv.writer(self._file)
+        self._csv = csv.writer(self._file, lineterminator="\n")
 
     def __enter__(self) -> Log:
         return self

@@ -44,7 +44,7 @@ class TrainingRequest:
     of a task that the training is part of.
 
     Raises:
-        TrainingError: an invalid length or seed.
+        TrainingError: an invalid length or seed, or two lengths.
     """
 
     recipe: str | None = None
@@ -62,6 +62,8 @@ class TrainingRequest:
 
     def __post_init__(self) -> None:
         check_numbers(self.seconds, self.epochs, self.seed)
+        if self.seconds is not None and self.epochs is not None:
+            raise TrainingError("a training has one length; give seconds or epochs, not both")
 
 
 def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
@@ -73,6 +75,8 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     labelled = [case.id for case in dataset.cases if case.labels is not None and not case.pseudo]
     if not labelled:
         raise DatasetError(f"data set '{dataset.name}' has no labelled case; see zoomseg check")
+    if request.folds is None and request.fold:
+        raise DatasetError(f"fold {request.fold} is given without the number of folds; give both")
     if request.folds is None:
         return loop.Split((*labelled, *pseudo), ())
     # Not by the request's seed: models of several seeds are compared on the same cases, and several machines

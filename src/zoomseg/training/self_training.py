@@ -17,7 +17,7 @@ neither their presence nor their absence is learned there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,34 +26,35 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from zoomseg.anatomy.organ_names import alike
 from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
-from zoomseg.core.errors import DatasetError, ModelError, TrainingError, ZoomSegError, quoted
+from zoomseg.core.errors import DatasetError, ModelError, TrainingError, quoted
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset
 from zoomseg.evaluation.result import Evaluation
+from zoomseg.inference.batch import Failed
 from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.files import (
-    check_name,
-    read_file,
-    reason_of,
-    writable_directory,
-    write_json_atomic,
-    write_text_atomic,
-)
-from zoomseg.io.manifests import first_problem
-from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_labels
+from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
+from zoomseg.io.scans import ScanInput, find_scans, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump, load
-from zoomseg.training import cross_validation, fine_tuning, record, requested_recipe, seen_cases, training_run
+from zoomseg.training import (
+    cross_validation,
+    fine_tuning,
+    model_labels,
+    record,
+    requested_recipe,
+    seen_cases,
+    training_run,
+)
 from zoomseg.training.cross_validation import OnValidated
 from zoomseg.training.log import Observer
 from zoomseg.training.loop import Split
@@ -171,12 +172,27 @@ class SelfTraining:
             )
             self._tell_seen(observer)
             writable_directory(self.out / LABELS)
-            for number, scan in enumerate(todo):
-                observer.preparing(LABELS, number, len(todo))
-                done[scan.id] = _labelled(scan, predictor, self.dataset.schema, self.out / LABELS, observer)
+            for scan, found in self._labelled(todo, predictor, observer):
+                images = tuple(str(file.resolve()) for file in scan.paths)
+                if isinstance(found, Failed):
+                    done[scan.id] = _Kept(images=images, organs=(), failed=found.reason)
+                else:
+                    done[scan.id] = _Kept(images=images, organs=found)
                 write_json_atomic(self.out / LABELS / KEPT, _KeptCases(cases=done).model_dump(mode="json"))
-            observer.preparing(LABELS, len(todo), len(todo))
         _tell_kept(done, self.dataset.schema, observer)
+
+    def _labelled(
+        self, scans: Sequence[ScanInput], predictor: Predictor, observer: Observer
+    ) -> Iterator[tuple[ScanInput, tuple[str, ...] | Failed]]:
+        """Each scan with its kept organs, whose labels are written."""
+
+        def keep(path: Path, case: Case, result: Prediction) -> tuple[str, ...]:
+            labels, kept = _confident(case, result, predictor.bundle, self.dataset.schema)
+            if kept:
+                write_labels(path, labels)
+            return kept
+
+        return model_labels.label(scans, predictor, self.out / LABELS, keep, LABELS, observer)
 
     def model(self, device: Device, observer: Observer) -> Bundle:
         """The student: trained, or resumed.
@@ -336,24 +352,6 @@ def _require_known(teacher: Bundle, schema: LabelSchema) -> None:
         )
 
 
-def _labelled(
-    scan: ScanInput, predictor: Predictor, schema: LabelSchema, out: Path, observer: Observer
-) -> _Kept:
-    """Label one scan."""
-    path, images = out / f"{scan.id}.nii.gz", tuple(str(file.resolve()) for file in scan.paths)
-    try:
-        check_name(path)
-        case = read_scan(scan, channels_last=predictor.channels > 1)
-        result = predictor.predict(case, keep=False)
-    except ZoomSegError as error:
-        observer.message(f"{scan.id}: not used ({error})")
-        return _Kept(images=images, organs=(), failed=str(error))
-    labels, kept = _confident(case, result, predictor.bundle, schema)
-    if kept:
-        write_labels(path, labels)
-    return _Kept(images=images, organs=kept)
-
-
 def _confident(
     case: Case, result: Prediction, teacher: Bundle, schema: LabelSchema
 ) -> tuple[LabelMap, tuple[str, ...]]:
@@ -372,18 +370,12 @@ def _confident(
 
 
 def _read_kept(out: Path, schema: LabelSchema) -> dict[str, _Kept]:
-    file = out / LABELS / KEPT
-    try:
-        cases = _KeptCases.model_validate_json(read_file(file)).cases
-    except FileNotFoundError:
-        return {}
-    except (ValidationError, OSError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else reason_of(error)
-        raise TrainingError(f"{file} is damaged ({reason}); remove it to label the scans again") from error
-    for id_, kept in cases.items():
-        if Path(id_).name != id_ or not set(kept.organs) <= set(schema.names):
-            raise TrainingError(f"{file} is damaged (case {quoted(id_)}); remove it to label the scans again")
-    return dict(cases)
+    found = model_labels.read_list(out / LABELS / KEPT, _KeptCases, _organs_by_case, schema)
+    return {} if found is None else dict(found.cases)
+
+
+def _organs_by_case(known: _KeptCases) -> dict[str, tuple[str, ...]]:
+    return {case: kept.organs for case, kept in known.cases.items()}
 
 
 def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: Observer) -> None:

@@ -279,15 +279,15 @@ def finished(
         InterruptedTrainingError: stopped; the next call continues.
         ZoomSegError: as ``start`` and ``resume``.
     """
-    model = _complete_model(out)
+    model = complete_model(out)
     if model is not None:
-        return _with_graphs(model, out, observer)
-    if (out / record.FILE).is_file():
+        return with_graphs(model, out, observer)
+    if is_begun(out):
         return resume(dataset, out, device, observer, request.seconds, request.epochs)
     return start(dataset, out, request, device, observer)
 
 
-def _complete_model(out: Path) -> bundle.Bundle | None:
+def complete_model(out: Path) -> bundle.Bundle | None:
     """The model in a folder if its training has ended; None if there is none, or a damaged one, which a
     resumed training replaces."""
     try:
@@ -297,7 +297,7 @@ def _complete_model(out: Path) -> bundle.Bundle | None:
     return model if model.provenance.get("complete") is True else None
 
 
-def _with_graphs(model: bundle.Bundle, out: Path, observer: Observer) -> bundle.Bundle:
+def with_graphs(model: bundle.Bundle, out: Path, observer: Observer) -> bundle.Bundle:
     """A complete model, converted if its training was stopped before that."""
     if not model.graphs:
         loop.convert(out, observer)
@@ -330,11 +330,11 @@ def resume(
     known = before.lasting(seconds, epochs)
     check_numbers(known.seconds, known.epochs, known.seed)
     with record.alone(out) if processes.first else nullcontext():
-        complete, longer = _complete_model(out), known.is_longer_than(before)
+        complete, longer = complete_model(out), known.is_longer_than(before)
         if processes.agree(complete is not None and not longer):
             observer.message(f"{out} is trained; a longer --time-budget, or more --epochs, train it further")
             model = bundle.load(out) if complete is None else complete
-            return _with_graphs(model, out, observer) if processes.first else model
+            return with_graphs(model, out, observer) if processes.first else model
         split, recipe, run = _recorded(known, dataset, out, device, processes)
 
         def accepted() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from helpers.tiny_dataset import tiny_dataset, tiny_recipe
 from zoomseg.cli.main import main
+from zoomseg.core.case import Case
+from zoomseg.evaluation import upper_bound
 from zoomseg.planning import plan
 from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe.load import dump
@@ -117,6 +119,27 @@ def test_a_case_that_fails_is_named_and_the_others_are_done(
         (copy / "imagesTr" / f"case_{n}_0000.nii.gz").write_bytes(b"no")
     assert run(copy, "-r", recipe) == 2
     assert "no case contains an organ" in capfd.readouterr().err
+
+
+def test_an_error_of_ours_in_one_case_does_not_lose_the_others(
+    data: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    measure = upper_bound.measure
+
+    def one_fails(case: Case, *how: object) -> object:
+        if case.id == "case_1":
+            raise RuntimeError("x")
+        return measure(case, *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upper_bound, "measure", one_fails)
+    assert run(data, "-r", recipe, "-o", tmp_path / "out") == 1
+    assert "failed: case_1: " in (told := capfd.readouterr().err)
+    assert "unexpected RuntimeError" in told
+    assert sorted({r["case"] for r in rows(tmp_path / "out")}) == ["case_0", "case_2"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from helpers.dicom_series import ramp, stack, write
 from zoomseg.core.errors import DatasetError, LabelError, ScanError
-from zoomseg.datasets.layouts import Dataset, folds, open_dataset
+from zoomseg.core.labels import LabelSchema
+from zoomseg.datasets.layouts import Dataset, dataset_description, folds, labelling_beside, open_dataset
 
 SHAPE = (6, 7, 8)
 NNUNET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 4, "liver": 2}}
@@ -594,3 +595,33 @@ def test_subset(tmp_path: Path) -> None:
     assert dataset.subset(["d", "a"]).ids == ("a", "d")
     with pytest.raises(DatasetError, match="no case z"):
         dataset.subset(["a", "z"])
+
+
+def test_the_meaning_of_label_files_is_looked_for_beside_and_above_them(tmp_path: Path) -> None:
+    """Above, only a folder that is called like one of a data set; ``labels.json`` comes first."""
+    for name in ("labels", "other"):
+        (tmp_path / name).mkdir()
+    assert labelling_beside(tmp_path / "labels") is None
+    for file, organ in (("run.json", "aorta"), ("dataset.json", "spleen"), ("labels.json", "liver")):
+        (tmp_path / file).write_text(json.dumps({"labels": {organ: 1}}))
+        found = labelling_beside(tmp_path / "labels")
+        assert found is not None
+        assert found[0].names == (organ,)
+    assert labelling_beside(tmp_path / "other") is None
+    (tmp_path / "labels" / "run.json").write_text(json.dumps({"labels": {"kidney": 1}}))
+    found = labelling_beside(tmp_path / "labels")
+    assert found is not None
+    assert found[0].names == ("kidney",)
+
+
+def test_a_description_that_is_written_is_read_back(tmp_path: Path) -> None:
+    schema = LabelSchema(("liver", "left kidney", "right kidney"), (6, 2, 9), {"kidneys": ("left kidney",)})
+    annotated = {"b": frozenset({"left kidney", "liver"})}
+    written = dataset_description("Some", ("T1", "T2"), schema, 2, annotated)
+    assert written["numTraining"] == 2
+    assert written["cases"] == {"b": {"annotated": ["liver", "left kidney"]}}
+    dataset = open_dataset(nnunet(tmp_path, written))
+    assert (dataset.name, dataset.channel_names) == ("Some", ("T1", "T2"))
+    assert dataset.schema.value_of == schema.value_of
+    assert dataset.schema.groups == {"kidneys": ("left kidney",)}
+    assert [case.annotated for case in dataset.cases] == [None, {"left kidney", "liver"}]

@@ -48,6 +48,16 @@ def test_what_was_lost_and_what_failed_comes_back(tmp_path: Path) -> None:
     assert read_scores(tmp_path) == made
 
 
+def test_names_that_would_be_formulas_come_back_as_they_were(tmp_path: Path) -> None:
+    told = {"@x": Attribution(0.5, 0.0, 0.25, 0.125, 0.125)}
+    case = CaseResult("=1+2", (OrganScore("@x", 0.5, 0.25, 3.0, 1.5, 10.0, 12.0),), told)
+    made = Evaluation(("@x",), Tolerances.same(1.0), (case,))
+    write_metrics(tmp_path / "metrics.csv", made)
+    (tmp_path / "summary.json").write_text(json.dumps(made.as_json()))
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1].startswith("'=1+2,'@x,")
+    assert read_scores(tmp_path) == made
+
+
 def test_pooled_scores_are_those_of_all_cases() -> None:
     def scored(case: str, dice: float) -> CaseResult:
         return CaseResult(case, (OrganScore("liver", dice, dice, 1.0, 1.0, 1.0, 1.0),))

@@ -105,6 +105,16 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
+def test_names_are_no_formulas_in_the_tables_and_are_read_as_they_were(tmp_path: Path) -> None:
+    rows = [OrganRow("=1+2", "@x", 1.0, None, 0.5, ()), OrganRow("'-a", "liver", 1.0, None, 0.5, ())]
+    write_summary(tmp_path / "summary.csv", rows)
+    write_review(tmp_path / "review.csv", rows)
+    for name in ("summary.csv", "review.csv"):
+        cells = [line[:2] for line in read(tmp_path / name)[1:]]
+        assert sorted(cells) == [["''-a", "liver"], ["'=1+2", "'@x"]]
+    assert read_summary(tmp_path / "summary.csv") == rows
+
+
 def test_a_summary_without_intervals_is_read(tmp_path: Path) -> None:
     write_summary(tmp_path / "new.csv", ROWS)
     old = [row[:-2] for row in read(tmp_path / "new.csv")]

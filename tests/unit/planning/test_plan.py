@@ -11,6 +11,7 @@ import pytest
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.memory import spoken
 from zoomseg.datasets.advice import Advice
 from zoomseg.networks import build as networks
 from zoomseg.planning import plan as plan_module
@@ -286,7 +287,7 @@ def test_a_gpu_gets_larger_patches_up_to_its_memory() -> None:
 
 
 def test_a_device_that_is_too_small_is_named_with_what_it_has() -> None:
-    with pytest.raises(RecipeError, match=r"test device has 0.00 GB to spare; use a device with more memory"):
+    with pytest.raises(RecipeError, match=r"test device has 2 MB to spare; use a device with more memory"):
         planned(ABDOMEN, on=device("cpu", 0.005))
 
 
@@ -331,23 +332,29 @@ def test_a_network_s_size_is_told() -> None:
     parameters = networks.parameters(networks.build(fine.network, 1 + len(ORGANS.names), 4, "same"))
     value = reasons(made)["fine network"].value
     assert value.endswith(
-        f"{parameters / 1e6:.2f} million weights, {2 * parameters / 1e6:.1f} MB in half precision"
+        f"{parameters / 1e6:.2f} million weights, {2 * parameters / 2**20:.1f} MB in half precision"
     )
+
+
+def test_a_gigabyte_is_that_of_the_memory_limits() -> None:
+    """2^30 bytes, as in ``--max-ram`` and in every message about memory."""
+    told = reasons(whole_plan(ABDOMEN, on=device("cpu", 2**34 / 1e9)))["memory of a step"]
+    assert told.why == "of the 6.40 GB (40% of 16.00 GB) that test device may spare for it"
 
 
 def test_memory_is_told_and_what_was_done_to_fit() -> None:
     roomy, tight = whole_plan(ABDOMEN), whole_plan(ABDOMEN, on=device("cpu", 1.0))
     needed = step_bytes(costs_of(roomy.recipe.stages, 1, ORGANS))
     told = reasons(roomy)["memory of a step"]
-    assert told.value == f"{needed / 1e9:.3g} GB"
-    assert told.why == "of the 6.4 GB (40% of 16 GB) that test device may spare for it"
+    assert told.value == spoken(needed)
+    assert told.why == "of the 5.96 GB (40% of 14.90 GB) that test device may spare for it"
     shrunk = reasons(tight)["memory of a step"]
     times_smaller = int(shrunk.why.split(", ")[-1].removesuffix(" times"))
     # The coarse grid of 80,000 voxels is reduced by a fifth each time, and so is the patch of 110,000.
     assert f"for {round(110_000 * 0.8**times_smaller, -2):,.0f} voxels" in reasons(tight)["fine patch"].why
     gpu = reasons(whole_plan(ABDOMEN, on=device("cuda", 80)))
     assert "16 times as large as on a CPU" in gpu["memory of a step"].why
-    assert "the 28.8 GB (40% of 72 GB, training data's 8 GB aside)" in gpu["memory of a step"].why
+    assert "the 26.82 GB (40% of 67.06 GB, training data's 7.45 GB aside)" in gpu["memory of a step"].why
     assert gpu["fine patch"].why.startswith("for 1.76 million voxels")
 
 

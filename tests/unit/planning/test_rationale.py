@@ -13,7 +13,6 @@ from zoomseg.planning.rationale import (
     about,
     count,
     decimals,
-    gigabytes,
     millilitres,
     millimetres,
     organ_reasons,
@@ -72,7 +71,6 @@ def test_figures() -> None:
     assert count(999_499) == "999,500"
     assert count(999_999) == "1 million"
     assert count(2_500_000) == "2.5 million"
-    assert gigabytes(1_078_000_000) == "1.08 GB"
     assert millimetres((2.71, 2.71, 2.71)) == "2.71 mm"
     assert millimetres((1.25, 1.25, 7.699999)) == "1.25x1.25x7.7 mm"
     assert millimetres((0.0003, 0.0014, 0.0123456)) == "0.0003x0.0014x0.0123 mm"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
-from helpers.servers import Server, noise, scan_bytes, serving
+from helpers.servers import MODEL, Server, noise, scan_bytes, serving
+from zoomseg.core.labels import LabelSchema
 from zoomseg.serve import app
 from zoomseg.serve.job_queue import Step
 
@@ -290,6 +291,16 @@ def test_a_corrected_map_is_a_training_case_until_its_job_is_deleted(server: Ser
     assert sorted(p.name for p in kept.rglob("*.gz")) == [f"{job_id}.nii.gz", f"{job_id}_0000.nii.gz"]
     assert server.client.delete(f"/jobs/{job_id}").status_code == 204
     assert sorted(p.name for p in kept.rglob("*.gz")) == []
+
+
+def test_a_model_s_groups_are_those_of_labels_that_a_result_has() -> None:
+    groups = {"kidneys": ["left kidney", "right kidney"], "all of it": ["left kidney", "liver"]}
+    schema = LabelSchema(("left kidney", "right kidney"), (3, 7))
+    found = MODEL.model_copy(update={"groups": groups}).grouped(schema)
+    assert (found.value_of, found.groups) == (
+        schema.value_of,
+        {"kidneys": ("left kidney", "right kidney")},
+    )
 
 
 def test_what_is_no_corrected_map_is_refused(server: Server) -> None:

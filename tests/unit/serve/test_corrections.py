@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.tiny_dataset import tiny_case
+from helpers.tiny_dataset import tiny_case, tiny_recipe
 from zoomseg.core.errors import ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.scans import read_label_values, write_array, write_image, write_labels
+from zoomseg.recipe.graph import fit
 from zoomseg.serve.corrections import MAX_ARRIVING, Corrections, NotCorrectableError
 from zoomseg.serve.job_queue import State
 from zoomseg.serve.jobs import Job, QueueFullError
@@ -99,6 +101,27 @@ def test_what_is_no_correction_of_the_map_is_refused(case: Case, corrections: Co
     with pytest.raises(NotCorrectableError, match="one channel"):
         case.add(corrections, case.values, job(), ("T1", "T2"))
     assert not corrections.labels(job()).exists()
+
+
+def test_the_data_set_has_the_models_groups_and_its_number_of_cases(
+    case: Case, corrections: Corrections
+) -> None:
+    """nnU-Net requires ``numTraining``; a recipe may name groups, which a training on the cases must know."""
+    schema = LabelSchema(SCHEMA.names, SCHEMA.values, {"kidneys": SCHEMA.names})
+    file = corrections.data_set("tiny") / "dataset.json"
+    case.add(corrections, case.values, job())
+    file.write_text(json.dumps({**json.loads(file.read_text()), "licence": "CC0"}))
+    for job_id in ("e" * 16, "f" * 16):
+        write_array(case.sent, case.values, case.grid)
+        corrections.add(job(job_id), case.sent, case.scan, case.predicted, schema, ("CT",))
+    known = json.loads(file.read_text())
+    assert (known["numTraining"], known["licence"]) == (3, "CC0")
+    dataset = open_dataset(file.parent)
+    assert dataset.schema == schema
+    recipe = tiny_recipe(together=True).model_copy(update={"largest_component": ("kidneys",)})
+    assert fit(recipe, dataset.schema)[0].largest_component == ("kidneys",)
+    corrections.remove(job())
+    assert json.loads(file.read_text())["numTraining"] == 2
 
 
 def test_a_map_that_claims_to_be_large_is_not_unpacked(case: Case, corrections: Corrections) -> None:

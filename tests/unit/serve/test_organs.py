@@ -12,11 +12,11 @@ from helpers.servers import write_results
 from helpers.tiny_dataset import tiny_case
 from zoomseg.anatomy.colours import organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
+from zoomseg.evaluation.case_matching import find_pairs
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
 from zoomseg.serve.organs import (
     Organ,
-    csv_text,
     notes_of_result,
     organs_of_file,
     organs_of_result,
@@ -67,11 +67,6 @@ def test_a_summary_has_the_scan_s_own_name_which_is_no_formula(tmp_path: Path) -
             summary_of_result(tmp_path / "out", case, "a")
 
 
-def test_numbers_are_no_formulas() -> None:
-    assert csv_text(["a", "b"], [{"a": "-3.5", "b": -2.0}]) == "a,b\n-3.5,-2.0\n"
-    assert csv_text(["a", "b"], [{"a": "-3.5+x", "b": "@x"}]) == "a,b\n'-3.5+x,'@x\n"
-
-
 def test_notes_of_a_result(tmp_path: Path) -> None:
     run = {
         "notes": ["a file was left out"],
@@ -102,7 +97,9 @@ def test_organs_of_a_file_are_those_in_it_with_their_volumes(tmp_path: Path) -> 
     assert [o.volume_ml for o in found] == pytest.approx([voxels[1] * 0.012, voxels[2] * 0.012])
 
 
-@pytest.mark.parametrize("place", ["labelsTr/run.json", "labelsTr/labels.json", "dataset.json"])
+@pytest.mark.parametrize(
+    "place", ["labelsTr/run.json", "labelsTr/labels.json", "dataset.json", "labels.json", "run.json"]
+)
 def test_files_beside_it_name_its_values(tmp_path: Path, place: str) -> None:
     (tmp_path / "labelsTr").mkdir()
     write_labels(tmp_path / "labelsTr" / "a.nii.gz", tiny_case(0)[1])
@@ -112,6 +109,18 @@ def test_files_beside_it_name_its_values(tmp_path: Path, place: str) -> None:
         ("liver", organ_colour("liver")),
         ("label 7", organ_colour("label 7")),
     ]
+
+
+def test_the_page_and_the_scores_name_values_alike(tmp_path: Path) -> None:
+    """A user overrides the names of a run by a ``labels.json``."""
+    write_labels(tmp_path / "a.nii.gz", tiny_case(0)[1])
+    write_json_atomic(tmp_path / "run.json", {"labels": {"background": 0, "spleen": 3, "aorta": 7}})
+    write_json_atomic(tmp_path / "labels.json", {"liver": 3, "stomach": 7})
+    shown = {organ.name: organ.value for organ in organs_of_file(tmp_path / "a.nii.gz", "a")}
+    (tmp_path / "reference").mkdir()
+    write_labels(tmp_path / "reference" / "a.nii.gz", tiny_case(0)[1])
+    scored = find_pairs(tmp_path, tmp_path / "reference", None, None)
+    assert shown == scored.predicted.value_of == {"liver": 3, "stomach": 7}
 
 
 def test_a_label_map_of_another_run_is_named_by_the_labels_of_that_run(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -113,14 +114,17 @@ def test_tokens_are_made_where_they_are_needed_and_taken_where_they_are_given() 
 
 
 def test_models_are_served_by_their_folders_names(tmp_path: Path) -> None:
+    model = untrained_bundle()
+    model = replace(model, schema=replace(model.schema, groups={"kidneys": model.schema.names}))
     for place in ("a/tiny", "b/tiny"):
-        bundle.save(untrained_bundle(), tmp_path / place)
+        bundle.save(model, tmp_path / place)
     folders, views = server.served_models([str(tmp_path / "a" / "tiny")])
     assert folders == {"tiny": tmp_path / "a" / "tiny"}
     assert (views["tiny"].organs, views["tiny"].stages) == (
         ["left kidney", "right kidney"],
         ["coarse", "fine"],
     )
+    assert views["tiny"].groups == {"kidneys": ["left kidney", "right kidney"]}
     with pytest.raises(ZoomSegError, match="two models are called 'tiny'"):
         server.served_models([str(tmp_path / "a" / "tiny"), str(tmp_path / "b" / "tiny")])
     with pytest.raises(ModelError):

@@ -18,7 +18,7 @@ from zoomseg.evaluation.tolerances import Tolerances
 from zoomseg.study.ablations import Ablation, Published, Row
 from zoomseg.study.table import (
     RowResult,
-    csv_text,
+    as_csv,
     findings,
     lines,
     on_common_organs,
@@ -103,7 +103,7 @@ def test_lines_have_own_and_published_values() -> None:
 
 def test_csv_leaves_empty_what_does_not_exist() -> None:
     first = row("one", None)
-    text = csv_text(lines(study(first), results((first, scored(liver=[0.5, 0.7]))), SCHEMA))
+    text = as_csv(lines(study(first), results((first, scored(liver=[0.5, 0.7]))), SCHEMA))
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [r["organ"] for r in rows] == ["mean", "liver"]
     assert rows[1]["dice"] == "0.6"
@@ -134,7 +134,7 @@ def test_the_papers_spread_stands_beside_ours(tmp_path: Path) -> None:
 def test_every_line_of_a_row_has_the_steps_of_its_training() -> None:
     first = row("one", None)
     result = RowResult(first, scored(liver=[0.5, 0.7]), {"coarse": 1_200_000, "fine": 34_567})
-    rows = csv.DictReader(io.StringIO(csv_text(lines(study(first), [result], SCHEMA))))
+    rows = csv.DictReader(io.StringIO(as_csv(lines(study(first), [result], SCHEMA))))
     assert [r["steps"] for r in rows] == ["1234567", "1234567"]
 
 

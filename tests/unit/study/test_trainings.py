@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Recipe
 from zoomseg.study.ablations import Ablation, Row, Training
 from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, overlap, unchanged, without_atlas
 from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
-from zoomseg.training import requested_recipe, self_training, training_run
+from zoomseg.training import loop, requested_recipe, self_training, training_run
 
 COARSE = Training("coarse", only("coarse"))
 
@@ -217,6 +218,37 @@ def test_a_training_that_was_begun_is_resumed(
     monkeypatch.setattr(training_run, "resume", resumed)
     trainings.model(COARSE, 1)
     assert calls == ["resumed fold-1"]
+
+
+def test_a_model_that_was_damaged_after_its_training_is_made_again(
+    study: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the checkpoint, as ``zoomseg train`` does."""
+    trainings = opened(study, data, tmp_path)
+    before = trainings.model(COARSE, 0)
+    folder = trainings.folder(COARSE.id, 0)
+    weights = next((folder / "weights").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    monkeypatch.setattr(training_run, "start", None)
+    again = trainings.model(COARSE, 0)
+    assert again.provenance["complete"] is True
+    assert again.recipe == before.recipe
+    for name, tensor in before.weights["coarse"].items():
+        np.testing.assert_array_equal(again.weights["coarse"][name], tensor)
+    assert bundle.load(folder).provenance["complete"] is True
+
+
+def test_a_model_whose_conversion_was_stopped_is_converted(
+    study: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings = opened(study, data, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "convert", lambda *of: None)
+        trainings.model(COARSE, 0)
+    folder = trainings.folder(COARSE.id, 0)
+    assert not bundle.load(folder).graphs
+    trainings.model(COARSE, 0)
+    assert set(bundle.load(folder).graphs) == {"coarse"}
 
 
 def test_a_training_with_a_recipe_of_its_own_keeps_it(study: Ablation, data: Dataset, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,45 @@ def test_a_scan_that_could_not_be_used_is_tried_again_until_the_training_begins(
     (tmp_path / "fast" / "distillation" / "region.yaml").write_text("")
     acceleration.reopen([str(model)], scans, tmp_path / "fast").label(CPU, Silent())
     assert oracle.seen == ["scan_2"]
+
+
+def test_an_error_of_ours_in_one_scan_does_not_end_the_labelling(
+    scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = oracle.predict
+
+    def broken(case: Case, **how: object) -> object:
+        if case.id == "scan_2":
+            raise RuntimeError("x")
+        return predict(case, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(oracle, "predict", broken)
+    notes = Notes()
+    run = begin(scans, model, tmp_path / "fast")
+    run.label(CPU, notes)
+    (told,) = (line for line in notes.told if line.startswith("scan_2: not used ("))
+    assert "unexpected RuntimeError" in told
+    assert sorted((*run.split.train, *run.split.validation)) == ["scan_0", "scan_1", "scan_3", "scan_4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"../scan_2": []}, "case ../scan_2"),
+        ({"scan_2": ["spleen"]}, "case scan_2"),
+        ({"another": []}, "case another is none of the scans in"),
+    ],
+)
+def test_a_damaged_list_of_labels_is_refused(
+    change: dict[str, list[str]], reason: str, scans: Path, model: Path, oracle: Oracle, tmp_path: Path
+) -> None:
+    run = begin(scans, model, tmp_path / "fast")
+    run.label(CPU, Silent())
+    file = tmp_path / "fast" / "distillation" / "labels" / "labels.json"
+    file.write_text(json.dumps({"cases": {**json.loads(file.read_text())["cases"], **change}}))
+    again = acceleration.reopen([str(model)], scans, tmp_path / "fast")
+    with pytest.raises(TrainingError, match=f"is damaged .{re.escape(reason)}"):
+        _ = again.dataset
 
 
 def test_organs_that_no_scan_learned_from_has_are_told_and_left_out(

@@ -144,6 +144,26 @@ def test_confident_organs_are_kept_and_the_others_are_not_annotated(
     ]
 
 
+def test_an_error_of_ours_in_one_scan_does_not_end_the_labelling(
+    data: Dataset, unlabelled: Path, teacher: str, tmp_path: Path, ask: Callable[..., Oracle]
+) -> None:
+    class Broken(Oracle):
+        def predict(self, case: Case, keep: bool = True) -> Prediction:
+            if case.id == "new_11":
+                raise RuntimeError("x")
+            return super().predict(case, keep)
+
+    ask().__class__ = Broken
+    notes, out = Notes(), tmp_path / "m"
+    begin(data, out, unlabelled, teacher).label(CPU, notes)
+    added = {case.id: case.annotated for case in extended(data, out).cases if case.pseudo}
+    assert added == {"new_10": {"right kidney"}, "new_12": {"left kidney", "right kidney"}}
+    assert "new_11: not used (" in notes.told[0]
+    assert "unexpected RuntimeError" in notes.told[0]
+    known = json.loads((out / "pseudo-labels" / "pseudo-labels.json").read_text())["cases"]
+    assert "unexpected RuntimeError" in known["new_11"]["failed"]
+
+
 def test_the_calibration_says_what_a_promise_is_worth(
     data: Dataset, unlabelled: Path, teacher: str, tmp_path: Path, ask: Callable[..., Oracle]
 ) -> None:

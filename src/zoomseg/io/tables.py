@@ -1,0 +1,67 @@
+"""Tables as CSV text that spreadsheet programs open without harm, and their rows read back."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""Text that begins with one of these is a formula for spreadsheet programs."""
+
+_ENDS = "\r\n"
+"""The writer quotes a cell that contains a character of its line ends, and no other such character."""
+
+
+class _Lines(list[str]):
+    """Receives the writer's lines; here, they end in ``\\n``."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix(_ENDS) + "\n")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table as CSV, with lines that end in ``\\n``. Names of cases and organs, which may come from others,
+    cannot become a formula in a spreadsheet program: text that begins like one and is not a number is
+    prefixed with an apostrophe, which marks it as text in these programs. ``rows_of`` removes it."""
+    lines = _Lines()
+    table = csv.writer(lines, lineterminator=_ENDS)
+    table.writerow(columns)
+    table.writerows([_guarded(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    return "".join(lines)
+
+
+def rows_of(lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The rows of a table by column, as they were given to ``csv_text``. As in ``csv.DictReader``, cells that
+    a row lacks are None.
+
+    Args:
+        lines: of the text; their ends are kept.
+
+    Raises:
+        csv.Error: it is not CSV.
+    """
+    for row in csv.DictReader(lines):
+        yield {column: _as_given(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
+
+
+def number_cell(value: float) -> str:
+    """A number to six significant digits; empty if it is undefined (NaN)."""
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _guarded(text: str) -> str:
+    """Text that begins with apostrophes and a formula gets one more, as one is removed on reading."""
+    begins = text.lstrip("'")[:1] in FORMULA_STARTS
+    return f"'{text}" if begins and not _is_number(text) else text
+
+
+def _as_given(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text.lstrip("'")[:1] in FORMULA_STARTS else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,68 @@
+"""Tables as CSV: numbers, quotes and ends of lines, and names that are no formulas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+
+import zoomseg
+from zoomseg.io.tables import csv_text, number_cell, rows_of
+
+NAMES = (
+    ("=1+2", "'=1+2"),
+    ("@x", "'@x"),
+    ("-3.5+x", "'-3.5+x"),
+    ("+inf", "'+inf"),
+    ("\tx", "'\tx"),
+    ("\rx", "'\rx"),
+    ("'=1", "''=1"),
+    ("''-3", "'''-3"),
+    ("-3.5", "-3.5"),
+    ("'", "'"),
+    ("'x", "'x"),
+    ("", ""),
+    ("liver", "liver"),
+)
+
+
+def test_a_table_is_text_with_quotes_where_they_are_needed() -> None:
+    assert csv_text(("a", "b"), [("x", 1), ('y, "z"', -2.5), ("two\nlines", "")]) == (
+        'a,b\nx,1\n"y, ""z""",-2.5\n"two\nlines",\n'
+    )
+    assert csv_text(("a",), []) == "a\n"
+
+
+def test_numbers_have_six_digits_and_undefined_ones_none() -> None:
+    numbers = (0.5, 1 / 3, 1234567.0, math.nan, math.inf, -0.25)
+    assert [number_cell(v) for v in numbers] == ["0.5", "0.333333", "1.23457e+06", "", "inf", "-0.25"]
+
+
+def test_numbers_are_no_formulas() -> None:
+    assert csv_text(("a", "b"), [("-3.5", -2.0)]) == "a,b\n-3.5,-2.0\n"
+
+
+@pytest.mark.parametrize(("name", "written"), NAMES)
+def test_names_are_no_formulas_and_are_read_as_they_were(name: str, written: str) -> None:
+    text = csv_text(("case", "n"), [(name, 1)])
+    assert list(csv.reader(io.StringIO(text, newline="")))[1] == [written, "1"]
+    assert list(rows_of(io.StringIO(text, newline=""))) == [{"case": name, "n": "1"}]
+
+
+def test_cells_that_a_row_lacks_are_none() -> None:
+    assert list(rows_of(["a,b\n", "'=1\n"])) == [{"a": "=1", "b": None}]
+
+
+def test_every_other_module_leaves_tables_to_this_one() -> None:
+    """Otherwise a name could become a formula. The log of a training is appended to line by line, and has
+    names of the recipe's stages only."""
+    package = Path(zoomseg.__file__).parent
+    writers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "csv.writer(" in (text := path.read_text(encoding="utf-8")) or "csv.DictWriter(" in text
+    }
+    assert writers == {"io/tables.py", "training/log.py"}
