@@ -245,7 +245,11 @@ def parse_json(content: bytes | str) -> Any:
         content = content.decode(json.detect_encoding(content), "surrogatepass")
     try:
         value = json.loads(
-            content, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+            content,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -254,12 +258,21 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
+_MOST_DIGITS = 300
+"""Of a whole number: all of these can be converted to floating point."""
+
 _NO_JSON = "it holds NaN, an infinite number or a lone surrogate, which JSON does not allow"
 
 
 def _refuse_constant(name: str) -> None:
     """``NaN``, ``Infinity`` or ``-Infinity``."""
     raise ValueError(_NO_JSON)
+
+
+def _whole(written: str) -> int:
+    if len(written) > _MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(written)} digits, {_MOST_DIGITS} at most are read")
+    return int(written)
 
 
 def _finite(written: str) -> float:

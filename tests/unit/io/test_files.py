@@ -273,6 +273,15 @@ def test_what_looks_like_a_lone_surrogate_and_is_none_is_read(content: bytes, te
     assert parse_json(content) == [text]
 
 
+def test_a_whole_number_beyond_floating_point_is_refused() -> None:
+    most = "9" * 300
+    assert parse_json(most) == int(most)
+    assert float(parse_json(most)) == pytest.approx(1e300)
+    for digits in (most + "9", "-" + most, "1" + "0" * 400, "1" + "0" * 5000):
+        with pytest.raises(ValueError, match=f"a whole number of {len(digits)} digits, 300 at most are read"):
+            parse_json(f'{{"seconds": {digits}}}')
+
+
 def test_json_is_parsed_or_refused_in_one_line() -> None:
     assert parse_json(b'{"a": [1, 2.5, null, "\\u00e9"]}') == {"a": [1, 2.5, None, "é"]}
     for content in (b"[" * 100_000, b"{", b"\xff\xfe\x00{", b"1" * 5000, b""):
