@@ -154,6 +154,7 @@ def command(
     from zoomseg.cli.prediction_display import PredictionDisplay
     from zoomseg.core.extras import require
     from zoomseg.core.interrupts import ending
+    from zoomseg.inference import earlier_results
     from zoomseg.inference.batch import ExtraOutputs
     from zoomseg.inference.load import load_predictor
     from zoomseg.inference.memory_limits import parse_bytes
@@ -169,6 +170,7 @@ def command(
             "-v shows the steps of this process, and --cluster computes in others; give one"
         )
     found, notes = _found(scans if cluster is None else [path.absolute() for path in scans])
+    notes += earlier_results.notes_on(out)
     kinds = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
     dicom = tuple(kind for kind, asked in kinds if asked)
     require_series(found, dicom)

@@ -22,7 +22,14 @@ from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
 from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.modality import named
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import parse_json, read_file, why_unreadable
+from zoomseg.io.files import (
+    MAX_JSON_BYTES,
+    MAX_RESULTS_BYTES,
+    RUN_ACCOUNT,
+    parse_json,
+    read_file,
+    why_unreadable,
+)
 from zoomseg.io.scans import (
     ScanInput,
     as_channels,
@@ -232,7 +239,7 @@ def read_description(root: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file, checked only to be an object.
+    """The content of a JSON file, checked only to be an object; a ``run.json`` lists any number of cases.
 
     Raises:
         DatasetError: unreadable, or not an object.
@@ -241,7 +248,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if reason is not None:
         raise DatasetError(f"{quoted(path)}: {reason}")
     try:
-        data = parse_json(read_file(path))
+        most = MAX_RESULTS_BYTES if path.name == RUN_ACCOUNT else MAX_JSON_BYTES
+        data = parse_json(read_file(path, most))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

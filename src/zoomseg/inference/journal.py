@@ -253,6 +253,12 @@ def read(out: Path) -> dict[str, Recorded]:
     }
 
 
+def finished(out: Path) -> dict[str, Recorded]:
+    """By case, the last entry with results of all journals in a folder of results."""
+    found = {case: one if one.entry.done else one.before for case, one in read(out).items()}
+    return {case: one for case, one in found.items() if one is not None}
+
+
 def requested(out: Path, sha256: str) -> frozenset[str]:
     """The ids that ``request`` recorded; none if their file is gone or was changed."""
     try:

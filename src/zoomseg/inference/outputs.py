@@ -251,8 +251,7 @@ class Recorder:
     @functools.cached_property
     def _earlier_files(self) -> dict[str, Mapping[str, str | None]]:
         """``Entry.files`` of the last results of every case, as they were before the first was recorded."""
-        last = (one if one.entry.done else one.before for one in journal.read(self._out).values())
-        return {one.entry.case: one.entry.files for one in last if one is not None}
+        return {case: one.entry.files for case, one in journal.finished(self._out).items()}
 
     def _remove_outdated(self, entry: Entry) -> None:
         """Remove files that an earlier run wrote beside its label map and that were not asked for now, unless

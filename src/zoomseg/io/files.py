@@ -25,7 +25,14 @@ _SHORT_NAME = 100
 """Every file system accepts names of this many bytes."""
 
 MAX_JSON_BYTES = 64 * 1024**2
-"""Maximum size of any JSON file that is read; those of ZoomSeg have a few MB."""
+"""Maximum size of any JSON file that is read, except ``run.json``; those of ZoomSeg have a few MB."""
+
+RUN_ACCOUNT = "run.json"
+"""The file that lists the cases in a folder of results."""
+
+MAX_RESULTS_BYTES = 1024**3
+"""Maximum size of files that list all cases of a folder of results: of a scan, ``run.json`` has 3 kB and
+``summary.csv`` up to 18 kB."""
 
 _LONGEST_END = 12
 """Maximum length of a suffix that states a file's format; a longer one is part of a name with a dot."""

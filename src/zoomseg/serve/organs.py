@@ -23,7 +23,7 @@ NAMED_IN = ("run.json", "labels.json", "dataset.json")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """Text that begins with one of these is a formula for spreadsheet programs."""
 
-MAX_SUMMARY_BYTES = 64 * 1024**2
+MAX_SUMMARY_BYTES = 1024**3
 
 
 class Organ(BaseModel):
