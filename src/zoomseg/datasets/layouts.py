@@ -26,6 +26,7 @@ from zoomseg.io.files import (
     MAX_JSON_BYTES,
     MAX_RESULTS_BYTES,
     RUN_ACCOUNT,
+    folded,
     parse_json,
     read_file,
     why_unreadable,
@@ -328,12 +329,23 @@ def _assemble(
 ) -> Dataset:
     if not cases:
         raise DatasetError(f"{root}: no cases; {LAYOUTS}")
+    _refuse_one_name(root, cases)
     annotated = _parse_annotated(where, description, schema)
     _check_entries(where, description.get("cases", {}), {case.id for case in cases})
     complete = [replace(case, annotated=annotated.get(case.id)) for case in sorted(cases, key=lambda c: c.id)]
     name = description.get("name")
     name = quoted(name) if isinstance(name, str) else root.name
     return Dataset(root, name, channels, schema, tuple(complete))
+
+
+def _refuse_one_name(root: Path, cases: Iterable[CaseFiles]) -> None:
+    """Refuse cases whose files, written later, would overwrite each other on some disks."""
+    names: dict[str, str] = {}
+    for case in cases:
+        other = names.setdefault(folded(case.id), case.id)
+        if other != case.id:
+            both = f"'{quoted(other)}' and '{quoted(case.id)}'"
+            raise DatasetError(f"{root}: some disks treat the cases {both} as one name; rename one of them")
 
 
 # --- cases ----------------------------------------------------------------------------------------

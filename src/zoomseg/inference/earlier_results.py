@@ -79,6 +79,14 @@ def notes_on(out: Path) -> list[str]:
     return [f"{path}: {what}"]
 
 
+def known_cases(out: Path) -> frozenset[str]:
+    """The ids of all scans that earlier or simultaneous runs were to segment into ``out``: the results of
+    others were not written by ZoomSeg."""
+    account = _account(out)
+    told = None if account is None else account.get("cases")
+    return journal.known(out).union(told if isinstance(told, dict) else ())
+
+
 def _account(out: Path) -> dict[str, Any] | None:
     """The content of ``run.json``; None if it cannot be read, or was not written by ZoomSeg."""
     try:

@@ -40,7 +40,7 @@ from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
-from zoomseg.io.files import printable, writable_directory, write_json_atomic, writing
+from zoomseg.io.files import folded, printable, writable_directory, write_json_atomic, writing
 from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
@@ -101,7 +101,8 @@ def segment_to_folder(
         on_whole: receives the ids of the scans that are skipped, before any other is started.
 
     Raises:
-        OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
+        OutputError: ``out`` cannot be written, or a result would overwrite a scan, another result, or a file
+            that no run wrote.
         LabelError: an organ that the model does not have.
         RecipeError: probability maps of a recipe whose stages vote.
         ScanError: DICOM objects for a scan that is not from DICOM.
@@ -185,7 +186,8 @@ class Wanted:
         """Create the folder, with names and colours of the label values for viewers.
 
         Raises:
-            OutputError: it cannot be written to, or a result would overwrite a scan or another result.
+            OutputError: it cannot be written to, or a result would overwrite a scan, another result, or a
+                file that no run wrote.
             ScanError: DICOM objects for a scan that is not from DICOM.
         """
         require_series(scans, self.beside.dicom)
@@ -381,18 +383,27 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 
 
 def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:
-    """Raise an error if a result would overwrite a scan or another result."""
+    """Raise an error if a result would overwrite a scan, another result, or a file of somebody else."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
-    written: dict[Path, str] = {}
+    written: dict[str, str] = {}
+    there: dict[str, Path] = {}
     for scan in scans:
         for result in (result_path(out, scan), *beside.paths(out, scan, recipe)):
             if _identity(result) in read:
                 raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
-            if result in written:
-                both = f"'{written[result]}' and '{scan.id}'"
+            name = folded(str(result.relative_to(out)))
+            if name in written:
+                both = f"'{written[name]}' and '{scan.id}'"
                 raise OutputError(f"{result}: would be a result of both {both}; rename one of the scans")
-            written[result] = scan.id
+            written[name] = scan.id
+            if os.path.lexists(result):
+                there.setdefault(scan.id, result)
+    known = earlier_results.known_cases(out) if there else frozenset()
+    for case, result in there.items():
+        if case not in known:
+            what = "was not written by `zoomseg predict`, and would be replaced"
+            raise OutputError(f"{result}: {what}; move it, or choose another folder for the results")
 
 
 def _files(scan: ScanInput) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -172,6 +173,12 @@ def check_name(path: Path) -> None:
             size = len(os.fsencode(path.name))
             message = f"the result's name would have {size} bytes, too many for its folder; rename the scan"
             raise ScanError(f"{path.name}: {message}") from error
+
+
+def folded(name: str) -> str:
+    """Equal for names that are one file on some disks: those of Windows and macOS ignore case, and some how
+    accents are encoded."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def printable(text: str) -> str:

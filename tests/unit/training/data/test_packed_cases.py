@@ -15,6 +15,7 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
+from zoomseg.io.cache import ChunkedArray
 from zoomseg.pipeline import stage_input
 from zoomseg.recipe.spec import DilatedForeground, ImageInput, PriorInput, Recipe, Stage, Unchanged
 from zoomseg.training.data import packed_cases
@@ -99,10 +100,8 @@ def test_no_two_cases_and_stages_share_a_file(priors: dict[str, StagePrediction]
     assert len(set(paths)) == len(paths) == 3 * len(named)
     for one, (_, case) in zip(held, named, strict=True):
         assert one.case == case
-        whole = Box((0, 0, 0), one.box.shape)
-        assert np.array_equal(
-            packed_cases.ChunkedArray.open(one.image.path).read(whole), one.image.read(whole)
-        )
+        whole, again = Box((0, 0, 0), one.box.shape), ChunkedArray.open(one.image.path)
+        assert np.array_equal(again.read(whole), one.image.read(whole))
 
 
 def test_unchanged_intensities_are_stored_in_single_precision(
