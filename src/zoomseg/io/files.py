@@ -104,6 +104,31 @@ def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
         return file.read(found.st_size)
 
 
+def refuse_link(path: str | Path) -> None:
+    """Refuse to write through a link in a folder of any origin: it may lead to a file outside of it.
+
+    Raises:
+        OSError: it is a link.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "a link, which may lead outside of its folder", str(path))
+
+
+def open_unlinked(path: str | Path, flags: int, mode: int = 0o666) -> int:
+    """As ``os.open``, for a file that is written in a folder of any origin.
+
+    Raises:
+        OSError: it cannot be opened, is a link, or is not a regular file.
+    """
+    refuse_link(path)
+    never = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would block forever
+    descriptor = os.open(path, flags | never, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return descriptor
+
+
 class _Messages:
     """Whether messages of libraries are shown."""
 
