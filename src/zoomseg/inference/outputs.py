@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from zoomseg.anatomy.plausibility import position_notes
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.inference import batch, earlier_results, journal, probability_maps, result_page
@@ -271,13 +272,14 @@ class Recorder:
         rows = organ_rows_of(
             done.case, done.result, done.image, model.calibration, wanted.organs, model.domain
         )
+        placed = position_notes({row.organ: row.flags for row in rows})
         files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.beside)
         summed = time.perf_counter()
         missing = _drawn(out, done, wanted.organs)
         took = {"summary": summed - began, "report": time.perf_counter() - summed}
         steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
         seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
-        result = replace(done.result, notes=(*done.result.notes, *missing))
+        result = replace(done.result, notes=(*done.result.notes, *placed, *missing))
         done = replace(done, result=result, seconds=seconds)
         return done, Entry(
             case=done.case,

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -150,6 +151,25 @@ def reason_of(error: Exception) -> str:
     """A library's message in one line (see ``without_library_messages``)."""
     message = " ".join(str(error).split()) if _Messages.shown else ""
     return (message or type(error).__name__)[:160]
+
+
+def why(error: Exception) -> str:
+    """One line about an error that is not the user's: too little memory, or a bug of ours, then with its
+    place in the package."""
+    if out_of_memory(error):
+        return "does not fit in memory"
+    ours = Path(__file__).parents[1]
+    inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
+    at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""
+    return (
+        f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was too small. Torch has its own error if a GPU is full, but none for main memory."""
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return full or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -87,6 +87,27 @@ def test_every_scan_has_a_place_in_the_report_and_says_where_it_came_from(
     assert (out / account["scan"][0]).resolve() == scans[0].paths[0].resolve()
 
 
+def test_a_mirrored_scan_is_a_note(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the terminal, where it is not only a flag of an organ in a table."""
+    told: list[Segmented | Failed] = []
+
+    def rows_of(case: str, *given: object) -> list[OrganRow]:
+        return [
+            OrganRow(case, name, 1.0, 2.0, 0.5, ("sides_swapped",))
+            for name in ("left kidney", "right kidney")
+        ]
+
+    monkeypatch.setattr(outputs, "organ_rows_of", rows_of)
+    segment_to_folder(scans[:1], tmp_path / "out", predictor(), on_result=told.append)
+    organs = "left kidney, right kidney"
+    note = f"left organs lie to the right of right ones ({organs}); is the scan mirrored?"
+    assert isinstance(told[0], Segmented)
+    assert note in told[0].result.notes
+    assert note in json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["good"]["notes"]
+
+
 def test_a_picture_that_cannot_be_drawn_is_a_note(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
