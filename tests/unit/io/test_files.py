@@ -11,6 +11,7 @@ from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.io.files import (
     atomic_path,
     check_name,
+    folded,
     link_or_copy,
     parse_json,
     printable,
@@ -45,6 +46,12 @@ def test_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "stat", closed)
     assert why_unreadable(tmp_path / "there") == "cannot be read (Permission denied)"
+
+
+def test_names_of_one_file_on_some_disks() -> None:
+    assert folded("Knee_1") == folded("knee_1") == "knee_1"
+    assert folded("B\u00c4R") == folded("ba\u0308r")
+    assert len({folded(name) for name in ("bar", "b\u00e4r", "baer", "bar ", "b-r")}) == 5
 
 
 def test_one_file_by_two_names(tmp_path: Path) -> None:
