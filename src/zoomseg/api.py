@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from zoomseg.anatomy.plausibility import position_notes
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import ScanError, ZoomSegError
@@ -175,7 +176,8 @@ class Model:
         model = self._predictor.bundle
         organs = "all" if chosen is None else chosen
         rows = organ_rows_of(case.id, found, case.image, model.calibration, organs, model.domain)
-        for note in found.notes:
+        notes = (*found.notes, *position_notes({row.organ: row.flags for row in rows}))
+        for note in notes:
             warnings.warn(f"{case.id}: {note}", stacklevel=2)
         return Result(
             found.labels,
@@ -184,7 +186,7 @@ class Model:
             rows,
             found.seconds,
             case.image,
-            found.notes,
+            notes,
             source,
         )
 

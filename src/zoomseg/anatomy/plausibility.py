@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.organ_names import find_organ, organ_words
+from zoomseg.core.errors import listed, quoted
 from zoomseg.core.labels import LabelSchema
 
 SIDES_SWAPPED = "sides_swapped"
@@ -20,6 +21,12 @@ MIRRORED_SCAN = "mirrored_scan?"
 """Organs that are on the same side in nearly everybody lie on the other one."""
 UPSIDE_DOWN = "upside_down?"
 """Organs of the upper body lie below those of the lower one."""
+
+_NOTES = {
+    SIDES_SWAPPED: "left organs lie to the right of right ones ({}); is the scan mirrored?",
+    MIRRORED_SCAN: "organs lie on the opposite side of the body ({}); is the scan mirrored?",
+    UPSIDE_DOWN: "organs of the upper body lie below those of the lower one ({}); is the scan upside down?",
+}
 
 _X, _Z = 0, 2
 _RIGHT_OF: tuple[tuple[str, str], ...] = (
@@ -64,6 +71,16 @@ def plausibility_flags(
             if highs and lows and all(_before(found[h], found[w], axis) for h in highs for w in lows):
                 mark(flag, (*highs, *lows))
     return {organ: tuple(own) for organ, own in flags.items()}
+
+
+def position_notes(flags: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """One line for each kind of implausible position, with its organs.
+
+    Args:
+        flags: by organ; others are ignored.
+    """
+    marked = {flag: [quoted(organ) for organ, own in flags.items() if flag in own] for flag in _NOTES}
+    return tuple(_NOTES[flag].format(listed(organs)) for flag, organs in marked.items() if organs)
 
 
 def _called(organ: str, names: Iterable[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -154,6 +153,7 @@ def command(
     from zoomseg.cli.prediction_display import PredictionDisplay
     from zoomseg.core.extras import require
     from zoomseg.core.interrupts import ending
+    from zoomseg.inference import earlier_results
     from zoomseg.inference.batch import ExtraOutputs
     from zoomseg.inference.load import PredictionSettings, load_predictor
     from zoomseg.inference.memory_limits import parse_bytes
@@ -169,6 +169,7 @@ def command(
             "-v shows the steps of this process, and --cluster computes in others; give one"
         )
     found, notes = _found(scans if cluster is None else [path.absolute() for path in scans])
+    notes += earlier_results.notes_on(out)
     kinds = [(DicomResult.SEG, dicom_seg), (DicomResult.RTSTRUCT, rtstruct)]
     dicom = tuple(kind for kind, asked in kinds if asked)
     require_series(found, dicom)
@@ -273,15 +274,20 @@ def _before(scans: int) -> str:
 
 
 def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
-    """The scans in ``paths``, with different names, and notes on other files there."""
+    """The scans in ``paths``, with names that differ on every disk, and notes on other files there."""
     from zoomseg.core.errors import ScanError
+    from zoomseg.io.files import folded
     from zoomseg.io.scans import find_scans
 
     notes: list[str] = []
     found = [scan for path in paths for scan in find_scans(path, notes.append)]
-    twice = sorted(name for name, count in Counter(scan.id for scan in found).items() if count > 1)
-    if twice:
-        raise ScanError(f"two scans are named '{twice[0]}'; their results would overwrite each other")
+    first: dict[str, ScanInput] = {}
+    for scan in found:
+        other = first.setdefault(folded(scan.id), scan)
+        if other is not scan:
+            both = f"'{other.id}' and '{scan.id}', which some disks treat as one name"
+            names = both if other.id != scan.id else f"'{scan.id}'"
+            raise ScanError(f"two scans are named {names}; their results would overwrite each other")
     return found, notes
 
 

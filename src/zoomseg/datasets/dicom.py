@@ -27,7 +27,7 @@ from zoomseg.io.dicom.read.series_discovery import Found, Stack, find_series
 from zoomseg.io.dicom.read.series_names import case_names
 from zoomseg.io.dicom.read.structures import Indices, Structures
 from zoomseg.io.dicom.read.voxels import read_volume
-from zoomseg.io.files import reading, writable_directory, write_json_atomic
+from zoomseg.io.files import folded, reading, writable_directory, write_json_atomic
 from zoomseg.io.scans import write_array, write_labels
 
 KINDS = {**seg.KINDS, **rtstruct.KINDS}
@@ -152,13 +152,15 @@ def survey(root: Path) -> Survey:
 def _ids(root: Path, found: Found) -> list[str]:
     """Ids by stack. Folders may be named after patients; such names are not passed on."""
     ids: list[str] = []
+    taken: set[str] = set()
     # The names of refused series come last, and are not needed.
     for number, (name, stack) in enumerate(zip(case_names(root, found), found.stacks, strict=False), start=1):
         plain = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_ID].strip("._-")
         if not plain or _names_patient(name, dict(stack.series.patient)):
             plain = f"case_{number:03d}"
         wanted = (plain, *(f"{plain}-{again}" for again in range(2, len(found.stacks) + 2)))
-        ids.append(next(one for one in wanted if one not in ids))
+        ids.append(next(one for one in wanted if folded(one) not in taken))
+        taken.add(folded(ids[-1]))
     return ids
 
 

@@ -23,7 +23,15 @@ from zoomseg.core.errors import DatasetError, LabelError, ScanError, quoted
 from zoomseg.core.labels import BACKGROUND, MAX_CLASSES, LabelSchema
 from zoomseg.core.modality import named
 from zoomseg.core.volume import LabelMap
-from zoomseg.io.files import parse_json, read_file, why_unreadable
+from zoomseg.io.files import (
+    MAX_JSON_BYTES,
+    MAX_RESULTS_BYTES,
+    RUN_ACCOUNT,
+    folded,
+    parse_json,
+    read_file,
+    why_unreadable,
+)
 from zoomseg.io.scans import (
     ScanInput,
     as_channels,
@@ -291,7 +299,7 @@ def dataset_description(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file, checked only to be an object.
+    """The content of a JSON file, checked only to be an object; a ``run.json`` lists any number of cases.
 
     Raises:
         DatasetError: unreadable, or not an object.
@@ -300,7 +308,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if reason is not None:
         raise DatasetError(f"{quoted(path)}: {reason}")
     try:
-        data = parse_json(read_file(path))
+        most = MAX_RESULTS_BYTES if path.name == RUN_ACCOUNT else MAX_JSON_BYTES
+        data = parse_json(read_file(path, most))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -379,12 +388,23 @@ def _assemble(
 ) -> Dataset:
     if not cases:
         raise DatasetError(f"{root}: no cases; {LAYOUTS}")
+    _refuse_one_name(root, cases)
     annotated = _parse_annotated(where, description, schema)
     _check_entries(where, description.get("cases", {}), {case.id for case in cases})
     complete = [replace(case, annotated=annotated.get(case.id)) for case in sorted(cases, key=lambda c: c.id)]
     name = description.get("name")
     name = quoted(name) if isinstance(name, str) else root.name
     return Dataset(root, name, channels, schema, tuple(complete))
+
+
+def _refuse_one_name(root: Path, cases: Iterable[CaseFiles]) -> None:
+    """Refuse cases whose files, written later, would overwrite each other on some disks."""
+    names: dict[str, str] = {}
+    for case in cases:
+        other = names.setdefault(folded(case.id), case.id)
+        if other != case.id:
+            both = f"'{quoted(other)}' and '{quoted(case.id)}'"
+            raise DatasetError(f"{root}: some disks treat the cases {both} as one name; rename one of them")
 
 
 # --- cases ----------------------------------------------------------------------------------------

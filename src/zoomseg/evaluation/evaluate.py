@@ -28,9 +28,8 @@ from zoomseg.evaluation.provenance import read_measures, read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.batch import why
 from zoomseg.inference.organ_pictures import centre_of_all, overview, window_of
-from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic, writing
+from zoomseg.io.files import why, writable_directory, write_json_atomic, write_text_atomic, writing
 from zoomseg.io.scans import header_notes_by_case, read_grid
 from zoomseg.io.tables import csv_text, number_cell
 

@@ -11,16 +11,19 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from zoomseg.anatomy.measurements import measure
+from zoomseg.anatomy.plausibility import plausibility_flags, position_notes
 from zoomseg.backends.compilers import COMPILERS
 from zoomseg.core.errors import INTERRUPTED, ModelError, OutputError, ScanError, ZoomSegError, quoted
 from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.memory_limits import parse_bytes
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.io.files import reason_of, same_file, writing
+from zoomseg.io.files import out_of_memory, reason_of, same_file, why, writing
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, scan_name, scan_suffix, write_labels
 from zoomseg.pipeline.cascade import Prediction
 
@@ -44,15 +47,13 @@ def main(archive: Path, arguments: Sequence[str]) -> int:
     except ZoomSegError as error:
         print(f"{archive.name}: {error}", file=sys.stderr)
         return error.exit_code
-    except MemoryError:
-        print(
-            f"{archive.name}: the scan does not fit in memory; use a machine with more memory",
-            file=sys.stderr,
-        )
-        return ZoomSegError.exit_code
     except KeyboardInterrupt:
         print(f"{archive.name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:  # of a runtime, or a bug of ours
+        more = "the scan does not fit in memory; use a machine with more memory"
+        print(f"{archive.name}: {more if out_of_memory(error) else why(error)}", file=sys.stderr)
+        return ZoomSegError.exit_code
     return 0
 
 
@@ -169,4 +170,8 @@ def _segmented(predictor: Predictor, files: tuple[Path, ...]) -> Prediction:
     """The steps that ``inference.batch`` applies to each scan."""
     scan, channels_last = ScanInput(scan_name(files[0]), files), predictor.channels > 1
     predictor.admit(*reading_bytes(scan, channels_last), keep=False)
-    return predictor.predict(read_scan(scan, channels_last), keep=False)
+    case = read_scan(scan, channels_last)
+    found = predictor.predict(case, keep=False)
+    organs = measure(case.id, found.labels, case.image, found.schema.names)
+    placed = position_notes(plausibility_flags(found.schema, organs))
+    return replace(found, notes=(*found.notes, *placed))

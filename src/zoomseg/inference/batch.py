@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -26,7 +25,7 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceMonitor, ResourceUsage
 from zoomseg.io import digests
 from zoomseg.io.dicom.write.results import DicomResult, write_results
-from zoomseg.io.files import check_name, printable, reason_of, same_file, writing
+from zoomseg.io.files import check_name, out_of_memory, printable, same_file, why, writing
 from zoomseg.io.scans import ScanInput, read_scan, reading_bytes, write_labels
 from zoomseg.io.seg_nrrd import write_segmentation
 from zoomseg.pipeline.cascade import Prediction
@@ -62,8 +61,8 @@ class Failed:
     short: bool = False
     """Whether too little memory was free, but the machine has enough."""
     unexpected: bool = False
-    """Whether the error was none of ours (see ``why``): after one of a GPU, a process may be unable to use it
-    again."""
+    """Whether the error was none of ours (see ``io.files.why``): after one of a GPU, a process may be unable
+    to use it again."""
 
 
 Outcome = Segmented | Failed
@@ -348,26 +347,7 @@ def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
         return Failed(case, printable(str(error)), short)
     except Exception as error:
         reason = printable(f"{file}: {why(error)}")
-        return Failed(case, reason, _out_of_memory(error), unexpected=True)
-
-
-def why(error: Exception) -> str:
-    """One line about an error that is not the user's: too little memory, or a bug of ours, then with its
-    place in the package."""
-    if _out_of_memory(error):
-        return "does not fit in memory"
-    ours = Path(__file__).parents[1]
-    inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
-    at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""
-    return (
-        f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
-    )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Torch has its own error if a GPU is full, but none for main memory."""
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return full or "can't allocate memory" in str(error)
+        return Failed(case, reason, out_of_memory(error), unexpected=True)
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:

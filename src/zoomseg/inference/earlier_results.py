@@ -1,17 +1,19 @@
 """Results that earlier or simultaneous runs wrote to a folder: ``run.json`` and ``summary.csv`` of a later
-run continue to list their label maps."""
+run continue to list their label maps. What these files no longer tell is taken from the journals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoomseg.inference import journal
 from zoomseg.inference.batch import result_name
 from zoomseg.inference.journal import OF_A_RUN, Recorded
 from zoomseg.inference.summary import OrganRow, read_summary
-from zoomseg.io.files import parse_json, read_file
+from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT, parse_json, read_file
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,59 @@ def of_journal(recorded: Iterable[Recorded], run: Mapping[str, Any]) -> EarlierR
 
 def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
     """The finished cases of ``run.json`` in ``out``; each states what differs from ``run``, which is to be
-    written. None if the file is damaged, or not written by ZoomSeg."""
-    try:
-        before = parse_json(read_file(out / "run.json"))
-        rows = read_summary(out / "summary.csv")
-    except (OSError, ValueError):
-        return EarlierResults()
-    if not isinstance(before, dict) or not isinstance(before.get("labels"), dict):
-        return EarlierResults()
+    written. Those of the journals if the file is gone, damaged, or not written by ZoomSeg."""
+    before = _account(out)
+    if before is None:
+        return of_journal(journal.finished(out).values(), run)
     told = before.get("cases")
     kept = {
         case: of_its_run(account, before, run)
         for case, account in (told.items() if isinstance(told, dict) else ())
         if _is_done(account)
     }
-    return EarlierResults(kept, tuple(rows))
+    return EarlierResults(kept, tuple(_rows(out, kept)))
+
+
+def notes_on(out: Path) -> list[str]:
+    """A note if ``run.json`` in ``out`` cannot be read; otherwise none."""
+    path = out / RUN_ACCOUNT
+    if not os.path.lexists(path) or _account(out) is not None:
+        return []
+    what = "damaged, or not written by ZoomSeg; it is written anew, with the cases of OUT/journal"
+    return [f"{path}: {what}"]
+
+
+def known_cases(out: Path) -> frozenset[str]:
+    """The ids of all scans that earlier or simultaneous runs were to segment into ``out``: the results of
+    others were not written by ZoomSeg."""
+    account = _account(out)
+    told = None if account is None else account.get("cases")
+    return journal.known(out).union(told if isinstance(told, dict) else ())
+
+
+def _account(out: Path) -> dict[str, Any] | None:
+    """The content of ``run.json``; None if it cannot be read, or was not written by ZoomSeg."""
+    try:
+        found = parse_json(read_file(out / RUN_ACCOUNT, MAX_RESULTS_BYTES))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("labels"), dict) else None
+
+
+def _rows(out: Path, cases: Collection[str]) -> list[OrganRow]:
+    """The rows of ``summary.csv``; for cases without any, those of the journals."""
+    try:
+        rows = read_summary(out / "summary.csv")
+    except (OSError, ValueError):
+        rows = []
+    lacking = set(cases).difference(row.case for row in rows)
+    if not lacking:
+        return rows
+    found = journal.finished(out)
+    return [
+        *rows,
+        *(row for case in cases if case in lacking and case in found for row in found[case].entry.rows),
+    ]
 
 
 def _has_failed(account: Mapping[str, Any]) -> bool:

@@ -253,13 +253,27 @@ def read(out: Path) -> dict[str, Recorded]:
     }
 
 
+def finished(out: Path) -> dict[str, Recorded]:
+    """By case, the last entry with results of all journals in a folder of results."""
+    found = {case: one if one.entry.done else one.before for case, one in read(out).items()}
+    return {case: one for case, one in found.items() if one is not None}
+
+
 def requested(out: Path, sha256: str) -> frozenset[str]:
     """The ids that ``request`` recorded; none if their file is gone or was changed."""
     try:
         ids = parse_json(read_file(_request_path(out, sha256)))
     except (OSError, ValueError):
         return frozenset()
+    if not (isinstance(ids, list) and all(isinstance(case, str) for case in ids)):
+        return frozenset()
     return frozenset(ids) if digests.of_json(ids) == sha256 else frozenset()
+
+
+def known(out: Path) -> frozenset[str]:
+    """The ids of all scans that commands were to segment into a folder; of those that were killed, too."""
+    lists = (requested(out, path.stem) for path in (out / FOLDER).glob("*.json"))
+    return frozenset(read(out)).union(*lists)
 
 
 def _recorded(path: Path) -> Iterator[Recorded]:

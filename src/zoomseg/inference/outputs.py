@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from zoomseg.anatomy.plausibility import position_notes
 from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.inference import batch, earlier_results, journal, probability_maps, result_page
@@ -40,7 +41,7 @@ from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
-from zoomseg.io.files import printable, writable_directory, write_json_atomic, writing
+from zoomseg.io.files import folded, printable, writable_directory, write_json_atomic, writing
 from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
@@ -101,7 +102,8 @@ def segment_to_folder(
         on_whole: receives the ids of the scans that are skipped, before any other is started.
 
     Raises:
-        OutputError: ``out`` cannot be written, or a result would overwrite a scan or another result.
+        OutputError: ``out`` cannot be written, or a result would overwrite a scan, another result, or a file
+            that no run wrote.
         LabelError: an organ that the model does not have.
         RecipeError: probability maps of a recipe whose stages vote.
         ScanError: DICOM objects for a scan that is not from DICOM.
@@ -185,7 +187,8 @@ class Wanted:
         """Create the folder, with names and colours of the label values for viewers.
 
         Raises:
-            OutputError: it cannot be written to, or a result would overwrite a scan or another result.
+            OutputError: it cannot be written to, or a result would overwrite a scan, another result, or a
+                file that no run wrote.
             ScanError: DICOM objects for a scan that is not from DICOM.
         """
         require_series(scans, self.beside.dicom)
@@ -251,8 +254,7 @@ class Recorder:
     @functools.cached_property
     def _earlier_files(self) -> dict[str, Mapping[str, str | None]]:
         """``Entry.files`` of the last results of every case, as they were before the first was recorded."""
-        last = (one if one.entry.done else one.before for one in journal.read(self._out).values())
-        return {one.entry.case: one.entry.files for one in last if one is not None}
+        return {case: one.entry.files for case, one in journal.finished(self._out).items()}
 
     def _remove_outdated(self, entry: Entry) -> None:
         """Remove files that an earlier run wrote beside its label map and that were not asked for now, unless
@@ -270,13 +272,14 @@ class Recorder:
         rows = organ_rows_of(
             done.case, done.result, done.image, model.calibration, wanted.organs, model.domain
         )
+        placed = position_notes({row.organ: row.flags for row in rows})
         files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.beside)
         summed = time.perf_counter()
         missing = _drawn(out, done, wanted.organs)
         took = {"summary": summed - began, "report": time.perf_counter() - summed}
         steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
         seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
-        result = replace(done.result, notes=(*done.result.notes, *missing))
+        result = replace(done.result, notes=(*done.result.notes, *placed, *missing))
         done = replace(done, result=result, seconds=seconds)
         return done, Entry(
             case=done.case,
@@ -382,18 +385,27 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 
 
 def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:
-    """Raise an error if a result would overwrite a scan or another result."""
+    """Raise an error if a result would overwrite a scan, another result, or a file of somebody else."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
-    written: dict[Path, str] = {}
+    written: dict[str, str] = {}
+    there: dict[str, Path] = {}
     for scan in scans:
         for result in (result_path(out, scan), *beside.paths(out, scan, recipe)):
             if _identity(result) in read:
                 raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
-            if result in written:
-                both = f"'{written[result]}' and '{scan.id}'"
+            name = folded(str(result.relative_to(out)))
+            if name in written:
+                both = f"'{written[name]}' and '{scan.id}'"
                 raise OutputError(f"{result}: would be a result of both {both}; rename one of the scans")
-            written[result] = scan.id
+            written[name] = scan.id
+            if os.path.lexists(result):
+                there.setdefault(scan.id, result)
+    known = earlier_results.known_cases(out) if there else frozenset()
+    for case, result in there.items():
+        if case not in known:
+            what = "was not written by `zoomseg predict`, and would be replaced"
+            raise OutputError(f"{result}: {what}; move it, or choose another folder for the results")
 
 
 def _files(scan: ScanInput) -> Iterator[Path]:

@@ -34,7 +34,15 @@ from zoomseg.inference.summary import (
     least_certain,
     read_summary,
 )
-from zoomseg.io.files import parse_json, read_file, writable_directory, write_bytes_atomic, write_text_atomic
+from zoomseg.io.files import (
+    MAX_RESULTS_BYTES,
+    RUN_ACCOUNT,
+    parse_json,
+    read_file,
+    writable_directory,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 
 PAGE = "report.html"
 FOLDER = "report"
@@ -81,7 +89,8 @@ def write(out: Path) -> None:
         OutputError: no permission, full disk.
     """
     try:
-        run, rows = parse_json(read_file(out / "run.json")), read_summary(out / "summary.csv")
+        run = parse_json(read_file(out / RUN_ACCOUNT, MAX_RESULTS_BYTES))
+        rows = read_summary(out / "summary.csv")
     except (OSError, ValueError):
         return
     write_text_atomic(out / PAGE, render(run, rows, out))

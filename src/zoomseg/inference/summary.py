@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.core.geometry import Box, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io.files import read_file, write_text_atomic
+from zoomseg.io.files import MAX_RESULTS_BYTES, read_file, write_text_atomic
 from zoomseg.io.tables import csv_text, rows_of
 
 COLUMNS = (
@@ -122,20 +123,24 @@ def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
 
 
 def read_summary(path: Path) -> list[OrganRow]:
-    """The rows that ``write_summary`` wrote.
+    """The rows that ``write_summary`` wrote, also if an editor put a byte order mark before them.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not such a file.
     """
-    table = rows_of(io.StringIO(read_file(path).decode("utf-8"), newline=""))
+    content = io.BytesIO(read_file(path, MAX_RESULTS_BYTES))
+    table = rows_of(io.TextIOWrapper(content, "utf-8-sig", newline=""))
     try:
         return [_row(cells) for cells in table]
     except (csv.Error, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a summary that `zoomseg predict` wrote") from error
 
 
-def _row(cells: Mapping[str, str]) -> OrganRow:
+def _row(cells: Mapping[str | None, Any]) -> OrganRow:
+    if None in cells or None in cells.values():
+        raise KeyError("more or fewer cells than columns")
+
     def number(column: str) -> float | None:
         return float(cells[column]) if cells[column] else None
 

@@ -11,6 +11,8 @@ import re
 import secrets
 import shutil
 import stat
+import traceback
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -25,7 +27,14 @@ _SHORT_NAME = 100
 """Every file system accepts names of this many bytes."""
 
 MAX_JSON_BYTES = 64 * 1024**2
-"""Maximum size of any JSON file that is read; those of ZoomSeg have a few MB."""
+"""Maximum size of any JSON file that is read, except ``run.json``; those of ZoomSeg have a few MB."""
+
+RUN_ACCOUNT = "run.json"
+"""The file that lists the cases in a folder of results."""
+
+MAX_RESULTS_BYTES = 1024**3
+"""Maximum size of files that list all cases of a folder of results: of a scan, ``run.json`` has 3 kB and
+``summary.csv`` up to 18 kB."""
 
 _LONGEST_END = 12
 """Maximum length of a suffix that states a file's format; a longer one is part of a name with a dot."""
@@ -96,6 +105,31 @@ def read_file(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
         return file.read(found.st_size)
 
 
+def refuse_link(path: str | Path) -> None:
+    """Refuse to write through a link in a folder of any origin: it may lead to a file outside of it.
+
+    Raises:
+        OSError: it is a link.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "a link, which may lead outside of its folder", str(path))
+
+
+def open_unlinked(path: str | Path, flags: int, mode: int = 0o666) -> int:
+    """As ``os.open``, for a file that is written in a folder of any origin.
+
+    Raises:
+        OSError: it cannot be opened, is a link, or is not a regular file.
+    """
+    refuse_link(path)
+    never = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would block forever
+    descriptor = os.open(path, flags | never, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return descriptor
+
+
 class _Messages:
     """Whether messages of libraries are shown."""
 
@@ -117,6 +151,25 @@ def reason_of(error: Exception) -> str:
     """A library's message in one line (see ``without_library_messages``)."""
     message = " ".join(str(error).split()) if _Messages.shown else ""
     return (message or type(error).__name__)[:160]
+
+
+def why(error: Exception) -> str:
+    """One line about an error that is not the user's: too little memory, or a bug of ours, then with its
+    place in the package."""
+    if out_of_memory(error):
+        return "does not fit in memory"
+    ours = Path(__file__).parents[1]
+    inside = [f for f in traceback.extract_tb(error.__traceback__) if ours in Path(f.filename).parents]
+    at = f" at {Path(inside[-1].filename).relative_to(ours)}:{inside[-1].lineno}" if inside else ""
+    return (
+        f"unexpected {type(error).__name__}{at} ({reason_of(error)}); please report it with the scan's header"
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was too small. Torch has its own error if a GPU is full, but none for main memory."""
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return full or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -172,6 +225,12 @@ def check_name(path: Path) -> None:
             size = len(os.fsencode(path.name))
             message = f"the result's name would have {size} bytes, too many for its folder; rename the scan"
             raise ScanError(f"{path.name}: {message}") from error
+
+
+def folded(name: str) -> str:
+    """Equal for names that are one file on some disks: those of Windows and macOS ignore case, and some how
+    accents are encoded."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def printable(text: str) -> str:
@@ -252,7 +311,11 @@ def parse_json(content: bytes | str) -> Any:
         content = content.decode(json.detect_encoding(content), "surrogatepass")
     try:
         value = json.loads(
-            content, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+            content,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -261,12 +324,21 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
+_MOST_DIGITS = 300
+"""Of a whole number: all of these can be converted to floating point."""
+
 _NO_JSON = "it holds NaN, an infinite number or a lone surrogate, which JSON does not allow"
 
 
 def _refuse_constant(name: str) -> None:
     """``NaN``, ``Infinity`` or ``-Infinity``."""
     raise ValueError(_NO_JSON)
+
+
+def _whole(written: str) -> int:
+    if len(written) > _MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(written)} digits, {_MOST_DIGITS} at most are read")
+    return int(written)
 
 
 def _finite(written: str) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from zoomseg.core.errors import OutputError, quoted
-from zoomseg.io.files import writing
+from zoomseg.io.files import open_unlinked, writing
 
 try:
     import fcntl
@@ -33,10 +33,12 @@ def locked(file: Path, used: str) -> IO[str]:
         used: the error message if another process has locked the file's folder.
 
     Raises:
-        OutputError: another process has locked it, which is named; or the file cannot be written.
+        OutputError: another process has locked it, which is named; or the file cannot be written, or is a
+            link.
     """
     with writing(file):
-        held = file.open("a+", encoding="utf-8", errors="replace")
+        descriptor = open_unlinked(file, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        held = os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
         try:
             if fcntl is not None:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ disk before it is confirmed. `zoomseg serve` and the DICOM node keep their jobs 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 import threading
@@ -20,10 +21,12 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoomseg.core.errors import OutputError
-from zoomseg.io.files import parse_json, writable_directory
+from zoomseg.io.files import open_unlinked, parse_json, refuse_link, writable_directory
 from zoomseg.io.locks import locked
 
 DATABASE = "jobs.sqlite"
+_SQLITE_ENDS = ("-wal", "-shm", "-journal")
+"""Of the names of its other files."""
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS jobs "
     "(number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, content TEXT NOT NULL)",
@@ -113,7 +116,10 @@ class JobQueue(Generic[J]):
         self._changed = threading.Condition(threading.RLock())
         self._path = self._folder / DATABASE
         try:
-            self._path.touch(0o600)  # before SQLite, which gives its other files the same permissions
+            # Before SQLite, which gives its other files the same permissions, and follows links.
+            os.close(open_unlinked(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            for end in _SQLITE_ENDS:
+                refuse_link(f"{self._path}{end}")
             self._db = sqlite3.connect(self._path, check_same_thread=False)
             with self._refusing():
                 self._db.execute("PRAGMA journal_mode = WAL")

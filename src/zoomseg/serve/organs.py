@@ -17,7 +17,7 @@ from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling
 from zoomseg.io.scans import read_label_values
 from zoomseg.io.tables import csv_text, rows_of
 
-MAX_SUMMARY_BYTES = 64 * 1024**2
+MAX_SUMMARY_BYTES = 1024**3
 
 
 class Organ(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zoomseg.anatomy.measurements import NO_SIDES, OrganMeasurement
-from zoomseg.anatomy.plausibility import plausibility_flags
+from zoomseg.anatomy.plausibility import plausibility_flags, position_notes
 from zoomseg.core.geometry import Box, Sides
 from zoomseg.core.labels import LabelSchema
 
@@ -83,6 +83,18 @@ def test_two_kinds_of_flags() -> None:
     flags = plausibility_flags(SCHEMA, found)
     assert flags["Liver"] == ("mirrored_scan?", "upside_down?")
     assert flags["kidney_R"] == ("sides_swapped", "upside_down?")
+
+
+def test_notes_name_each_kind_with_its_organs() -> None:
+    found = {organ: at(-f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in USUAL.items()}
+    flags = plausibility_flags(SCHEMA, found)
+    assert position_notes({"aorta": ("misplaced",), **flags}) == (
+        "left organs lie to the right of right ones (kidney_L, kidney_R); is the scan mirrored?",
+        "organs lie on the opposite side of the body (Liver, spleen, stomach); is the scan mirrored?",
+        "organs of the upper body lie below those of the lower one "
+        "(kidney_L, kidney_R, Liver, spleen, urinary bladder); is the scan upside down?",
+    )
+    assert position_notes({"aorta": ("misplaced",)}) == position_notes({}) == ()
 
 
 def test_nothing_found() -> None:

@@ -6,6 +6,7 @@ import csv
 import errno
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,36 @@ def test_same_name_twice(scan: Path, model: Path, tmp_path: Path, capfd: pytest.
     other = write(tmp_path / "other" / "patient.nii.gz", 8)
     assert run("predict", scan, other, "-m", model, "-o", tmp_path / "out") == 2
     assert "two scans are named 'patient'" in capfd.readouterr().err
+    folder = write(tmp_path / "folder" / "A.nii.gz", 8).parent
+    shutil.copy(folder / "A.nii.gz", folder / "a.nii.gz")
+    assert run("predict", folder, "-m", model, "-o", tmp_path / "out") == 2
+    err = capfd.readouterr().err
+    assert "two scans are named 'A' and 'a', which some disks treat as one name; their results would" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_beside_the_scan_are_not_replaced(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scan, drawn = write(tmp_path / "p1.nrrd", 9), tmp_path / "p1.nii.gz"
+    write_labels(drawn, tiny_case(9)[1])
+    before = drawn.read_bytes()
+    assert predict(scan, model, tmp_path) == 2
+    assert f"{drawn}: was not written by `zoomseg predict`" in capfd.readouterr().err
+    assert drawn.read_bytes() == before
+
+
+def test_an_account_that_cannot_be_read_is_told(
+    scan: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(scan, model, out) == 0
+    assert "damaged" not in capfd.readouterr().err
+    (out / "run.json").write_text("{")
+    assert predict(scan, model, out) == 0
+    said = f"{out / 'run.json'}: damaged, or not written by ZoomSeg; it is written anew"
+    assert said in capfd.readouterr().err
+    assert said in json.loads((out / "run.json").read_text())["notes"][0]
 
 
 def test_names_of_many_scans_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:

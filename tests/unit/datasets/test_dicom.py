@@ -167,7 +167,8 @@ def test_cases_are_not_called_like_patients(tmp_path: Path) -> None:
     labelled(tmp_path / "S-7", 2, "liver", PatientName="S-7", PatientID="S-7")
     labelled(tmp_path / "x [1]", 3, "liver")
     labelled(tmp_path / "x (1)", 4, "liver")
-    assert list(of(survey(tmp_path))) == ["case_001", "S-7", "x_1", "x_1-2"]
+    labelled(tmp_path / "X {1}", 5, "liver")
+    assert list(of(survey(tmp_path))) == ["case_001", "S-7", "x_1", "x_1-2", "X_1-3"]
 
 
 def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:

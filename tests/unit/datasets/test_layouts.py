@@ -58,6 +58,14 @@ def test_nnunet_raw(tmp_path: Path) -> None:
     assert case.annotated is None
 
 
+@pytest.mark.parametrize("cases", [("Case", "case"), ("b\u00e4r", "ba\u0308r")])
+def test_cases_that_some_disks_treat_as_one_name_are_refused(tmp_path: Path, cases: tuple[str, str]) -> None:
+    root = nnunet(tmp_path, cases=cases)
+    with pytest.raises(DatasetError, match="as one name; rename one of them") as refusal:
+        open_dataset(root)
+    assert all(f"'{case}'" in str(refusal.value) for case in cases)
+
+
 def test_several_channels_and_partial_annotation(tmp_path: Path) -> None:
     description = NNUNET | {
         "channel_names": {"0": "T1", "1": "T2"},

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_dataset import tiny_recipe
+from zoomseg.core.errors import DatasetError
+from zoomseg.datasets.layouts import read_labelling
 from zoomseg.evaluation.provenance import Origin, read_measures, read_origin, read_scans
+from zoomseg.io.files import MAX_JSON_BYTES
 from zoomseg.recipe.load import dump
 
 
@@ -46,6 +49,20 @@ def test_what_cases_took(tmp_path: Path) -> None:
     }
     (tmp_path / "run.json").write_text(json.dumps({"cases": cases}))
     assert read_measures(tmp_path) == {"a": {"seconds": 2.5, "peak_ram_mb": 300.0}}
+
+
+def test_the_account_of_any_number_of_cases_is_read(tmp_path: Path) -> None:
+    """Larger than other JSON files."""
+    cases = {"a": {"peak_ram_mb": 300}}
+    padding = " " * MAX_JSON_BYTES
+    (tmp_path / "run.json").write_text(json.dumps({"labels": {"liver": 1}, "cases": cases}) + padding)
+    assert read_measures(tmp_path) == {"a": {"peak_ram_mb": 300.0}}
+    found = read_labelling(tmp_path / "run.json")
+    assert found is not None
+    assert found[0].names == ("liver",)
+    (tmp_path / "run.json").rename(tmp_path / "labels.json")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        read_labelling(tmp_path / "labels.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', "{}"])

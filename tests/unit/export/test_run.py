@@ -23,6 +23,7 @@ from zoomseg.backends.compilers import COMPILERS
 from zoomseg.backends.device import resolve
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError, OutputError
+from zoomseg.core.geometry import Grid
 from zoomseg.export import run as runner
 from zoomseg.export.modules import needed_by
 from zoomseg.export.package import export
@@ -31,6 +32,7 @@ from zoomseg.io import bundle as bundles
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.io.training_domain import TrainingDomain
+from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.spec import Recipe
 
 SPY = """
@@ -230,21 +232,54 @@ def test_scans_are_compared_with_those_of_the_training(
     assert "note: clearly unlike the training scans: the scan is not in the unit" in capsys.readouterr().err
 
 
-def test_too_little_memory_and_an_interruption_are_one_line(
+def test_too_little_memory_an_interruption_and_any_error_are_one_line(
     archive: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    memory = "the scan does not fit in memory; use a machine with more memory"
     cases = (
-        (MemoryError, 2, "the scan does not fit in memory; use a machine with more memory"),
-        (KeyboardInterrupt, 130, "interrupted"),
+        (MemoryError(), 2, memory),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, memory),
+        (
+            RuntimeError("no\nsuch kernel"),
+            2,
+            "unexpected RuntimeError at export/run.py:{} (no such kernel); please report it with the "
+            "scan's header",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
     )
     for raised, code, said in cases:
 
-        def stop(*_: object, raised: type[BaseException] = raised) -> None:
+        def stop(*_: object, raised: BaseException = raised) -> None:
             raise raised
 
         monkeypatch.setattr(runner, "_segmented", stop)
         assert run(archive, scan, "-o", scan.with_name("out.nii.gz")) == code
-        assert capsys.readouterr().err == f"model.zip: {said}\n"
+        before, _, after = f"model.zip: {said}\n".partition("{}")
+        assert re.fullmatch(rf"{re.escape(before)}\d*{re.escape(after)}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_mirrored_scan_is_told(
+    mirrored: bool,
+    archive: Path,
+    scan: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its header says that the body lies the other way round along the first axis."""
+    image, labels = tiny_case(9)
+    grid = image.grid
+    if mirrored:
+        grid = Grid(grid.shape, np.diag([-1.0, 1.0, 1.0, 1.0]) @ grid.affine)
+        write_image(scan, replace(image, grid=grid))
+    found = Prediction("x", replace(labels, grid=grid), {}, {}, (), {}, ("one of the model",))
+    monkeypatch.setattr(Predictor, "predict", lambda *_, **__: found)
+    assert run(archive, scan, "-o", scan.with_name("labels.nii.gz")) == 0
+    said = "note: one of the model\n"
+    if mirrored:
+        organs = "left kidney, right kidney"
+        said += f"note: left organs lie to the right of right ones ({organs}); is the scan mirrored?\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,70 @@ def test_label_maps_with_other_labels_are_listed_with_theirs(
     cases = json.loads((out / "run.json").read_text())["cases"]
     assert "labels" not in cases["a"]["run"]
     assert cases["b"]["run"]["labels"] == {"background": 0, "right kidney": 7}
+
+
+def without_table(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.unlink()
+
+
+def marked(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+
+
+def with_semicolons(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write_text(table.read_text().replace(",", ";"))
+
+
+def shortened(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write_text(table.read_text()[:-20])
+
+
+def without_case(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write_text(table.read_text().splitlines(keepends=True)[0])
+
+
+def too_large(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoomseg.inference.summary.MAX_RESULTS_BYTES", 100)
+
+
+@pytest.mark.parametrize(
+    "change", [without_table, marked, with_semicolons, shortened, without_case, too_large]
+)
+def test_a_case_stays_listed_with_its_labels_whatever_became_of_the_table(
+    three: tuple[ScanInput, ...],
+    tmp_path: Path,
+    change: Callable[[Path, pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(three[:1], out, predictor(), ("right kidney",))
+    rows = [line for line in (out / "summary.csv").read_text().splitlines() if line.startswith("a,")]
+    assert len(rows) == 1
+    change(out / "summary.csv", monkeypatch)
+    segment_to_folder(three[1:2], out, predictor())
+    assert listed(out) == (["a", "b"], ["a", "b"], ["a", "b"])
+    assert [line for line in (out / "summary.csv").read_text().splitlines() if line[:2] == "a,"] == rows
+    assert read_labels_by_case(out / "run.json")["a"].names == ("right kidney",)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_cases_of_an_account_that_cannot_be_read_are_those_of_the_journals(
+    three: tuple[ScanInput, ...], tmp_path: Path, content: str | None
+) -> None:
+    out = tmp_path / "out"
+    assert earlier_results.notes_on(out) == []
+    segment_to_folder(three[:1], out, predictor(), ("right kidney",))
+    assert earlier_results.notes_on(out) == []
+    if content is None:
+        (out / "run.json").unlink()
+        assert earlier_results.notes_on(out) == []
+    else:
+        (out / "run.json").write_text(content)
+        (note,) = earlier_results.notes_on(out)
+        assert note.startswith(f"{out / 'run.json'}: damaged, or not written by ZoomSeg; ")
+    segment_to_folder(three[1:2], out, predictor())
+    assert listed(out) == (["a", "b"], ["a", "b"], ["a", "b"])
+    assert read_labels_by_case(out / "run.json")["a"].names == ("right kidney",)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch) -> Predictor:

@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from zoomseg.core.errors import LabelError, OutputError
 from zoomseg.inference import outputs
 from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
 from zoomseg.inference.confidence import organ_rows_of
-from zoomseg.inference.outputs import segment_to_folder
+from zoomseg.inference.outputs import Part, segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
@@ -84,6 +85,27 @@ def test_every_scan_has_a_place_in_the_report_and_says_where_it_came_from(
     account = json.loads((out / "run.json").read_text())["cases"]["good"]
     assert account["scan"] == ["../in/good.nii.gz"]
     assert (out / account["scan"][0]).resolve() == scans[0].paths[0].resolve()
+
+
+def test_a_mirrored_scan_is_a_note(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the terminal, where it is not only a flag of an organ in a table."""
+    told: list[Segmented | Failed] = []
+
+    def rows_of(case: str, *given: object) -> list[OrganRow]:
+        return [
+            OrganRow(case, name, 1.0, 2.0, 0.5, ("sides_swapped",))
+            for name in ("left kidney", "right kidney")
+        ]
+
+    monkeypatch.setattr(outputs, "organ_rows_of", rows_of)
+    segment_to_folder(scans[:1], tmp_path / "out", predictor(), on_result=told.append)
+    organs = "left kidney, right kidney"
+    note = f"left organs lie to the right of right ones ({organs}); is the scan mirrored?"
+    assert isinstance(told[0], Segmented)
+    assert note in told[0].result.notes
+    assert note in json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["good"]["notes"]
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_note(
@@ -237,6 +259,65 @@ def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...
     twice = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a"))
     with pytest.raises(OutputError, match=r"a\.nii\.gz: would be a result of both 'a' and 'a'"):
         segment_to_folder(twice, tmp_path / "out", predictor())
+
+
+@pytest.mark.parametrize(("one", "other"), [("A", "a"), ("Gr\u00f6\u00dfe", "Gro\u0308\u00dfe")])
+def test_names_that_some_disks_treat_as_one_are_refused(
+    scans: tuple[ScanInput, ...], tmp_path: Path, one: str, other: str
+) -> None:
+    both = tuple(ScanInput(name, scans[0].paths) for name in (one, other))
+    with pytest.raises(OutputError, match=f"would be a result of both '{one}' and '{other}'; rename one"):
+        segment_to_folder(both, tmp_path / "out", predictor())
+
+
+@pytest.mark.parametrize("name", ["good.nii.gz", "probabilities/good-left_kidney.nii.gz"])
+def test_a_file_that_no_run_wrote_is_not_replaced(
+    scans: tuple[ScanInput, ...], tmp_path: Path, name: str
+) -> None:
+    """Manual labels beside the scan, as 3D Slicer users keep them."""
+    place = tmp_path / "out"
+    (place / name).parent.mkdir(parents=True)
+    (place / name).write_bytes(b"drawn by hand")
+    wanted = ExtraOutputs(probabilities=("left kidney",))
+    for _ in range(2):  # the refusal does not make the case a known one
+        with pytest.raises(OutputError, match=rf"{name}: was not written by `zoomseg predict`, .*; move it"):
+            segment_to_folder(scans[:1], place, predictor(), beside=wanted)
+    assert (place / name).read_bytes() == b"drawn by hand"
+    (place / name).rename(tmp_path / "moved")
+    assert not segment_to_folder(scans[:1], place, predictor(), beside=wanted)
+
+
+@pytest.mark.parametrize("gone", ["journal", "run.json", "nothing"])
+def test_results_are_replaced_again(scans: tuple[ScanInput, ...], tmp_path: Path, gone: str) -> None:
+    """Also those of a version without a journal, and of jobs that were not gathered."""
+    out = tmp_path / "out"
+    segment_to_folder(scans[:1], out, predictor())
+    before = (out / "good.nii.gz").read_bytes()
+    if gone == "journal":
+        shutil.rmtree(out / "journal")
+    elif gone == "run.json":
+        (out / "run.json").unlink()
+    assert not segment_to_folder(scans[:1], out, predictor(1))
+    assert (out / "good.nii.gz").read_bytes() != before
+
+
+def test_the_result_of_a_killed_process_is_replaced(
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The label map is there, and not yet in the journal."""
+    out = tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Recorder, "record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment_to_folder(scans[:1], out, predictor())
+    assert (out / "good.nii.gz").is_file()
+    assert list((out / "journal").glob("*.jsonl")) == []
+    for part in (Part(1, 2), Part(1, 1)):
+        assert not segment_to_folder(scans[:1], out, predictor(), resume=True, part=part)
 
 
 def test_a_case_and_its_stage_named_like_another(

@@ -127,6 +127,21 @@ def test_a_summary_without_intervals_is_read(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_that_an_editor_saved_with_its_mark_is_read(tmp_path: Path) -> None:
+    write_summary(tmp_path / "one.csv", ROWS)
+    (tmp_path / "two.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "one.csv").read_bytes())
+    assert read_summary(tmp_path / "two.csv") == read_summary(tmp_path / "one.csv")
+
+
+@pytest.mark.parametrize("row", ["a,liver,12.3", "a,liver,1,1,1,,1" + "," * 15])
+def test_a_row_of_too_few_or_too_many_cells_is_refused(tmp_path: Path, row: str) -> None:
+    write_summary(tmp_path / "s.csv", ROWS)
+    with (tmp_path / "s.csv").open("a") as file:
+        file.write(f"{row}\n")
+    with pytest.raises(ValueError, match="not a summary"):
+        read_summary(tmp_path / "s.csv")
+
+
 @pytest.mark.parametrize("content", [b"case\na\n", b"\xff", b"case,organ\n" + b"x" * 200_000])
 def test_what_is_no_summary_is_not_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.csv").write_bytes(content)

@@ -11,6 +11,7 @@ from zoomseg.core.errors import GeometryError, OutputError, ScanError
 from zoomseg.io.files import (
     atomic_path,
     check_name,
+    folded,
     link_or_copy,
     parse_json,
     printable,
@@ -46,6 +47,12 @@ def test_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "stat", closed)
     assert why_unreadable(tmp_path / "there") == "cannot be read (Permission denied)"
+
+
+def test_names_of_one_file_on_some_disks() -> None:
+    assert folded("Knee_1") == folded("knee_1") == "knee_1"
+    assert folded("B\u00c4R") == folded("ba\u0308r")
+    assert len({folded(name) for name in ("bar", "b\u00e4r", "baer", "bar ", "b-r")}) == 5
 
 
 def test_one_file_by_two_names(tmp_path: Path) -> None:
@@ -272,6 +279,15 @@ def test_what_could_not_be_written_again_is_no_json(content: bytes) -> None:
 )
 def test_what_looks_like_a_lone_surrogate_and_is_none_is_read(content: bytes, text: str) -> None:
     assert parse_json(content) == [text]
+
+
+def test_a_whole_number_beyond_floating_point_is_refused() -> None:
+    most = "9" * 300
+    assert parse_json(most) == int(most)
+    assert float(parse_json(most)) == pytest.approx(1e300)
+    for digits in (most + "9", "-" + most, "1" + "0" * 400, "1" + "0" * 5000):
+        with pytest.raises(ValueError, match=f"a whole number of {len(digits)} digits, 300 at most are read"):
+            parse_json(f'{{"seconds": {digits}}}')
 
 
 def test_json_is_parsed_or_refused_in_one_line() -> None:

@@ -65,6 +65,24 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         locked(tmp_path / "none" / "lock", "is in use")
 
 
+@pytest.mark.parametrize("target", ["victim.txt", "gone.txt"])
+def test_a_link_is_not_followed(tmp_path: Path, target: str) -> None:
+    """In a folder from somebody else, it may lead to any file of the user."""
+    (tmp_path / "victim.txt").write_text("important")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(Path("..") / target)
+    with pytest.raises(OutputError, match="a link, which may lead outside of its folder"):
+        locked(tmp_path / "run" / ".lock", "is in use")
+    assert (tmp_path / "victim.txt").read_text() == "important"
+    assert not (tmp_path / "gone.txt").exists()
+
+
+def test_what_is_no_file_is_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OutputError, match="not a file"):
+        locked(tmp_path / "lock", "is in use")
+
+
 def test_a_folder_that_cannot_be_listed_is_used_without_a_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

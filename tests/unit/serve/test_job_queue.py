@@ -151,6 +151,21 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("name", [".lock", DATABASE, f"{DATABASE}-wal"])
+def test_a_link_in_the_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+    victim, folder = tmp_path / "victim.txt", tmp_path / "jobs"
+    victim.write_text("important")
+    opened(folder).close()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(victim)
+    for _ in range(2):  # the lock is given back
+        with pytest.raises(OutputError, match="a link, which may lead outside of its folder"):
+            opened(folder)
+    assert victim.read_text() == "important"
+    (folder / name).unlink()
+    opened(folder).close()
+
+
 def test_the_next_job_is_found_without_reading_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ log also contains numpy's numbers; only their constructors are allowed in additi
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoomseg.core.errors import ModelError, quoted
+from zoomseg.core.errors import ModelError, ZoomSegError, quoted
+from zoomseg.core.memory import require_ram, spoken
 
 _SCALAR = np.float64(0).__reduce__()[0]
 """Numpy's constructor of a number from its type and bytes."""
@@ -45,15 +47,40 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ModelError: it contains executable content, is damaged, or is not a checkpoint of nnU-Net v2.
+        MemoryLimitError: it does not fit into the free memory.
     """
     try:
+        _check_records(path)
+        size = path.stat().st_size
+        require_ram(size, f"{path}: loading {spoken(size)}")
         with torch.serialization.safe_globals(ALLOWED):  # type: ignore[arg-type]
             data = torch.load(path, map_location="cpu", weights_only=True)
+    except ZoomSegError:
+        raise
     except UnpicklingError as error:
         raise ModelError(_refusal(path, error)) from None
     except Exception as error:  # on hostile bytes, the loader may raise any exception
         raise ModelError(f"{path} is damaged or no checkpoint ({quoted(error)}); copy it again") from None
     return _checked(path, data)
+
+
+def _check_records(path: Path) -> None:
+    """Refuse a file whose content is larger than itself. Torch stores its records uncompressed, one after the
+    other; it would also inflate others, to a thousand times their size, before anything is checked.
+
+    Raises:
+        ModelError: it is such a file.
+    """
+    if not zipfile.is_zipfile(path):  # written by an early version of torch
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    inflated = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if inflated or sum(record.file_size for record in records) > path.stat().st_size:
+        raise ModelError(
+            f"{path} is compressed, and torch never does that to a checkpoint; get the model from where you "
+            "trust"
+        )
 
 
 def _refusal(path: Path, error: UnpicklingError) -> str:

@@ -29,6 +29,7 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 has a best checkpoint, beside others that are finished, is still being trained."""
 
 MAX_JSON_BYTES = 50_000_000
+"""Of a JSON file, and of all in a zip together: those of nnU-Net have some ten thousand bytes each."""
 _LIMITS = ZipLimits("models", 10_000, file_bytes=40_000_000_000, total_bytes=40_000_000_000)
 """Five folds of the largest networks have about 10 GB."""
 
@@ -200,6 +201,7 @@ def _unpacked(source: Path, folder: Path, configuration: str | None, folds: tupl
         small = [member for member in members if _JSON.search(_name(member))]
         weights = [member for member in members if _WEIGHTS.search(_name(member))]
         _check_names(source, [*small, *weights])
+        _check_small(source, small)
         try:
             for member in weights:
                 _created(member, folder).touch()
@@ -267,6 +269,17 @@ def _check_names(source: Path, members: list[zipfile.ZipInfo]) -> None:
                 f"{source} holds {quoted(member.filename)}, which would be written outside its own folder; "
                 "it is not unpacked: get the model from elsewhere"
             )
+
+
+def _check_small(source: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse files of numbers and names that would fill the disk; all of them are unpacked to choose a
+    model."""
+    size = sum(member.file_size for member in members)
+    if size > MAX_JSON_BYTES:
+        raise ModelError(
+            f"{source}: its plans.json and dataset.json have {spoken(size)}, and {spoken(MAX_JSON_BYTES)} at "
+            "most are read; get the model anew"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -188,15 +188,15 @@ def pack(
     inside = seen.region.mask_in(box)
     if stage.training.mask_loss:
         target[~inside] = IGNORE
-    stem = f"{stage.name}-{scan.id}"
-    write_array(folder / f"{stem}-image.b2nd", image)
-    write_array(folder / f"{stem}-labels.b2nd", target)
+    stem = f"{stage.name}.{scan.id}"  # names of stages have no dot: different pairs never have one stem
+    write_array(folder / f"{stem}.image.b2nd", image)
+    write_array(folder / f"{stem}.labels.b2nd", target)
     return PackedCase(
         scan.id,
         seen.grid,
         box,
-        ChunkedArray.open(folder / f"{stem}-image.b2nd"),
-        ChunkedArray.open(folder / f"{stem}-labels.b2nd"),
+        ChunkedArray.open(folder / f"{stem}.image.b2nd"),
+        ChunkedArray.open(folder / f"{stem}.labels.b2nd"),
         sampler.list_candidates(target, inside, box.start, rng),
         np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
@@ -263,7 +263,7 @@ def _store_priors(
         prior = priors[name]
         labels = stored_labels(stage, name, prior.labels)
         channels = [0, *(prior.channel(label) for label in labels)]
-        path = folder / f"{stem}-prior-{name}.b2nd"
+        path = folder / f"{stem}.prior-{name}.b2nd"
         write_array(path, to_numpy(prior.probabilities)[channels].astype(np.float16))
         out[name] = StoredPrior(ChunkedArray.open(path), prior.grid, labels)
     return out

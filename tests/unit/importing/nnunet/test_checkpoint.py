@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers import nnunet_models
-from zoomseg.core.errors import ModelError
+from zoomseg.core.errors import MemoryLimitError, ModelError
 from zoomseg.importing.nnunet import checkpoint
 
 
@@ -63,6 +63,41 @@ def test_a_half_copied_checkpoint_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", nnunet_models.checkpoint(nnunet_models.random_network(False)))
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ModelError, match="damaged or no checkpoint"):
+        checkpoint.read(path)
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+    content = nnunet_models.checkpoint(nnunet_models.random_network(False))
+    path, small = saved(tmp_path / "a.pth", content | {"blank": torch.zeros(1_000_000)}), tmp_path / "b.pth"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    assert small.stat().st_size < path.stat().st_size / 4
+    with pytest.raises(ModelError, match="is compressed, and torch never does that to a checkpoint"):
+        checkpoint.read(small)
+
+
+def test_records_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """A thousand entries of one record are a thousand times the file."""
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data/0", bytes(1000))
+        for number in range(1, 20):
+            copy = zipfile.ZipInfo(f"a/data/{number}")
+            shown = archive.getinfo("a/data/0")
+            for key in ("header_offset", "file_size", "compress_size", "CRC"):
+                setattr(copy, key, getattr(shown, key))
+            archive.filelist.append(copy)
+    with pytest.raises(ModelError, match="is compressed"):
+        checkpoint.read(path)
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "a.pth", nnunet_models.checkpoint(nnunet_models.random_network(False)))
+    monkeypatch.setattr("zoomseg.core.memory.free_ram", lambda: 0)
+    with pytest.raises(MemoryLimitError, match=r"a\.pth: loading .* of memory"):
         checkpoint.read(path)
 
 

@@ -197,6 +197,16 @@ def test_a_zip_of_too_much_is_refused_before_it_is_unpacked(
         pass
 
 
+def test_small_files_that_would_fill_the_disk_are_not_unpacked(tmp_path: Path) -> None:
+    """Each of them is within the limit of a file; a compressed blank takes a thousandth."""
+    path = zipped(nnunet_models.write(tmp_path / "model"), tmp_path / "a.zip")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(2):
+            archive.writestr(f"{number}/plans.json", b" " * 30_000_000)
+    with pytest.raises(ModelError, match=r"have 57 MB, and 48 MB at most are read"), files.opened(path):
+        pass
+
+
 def test_what_holds_no_model_or_several_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no file or folder"), files.opened(tmp_path / "a"):
         pass

@@ -15,6 +15,7 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
+from zoomseg.io.cache import ChunkedArray
 from zoomseg.pipeline import stage_input
 from zoomseg.recipe.spec import DilatedForeground, ImageInput, PriorInput, Recipe, Stage, Unchanged
 from zoomseg.training.data import packed_cases
@@ -86,6 +87,21 @@ def test_stored_image_is_what_prediction_reads(
     torch.testing.assert_close(held.image_at(indices(held.box)), shown[:1], rtol=HALF, atol=1e-6)
     stored = held.prior_at("coarse", indices(held.box))
     torch.testing.assert_close(stored[1:], shown[1:], rtol=HALF, atol=1e-5)
+
+
+def test_no_two_cases_and_stages_share_a_file(priors: dict[str, StagePrediction], tmp_path: Path) -> None:
+    """Stages that are trained together store their cases in one folder."""
+    named = [("fine", "x-1"), ("fine-x", "1"), ("fine", "1"), ("fine", "x.1"), ("fine-x", "1.image")]
+    held = []
+    for seed, (stage, case) in enumerate(named):
+        scan = stage_input.prepare(Case(case, *tiny_case(seed)), RECIPE)
+        held.append(packed(FINE.model_copy(update={"name": stage}), scan, priors, tmp_path))
+    paths = [array.path for one in held for array in one.arrays]
+    assert len(set(paths)) == len(paths) == 3 * len(named)
+    for one, (_, case) in zip(held, named, strict=True):
+        assert one.case == case
+        whole, again = Box((0, 0, 0), one.box.shape), ChunkedArray.open(one.image.path)
+        assert np.array_equal(again.read(whole), one.image.read(whole))
 
 
 def test_unchanged_intensities_are_stored_in_single_precision(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zoomseg.io.dicom.read.archive import Source, is_zip
 from zoomseg.io.dicom.read.series_discovery import Found
+from zoomseg.io.files import folded
 
 
 def base_name(path: Path) -> str:
@@ -36,15 +37,15 @@ def case_names(path: Path, found: Found) -> tuple[str, ...]:
 
 
 def _all_different(wanted: Sequence[str]) -> Iterator[str]:
-    """Names made unique: duplicates are numbered."""
-    often, taken = Counter(wanted), set(wanted)
+    """Names made unique, also on disks that ignore case: duplicates are numbered."""
+    often, taken = Counter(map(folded, wanted)), set(map(folded, wanted))
     numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
     for name in wanted:
-        if often[name] == 1:
+        if often[folded(name)] == 1:
             yield name
             continue
-        new = next(n for number in numbers[name] if (n := f"{name}_{number}") not in taken)
-        taken.add(new)
+        new = next(n for number in numbers[folded(name)] if folded(n := f"{name}_{number}") not in taken)
+        taken.add(folded(new))
         yield new
 
 

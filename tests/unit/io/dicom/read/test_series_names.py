@@ -36,6 +36,12 @@ def test_series_of_one_number_differ_in_name(tmp_path: Path) -> None:
     assert names(tmp_path) == (f"{tmp_path.name}_4_1", f"{tmp_path.name}_4_2")
 
 
+def test_names_differ_on_disks_that_ignore_case(tmp_path: Path) -> None:
+    numbered_series(tmp_path / "Knee", 2, "1.7")
+    numbered_series(tmp_path / "knee", 5, "1.8")
+    assert sorted(names(tmp_path)) == ["Knee_1", "knee_2"]
+
+
 def test_names_of_many_series_take_no_long_time(tmp_path: Path) -> None:
     refused = tuple(Refused("1.2", 3, (), "") for _ in range(20_000))
     began = time.monotonic()
