@@ -51,8 +51,8 @@ def model_files(folder: Path) -> Files:
 
 
 StoredAt: TypeAlias = tuple[str, str | None, int | None]
-"""Where a slice is stored: file relative to a folder, member of a zip, frame. UIDs do not identify it: all frames
-of an object have the same one, and some files have none."""
+"""Where a slice is stored: file relative to a folder, member of a zip, frame. UIDs do not identify it: all
+frames of an object have the same one, and some files have none."""
 
 
 @dataclass(frozen=True)
