@@ -816,6 +816,9 @@ class Recipe(Spec):
     roi_expansion: bool = True
     """Whether a stage is computed again, once, in a wider region, if the region given by earlier stages may
     have cut an organ. None of the published methods here has this step."""
+    remove_misplaced: bool = True
+    """Whether parts of organs that lie far from the organ's position in training are finally removed, where
+    another part is in its place. None of the published methods here has this step."""
     atlas: AtlasSpec | None = None
     largest_component: tuple[LabelName, ...] | Literal["all"] = ()
     """Labels of which only the largest connected component is finally kept."""
