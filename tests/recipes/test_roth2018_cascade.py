@@ -15,7 +15,10 @@ from zoomseg.core.tiling import cover
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import dice, oracle
 from zoomseg.networks import build as networks
+from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.cascade import Cascade
+from zoomseg.pipeline.grid import stage_grid
+from zoomseg.pipeline.stage_input import StageView
 from zoomseg.recipe import graph, load, network_shapes
 from zoomseg.recipe.spec import (
     SGD,
@@ -58,7 +61,7 @@ def test_what_both_stages_share(recipe: Recipe) -> None:
         assert isinstance(stage.grid, Downsample)
         assert stage.grid.factor == (2, 2, 2)
         assert stage.grid.tile == stage.training.patch == (132, 132, 116)
-        assert stage.grid.padding == "valid"
+        assert (stage.grid.padding, stage.grid.beyond) == ("valid", "zero")
         assert stage.inputs == (ImageInput(),)
         assert stage.network == UNet3D(channels=(64, 128, 256, 512))
         assert stage.labels == "all"
@@ -167,6 +170,18 @@ def scan_of_a_liver() -> tuple[Case, LabelMap]:
     seen[4 + 2 * (PLANES - MISSED) :] = 0
     image = Volume(np.full((1, *grid.shape), 40.0, dtype=np.float32), grid)
     return Case("a", image, LabelMap(drawn, grid, LIVER)), LabelMap(seen, grid, LIVER)
+
+
+def test_beyond_the_scan_networks_read_zeros(recipe: Recipe) -> None:
+    """Of stage 2, as in the released networks: 500 HU. The scan has 40 HU everywhere."""
+    scan = stage_input.prepare(scan_of_a_liver()[0], recipe)
+    stage = recipe.stages[1]
+    grid = stage_grid(stage.grid, scan.grid)
+    box = Box((-3, 0, grid.shape[2] - 2), (2, 4, grid.shape[2] + 1))
+    shown = stage_input.image_in(StageView(stage, grid, Region.whole(grid)), scan, box)
+    expected = np.zeros((1, *box.shape))
+    expected[:, 3:, :, :2] = (40 + 2000) / 5000 * 2 - 1
+    assert np.asarray(shown) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -187,16 +187,19 @@ class Misplaced:
     parts: tuple[Part, ...]
     alone: bool
     """Whether no other part of the organ lies within its range."""
+    removed: bool
 
     def note(self, organ: str) -> str:
-        """One line that states what was removed, or that the whole organ lies elsewhere."""
+        """One line that states what was removed or lies elsewhere."""
         volume = sum(part.volume_ml for part in self.parts)
         distance = max(part.distance_mm for part in self.parts)
         place = "its position in the training scans"
         if self.alone:
             return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from {place}"
-        parts = f"{len(self.parts)} parts" if len(self.parts) > 1 else "1 part"
-        return f"{organ}: {parts} ({volume:.1f} ml) removed, {distance:.0f} mm from {place}"
+        several = len(self.parts) > 1
+        parts = f"{len(self.parts)} parts" if several else "1 part"
+        what = "removed," if self.removed else "lie" if several else "lies"
+        return f"{organ}: {parts} ({volume:.1f} ml) {what} {distance:.0f} mm from {place}"
 
 
 def misplaced(
@@ -204,6 +207,7 @@ def misplaced(
     grid: Grid,
     names: Sequence[str],
     known: Mapping[str, OrganPlaces],
+    remove: bool = True,
 ) -> dict[int, Misplaced]:
     """Find misplaced parts of organs in a label map ``[I, J, K]``, and remove them (in place) if the organ
     also has a part within its range, which is the organ. If there is none, the organ may lie elsewhere in
@@ -212,6 +216,7 @@ def misplaced(
     Args:
         names: of the classes from 1 on.
         known: the ranges in training cases.
+        remove: otherwise, all parts are kept.
 
     Returns:
         Findings by class index.
@@ -223,7 +228,7 @@ def misplaced(
         around = _around(names[c - 1], by_name, known)
         if around is None or around.reach_mm(found.place) == 0:
             continue
-        own = _take_out(classes[found.box], grid, found.box, c, around)
+        own = _misplaced_parts(classes[found.box], grid, found.box, c, around, remove)
         if own is not None:
             out[c] = own
     return out
@@ -275,24 +280,26 @@ def usual_volume(volume_ml: float, known: OrganPlaces | None, whole: bool = True
     return (not whole or low / 2 <= volume_ml) and volume_ml <= 2 * high
 
 
-def _take_out(
+def _misplaced_parts(
     part_of: Classes,
     grid: Grid,
     box: tuple[slice, slice, slice],
     c: int,
     around: _Around,
+    remove: bool,
 ) -> Misplaced | None:
-    """Remove the part in ``box`` of a label map, of which ``part_of`` is a view."""
+    """Of a class in ``box`` of a label map, of which ``part_of`` is a view."""
     parts, start = Components.of(part_of == c), np.array([side.start for side in box])
     distance = around.distance_mm(*grid.box_mm(start + parts.low, start + parts.high))
     out = distance > 0
     if not out.any():
         return None
     alone = bool(out.all())
-    if not alone:
+    remove = remove and not alone
+    if remove:
         part_of[parts.those(out)] = 0
     found = zip(parts.voxels[out].tolist(), distance[out].tolist(), strict=True)
-    return Misplaced(tuple(Part(n, n * grid.voxel_volume_ml, mm) for n, mm in found), alone)
+    return Misplaced(tuple(Part(n, n * grid.voxel_volume_ml, mm) for n, mm in found), alone, remove)
 
 
 def _vector(values: FloatArray) -> Vector3:

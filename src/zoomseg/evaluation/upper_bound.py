@@ -36,7 +36,7 @@ from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.tables import csv_text
 from zoomseg.pipeline import fusion
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction
-from zoomseg.pipeline.grid import stage_grid
+from zoomseg.pipeline.grid import label_blocks, stage_grid
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.reference import one_hot_labels
 from zoomseg.pipeline.sliding_window import StageNetwork, StageNetworkOf
@@ -72,15 +72,16 @@ class UpperBound:
 
 
 def oracle(reference: LabelMap) -> StageNetworkOf:
-    """Networks that predict the reference (canonical orientation) with certainty, sampled on the tile; beyond
-    the scan its edge is repeated, like the image's."""
+    """Networks that predict the reference (canonical orientation) with certainty, as trained for the tile;
+    beyond the scan its edge is repeated, like the image's."""
 
     def network_of(view: StageView) -> StageNetwork:
         labels = graph.resolve_labels(view.stage, reference.schema)
 
         def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
-            grids = [view.grid.crop(tile.inner) for tile in tiles]
-            return beside(np.stack([one_hot_labels(reference, labels, grid) for grid in grids]), x_BCIJK)
+            grids, blocks = [view.grid.crop(tile.inner) for tile in tiles], label_blocks(view.stage.grid)
+            certain = [one_hot_labels(reference, labels, grid, blocks) for grid in grids]
+            return beside(np.stack(certain), x_BCIJK)
 
         return compute
 
@@ -95,7 +96,7 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
         grid = atlas_grid(scan.grid, spec)
         names = scan.labels.schema.names
         return StagePrediction(
-            one_hot_labels(scan.labels, names, grid), grid, names, Region.whole(grid), ATLAS
+            one_hot_labels(scan.labels, names, grid, (1, 1, 1)), grid, names, Region.whole(grid), ATLAS
         )
 
     return atlas_of
@@ -231,9 +232,8 @@ def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction 
     # A ring of background around the organs: a prediction's edge is repeated beyond its grid.
     box = grid.box_of(scan, organs).expand((2, 2, 2)).intersect(_reach(grid, stage, scan))
     near = grid.crop(box)
-    certain = StagePrediction(
-        one_hot_labels(reference, labels, near), near, labels, Region.whole(near), stage.name
-    )
+    hot = one_hot_labels(reference, labels, near, label_blocks(stage.grid))
+    certain = StagePrediction(hot, near, labels, Region.whole(near), stage.name)
     fusion.enter_alone(stage, certain, fused)
     return to_numpy(fused.labels)
 

@@ -116,7 +116,8 @@ class Cascade:
     atlas_of: AtlasPriorOf | None = None
     fit: FitTiles = as_planned
     organ_places: Mapping[str, OrganPlaces] | None = None
-    """Positions of the organs in training; parts far from these are removed."""
+    """Positions of the organs in training; parts far from these are removed, or only noted, as the recipe
+    says."""
 
     def run(
         self,
@@ -176,15 +177,15 @@ class Cascade:
     def _clean(
         self, fused: fusion.FusedLabelMap, organs: tuple[str, ...] | None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Remove false parts of organs; returns notes on what was removed from the requested ones, and organs
+        """Remove false parts of organs; returns notes on misplaced parts of the requested ones, and organs
         that are misplaced as a whole."""
         recipe, select = self.recipe, self.schema.select
         fusion.keep_parts(fused, select(recipe.largest_component), largest_component)
         if recipe.islands is not None:
             parts = partial(without_islands, below=recipe.islands.below)
             fusion.keep_parts(fused, select(recipe.islands.labels), parts)
-        places = self.organ_places
-        found = {} if places is None else fusion.take_out_misplaced(fused, places)
+        places, remove = self.organ_places, recipe.remove_misplaced
+        found = {} if places is None else fusion.find_misplaced(fused, places, remove)
         wanted = select("all" if organs is None else organs)
         notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
         return notes, tuple(name for name, own in found.items() if own.alone)

@@ -356,12 +356,14 @@ def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask
     fused.labels[...] = beside(data, fused.labels)
 
 
-def take_out_misplaced(fused: FusedLabelMap, known: Mapping[str, OrganPlaces]) -> dict[str, Misplaced]:
-    """Remove parts of organs that lie far from their positions in training from the label map; returns the
-    findings by organ (see ``anatomy.positions``)."""
+def find_misplaced(
+    fused: FusedLabelMap, known: Mapping[str, OrganPlaces], remove: bool
+) -> dict[str, Misplaced]:
+    """Parts of organs that lie far from their positions in training, by organ (see ``anatomy.positions``);
+    with ``remove``, they are removed from the label map."""
     data, names = to_numpy(fused.labels), fused.schema.names
-    found = misplaced(data, fused.grid, names, known)
-    if found:
+    found = misplaced(data, fused.grid, names, known, remove)
+    if found and remove:
         fused.labels[...] = beside(data, fused.labels)
     return {names[c - 1]: own for c, own in found.items()}
 

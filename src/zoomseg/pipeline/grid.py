@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zoomseg.core.geometry import Box, Grid, Vector3
+from zoomseg.core.geometry import Box, Grid, Index3, Vector3
 from zoomseg.core.resample import Kernel, Kernels
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing, GridSpec
 
@@ -38,6 +38,20 @@ def _rounded(mm: Vector3, scan: Grid) -> tuple[int, int, int]:
         max(1, round(own / wanted * size))
         for own, wanted, size in zip(scan.spacing_mm, mm, scan.shape, strict=True)
     )
+    return (i, j, k)
+
+
+def label_blocks(spec: GridSpec) -> Index3:
+    """By axis, how many voxels of the scan one voxel of the stage's grid covers exactly: where the scan is
+    downsampled by a whole factor; otherwise 1.
+
+    The centre of such a voxel lies between the scan's if the factor is even, so that the nearest label would
+    always be that of the same side, half a voxel of the scan beside the image. On other grids the nearest
+    label is right on average, and small organs do not vanish on coarse ones.
+    """
+    if not isinstance(spec, Downsample):
+        return (1, 1, 1)
+    i, j, k = (int(factor) if factor >= 1 and factor == int(factor) else 1 for factor in spec.factor)
     return (i, j, k)
 
 

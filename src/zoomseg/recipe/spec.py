@@ -635,7 +635,8 @@ class Augmentation(Spec):
     blur_vox: LengthVox = 0.0
     """Maximum standard deviation of a Gaussian blur."""
     probability: Share = 1.0
-    """Probability of the spatial change as a whole, and of each intensity change."""
+    """Probability of the spatial change as a whole (rotation, scale, translation and elastic deformation;
+    not ``crop`` and ``flip_axes``), and of each intensity change."""
     shorter_scan: Share = 0.0
     """Probability that a patch comes from a scan truncated to some of its slices along S, as if the rest were
     outside the field of view. Not with an ``orientation`` that orders R, A and S otherwise."""
@@ -816,6 +817,9 @@ class Recipe(Spec):
     roi_expansion: bool = True
     """Whether a stage is computed again, once, in a wider region, if the region given by earlier stages may
     have cut an organ. None of the published methods here has this step."""
+    remove_misplaced: bool = True
+    """Whether parts of organs that lie far from the organ's position in training are finally removed, where
+    another part is in its place. None of the published methods here has this step."""
     atlas: AtlasSpec | None = None
     largest_component: tuple[LabelName, ...] | Literal["all"] = ()
     """Labels of which only the largest connected component is finally kept."""

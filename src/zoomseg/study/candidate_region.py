@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import ScanError
+from zoomseg.core.geometry import Index3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.evaluation.figures import literal
@@ -24,8 +25,10 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import parse_json, read_file, writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.io.tables import csv_text, number_cell
 from zoomseg.pipeline import stage_input
+from zoomseg.pipeline.grid import label_blocks
 from zoomseg.pipeline.reference import stage_labels
 from zoomseg.pipeline.roi import dilated_foreground
+from zoomseg.recipe import graph
 from zoomseg.study.ablations import RegionCurve
 from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
 from zoomseg.study.run import notes
@@ -62,6 +65,7 @@ def coverage(
     schema: LabelSchema,
     radii_vox: Sequence[int],
     organs: Sequence[str],
+    blocks: Index3,
 ) -> Coverage:
     """For each organ of the reference: the share of its voxels inside the dilated foreground, and the share
     of all other voxels of the stage's grid inside it.
@@ -69,9 +73,10 @@ def coverage(
     Args:
         prediction: of the stage; its region is on the grid on which everything is counted.
         reference: on the same scan, canonical axes.
+        blocks: of the reference, in each voxel of that grid, as in ``reference.stage_labels``.
     """
     grid = prediction.region.grid
-    truth = stage_labels(reference, schema.names, grid)
+    truth = stage_labels(reference, schema.names, grid, blocks)
     out: dict[str, list[tuple[float, float]]] = {}
     for radius in radii_vox:
         region = dilated_foreground(prediction, grid, radius)
@@ -125,6 +130,7 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
     files = {case.id: case for case in trainings.dataset.cases}
     model = trainings.model(study.training, fold)
     predictor = Predictor(model, trainings.device, any_scan=True)
+    blocks = label_blocks(graph.stage_of(model.recipe, study.stage).grid)
 
     def covered(case_id: str) -> Coverage:
         file = folder / f"{case_id}.json"
@@ -137,7 +143,7 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
         if prediction is None or scan.labels is None:
             raise ScanError(f"stage '{study.stage}' had an empty region in case {case_id}")
         drawn = [n for n in prediction.labels if case.annotated is None or n in case.annotated]
-        result = coverage(prediction, scan.labels, model.schema, study.radii_vox, drawn)
+        result = coverage(prediction, scan.labels, model.schema, study.radii_vox, drawn, blocks)
         write_json_atomic(file, {organ: [list(v) for v in values] for organ, values in result.items()})
         return result
 

@@ -30,6 +30,11 @@ from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.log import RunningDice
 from zoomseg.training.schedule import learning_rate_factor
 
+NORM_DECAY = 0.99
+"""Decay per step of the running statistics of batch norms, which prediction uses: they are means over the
+last few hundred batches. With torch's own 0.9, ten batches would have two thirds of the weight; in a batch of
+one patch, prediction would depend on which patches came last."""
+
 
 @dataclass(eq=False)
 class StageGroup:
@@ -126,6 +131,9 @@ class StageGroup:
         """As ``learn``; a skipped step leaves the buffers of its forward pass."""
         for name in self.trained:
             self.modules[name].train()
+            for part in self.modules[name].modules():
+                if isinstance(part, nn.BatchNorm3d):
+                    part.momentum = 1 - self._decay(NORM_DECAY)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         losses, answers = self.forward(batch, self.modules, self.progress, self.processes.total)
@@ -255,10 +263,14 @@ class StageGroup:
             parts.append(prior_BCIJK)
         return torch.cat(parts, dim=1)
 
+    def _decay(self, final: float) -> float:
+        """Of a moving average in this step: at first lower, so that early steps lose their weight faster."""
+        return min(final, (1 + self.step) / (10 + self.step))
+
     @torch.no_grad()
     def _average(self) -> None:
-        """Exponential moving average of the weights; early steps lose their weight faster."""
-        decay = min(self.lead.training.ema_decay, (1 + self.step) / (10 + self.step))
+        """Exponential moving average of the weights."""
+        decay = self._decay(self.lead.training.ema_decay)
         for name, weights in self.moving.items():
             for key, value in self.modules[name].state_dict().items():
                 kept = weights[key]

@@ -167,6 +167,20 @@ def test_a_part_far_away_is_taken_out_whichever_way_the_scan_is_stored(turned: O
     assert part.distance_mm == pytest.approx(132.5 + 222.5 - MARGIN_MM)
 
 
+def test_a_part_far_away_is_only_told_of_where_nothing_may_be_removed() -> None:
+    classes = body()
+    block(classes, 3, (45, 40, 10), 6)
+    before = classes.copy()
+    found = misplaced(classes, GRID, NAMES, known(), remove=False)
+    assert (classes == before).all()
+    assert found[3].note("stomach") == (
+        "stomach: 1 part (9.7 ml) lies 325 mm from its position in the training scans"
+    )
+    removed = misplaced(classes, GRID, NAMES, known())
+    assert removed[3].parts == found[3].parts
+    assert removed[3].note("stomach").startswith("stomach: 1 part (9.7 ml) removed, 325 mm from")
+
+
 def test_an_organ_that_lies_elsewhere_as_a_whole_stays_and_is_told_of() -> None:
     classes = body(stomach=(45, 40, 10))
     found = misplaced(classes, GRID, NAMES, known())

@@ -97,8 +97,11 @@ class TestPredictor:
         assert Predictor(stored, CPU).predict(case()).notes == ()
         assert Predictor(model, CPU).predict(series).notes == ()
 
-    def test_parts_of_organs_where_training_never_had_them_are_taken_out(self) -> None:
-        """Whether or not the organs that define their position were requested."""
+    @pytest.mark.parametrize(("remove", "told"), [(True, "removed,"), (False, "lies")])
+    def test_parts_of_organs_where_training_never_had_them_are_taken_out(
+        self, remove: bool, told: str
+    ) -> None:
+        """Where the recipe says so, whether or not the organs that define their position were requested."""
         schema = LabelSchema(("left kidney", "right kidney", "liver"), (3, 7, 9))
         grid = Grid.from_spacing((40, 20, 80), (5.0, 5.0, 5.0))
         drawn = np.zeros(grid.shape, dtype=np.uint8)
@@ -106,17 +109,20 @@ class TestPredictor:
             drawn[i : i + 3, 5:8, 70:73] = c
         expected = drawn.copy()
         drawn[30:32, 5:7, 5:7] = 2
+        if not remove:
+            expected = drawn
         known = {"right kidney": OrganPlaces(None, {"left kidney": BESIDE, "liver": BESIDE})}
         truth = LabelMap(drawn, grid, schema)
         image = Volume(drawn[None].astype(np.float32) * 50, grid)
-        recipe = tiny_recipe(together=True)
+        recipe = tiny_recipe(together=True).model_copy(update={"remove_misplaced": remove})
         for organs in (None, ("right kidney",)):
             found = Cascade(recipe, schema, oracle(truth), CPU, organ_places=known).run(
                 Case("a", image, truth), organs
             )
             wanted = expected if organs is None else np.where(expected == 2, 2, 0)
             assert np.array_equal(found.labels.data, wanted)
-            assert [note.split(" removed, ")[0] for note in found.notes] == ["right kidney: 1 part (1.0 ml)"]
+            (note,) = found.notes
+            assert note.startswith(f"right kidney: 1 part (1.0 ml) {told} ")
             assert found.misplaced == ()
 
     def test_several_models_answer_together(self) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from helpers.grids import oriented
-from zoomseg.core.geometry import Box, Grid
-from zoomseg.pipeline.grid import answer_kernels, image_kernels, label_kernels, stage_grid
-from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing
+from zoomseg.core.geometry import Box, Grid, Index3
+from zoomseg.pipeline.grid import answer_kernels, image_kernels, label_blocks, label_kernels, stage_grid
+from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing, GridSpec
 
 SCAN = Grid.from_spacing((20, 30, 10), (1.0, 1.0, 3.0), (5.0, 6.0, 7.0))
 OBLIQUE = oriented((101, 64, 30), (0.8, 0.8, 2.5), (-40.0, 12.5, 100.0), angles_deg=(3, -8, 5))
@@ -97,3 +97,19 @@ def test_slices_are_taken_apart_across_the_coarse_axis(
     assert answer_kernels(spec, scan) == tuple("nearest" if a == answer else "linear" for a in range(3))
     never = spec.model_copy(update={"slices_apart_above": None, "interpolation": "linear"})
     assert image_kernels(never, scan) == ("antialiased",) * 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "blocks"),
+    [
+        (Downsample(factor=(4, 2, 1), tile=(8, 8, 8)), (4, 2, 1)),
+        (Downsample(factor=(2, 1.5, 0.5), tile=(8, 8, 8)), (2, 1, 1)),
+        (FixedSpacing(mm=(2, 2, 6), tile=(8, 8, 8)), (1, 1, 1)),
+        (FixedShape(shape=(10, 15, 5), tile=(8, 8, 8)), (1, 1, 1)),
+    ],
+    ids=["whole", "some whole", "spacing", "shape"],
+)
+def test_labels_are_counted_in_blocks_where_a_scan_is_downsampled_by_whole_factors(
+    spec: GridSpec, blocks: Index3
+) -> None:
+    assert label_blocks(spec) == blocks

@@ -39,16 +39,18 @@ def test_the_shipped_recipes() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in load.names() if name != "default"])
-def test_no_published_method_expands_a_region(name: str) -> None:
+def test_no_published_method_expands_a_region_or_removes_misplaced_parts(name: str) -> None:
     recipe = load.load(name)
     assert isinstance(recipe, Recipe)
     assert not recipe.roi_expansion
+    assert not recipe.remove_misplaced
 
 
-def test_a_recipe_of_before_the_key_expands_regions() -> None:
+@pytest.mark.parametrize("key", ["roi_expansion", "remove_misplaced"])
+def test_a_recipe_of_before_the_key_has_the_step(key: str) -> None:
     """As every saved model did then."""
     recipe = load.load("roth2018-cascade")
-    assert Recipe.model_validate(recipe.model_dump(exclude={"roi_expansion"})).roi_expansion
+    assert getattr(Recipe.model_validate(recipe.model_dump(exclude={key})), key)
 
 
 def test_dump_fills_defaults_in_and_starts_mappings_with_their_kind() -> None:

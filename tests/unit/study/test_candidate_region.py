@@ -31,6 +31,7 @@ from zoomseg.study.trainings import Settings, open_trainings
 
 TOY = LabelSchema.consecutive(["liver", "spleen", "kidney"])
 LINE = Grid.from_spacing((10, 1, 1), (1.0, 1.0, 1.0))
+ONE = (1, 1, 1)
 
 
 def reference(classes: Sequence[int]) -> LabelMap:
@@ -48,7 +49,9 @@ def answer(found: Sequence[int]) -> StagePrediction:
 
 def test_a_line_counted_by_hand() -> None:
     """Predicted foreground: voxel 3. Liver: 2 to 4. Spleen: 6 and 7. No kidney."""
-    found = coverage(answer([3]), reference([0, 0, 1, 1, 1, 0, 2, 2, 0, 0]), TOY, (0, 1, 2, 3), TOY.names)
+    found = coverage(
+        answer([3]), reference([0, 0, 1, 1, 1, 0, 2, 2, 0, 0]), TOY, (0, 1, 2, 3), TOY.names, ONE
+    )
     assert list(found) == ["liver", "spleen"]
     # r = 0: {3}; r = 1: {2, 3, 4}; r = 2: {1..5}; r = 3: {0..6}.
     assert found["liver"] == ((1 / 3, 0 / 7), (1.0, 0 / 7), (1.0, 2 / 7), (1.0, 4 / 7))
@@ -56,12 +59,13 @@ def test_a_line_counted_by_hand() -> None:
 
 
 def test_a_stage_that_finds_nothing_catches_nothing() -> None:
-    found = coverage(answer([]), reference([1] * 5 + [0] * 5), TOY, (0, 3), ["liver"])
+    found = coverage(answer([]), reference([1] * 5 + [0] * 5), TOY, (0, 3), ["liver"], ONE)
     assert found == {"liver": ((0.0, 0.0), (0.0, 0.0))}
 
 
 def test_an_organ_that_fills_the_grid_has_nothing_beside_it() -> None:
-    assert coverage(answer([3]), reference([1] * 10), TOY, (1,), ["liver"]) == {"liver": ((0.3, 0.0),)}
+    found = coverage(answer([3]), reference([1] * 10), TOY, (1,), ["liver"], ONE)
+    assert found == {"liver": ((0.3, 0.0),)}
 
 
 def test_means_are_over_the_cases_that_have_the_organ() -> None:

@@ -184,7 +184,7 @@ def pack(
     grid = seen.grid.crop(box)
     image = to_numpy(stage_input.image_in(seen, scan, box))
     image = image.astype(_stored_type(graph.intensity_of(recipe, stage)), copy=False)
-    target = stage_labels(scan.labels, labels, grid)
+    target = stage_labels(scan.labels, labels, grid, grids.label_blocks(stage.grid))
     inside = seen.region.mask_in(box)
     if stage.training.mask_loss:
         target[~inside] = IGNORE
@@ -216,10 +216,8 @@ def _with_reference(
     seen: stage_input.StageView, reference: LabelMap, labels: tuple[str, ...]
 ) -> stage_input.StageView:
     """The view with a region that also contains all voxels of the stage's labels."""
-    whole = seen.grid.box
-    region = Region.of_mask(
-        seen.grid, seen.region.mask_in(whole) | (stage_labels(reference, labels, seen.grid) > 0)
-    )
+    target = stage_labels(reference, labels, seen.grid, grids.label_blocks(seen.stage.grid))
+    region = Region.of_mask(seen.grid, seen.region.mask_in(seen.grid.box) | (target > 0))
     assert region is not None  # a region has at least one voxel
     return replace(seen, region=region)
 
@@ -307,6 +305,6 @@ def reference_priors(
         whole = stage.model_copy(update={"roi": WholeVolume()})
         seen = stage_input.view(whole, recipe, scan, out)
         assert seen is not None  # a whole volume is never empty
-        hot = one_hot_labels(scan.labels, labels, seen.grid)
+        hot = one_hot_labels(scan.labels, labels, seen.grid, grids.label_blocks(stage.grid))
         out[stage.name] = StagePrediction(hot, seen.grid, labels, Region.whole(seen.grid), stage.name)
     return out
