@@ -435,7 +435,11 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
 def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: Path) -> None:
     """One of two is killed after the first stage is finished: that stage is not trained again."""
     out, recipe = tmp_path / "model", tmp_path / "tiny.yaml"
-    recipe.write_text(dump(tiny_recipe(together=False, iterations=60)))
+    made = tiny_recipe(together=False, iterations=60)
+    coarse, fine = made.stages
+    short = coarse.training.model_copy(update={"iterations": 5})
+    stages = (coarse.model_copy(update={"training": short}), fine)
+    recipe.write_text(dump(made.model_copy(update={"stages": stages})))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "zoomseg", "train", data, "-o", out, "-r", recipe, "--resume", "--device", "cpu"]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/how-to/several-gpus.md
@@ -455,7 +459,7 @@ def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: 
         finally:
             torchrun.terminate()
     told = (tmp_path / "said.txt").read_text()
-    assert "stage 'coarse': resumed at step 60, trained 0 more steps" in told
+    assert "stage 'coarse': resumed at step 5, trained 0 more steps" in told
     assert "continue with --resume" in told  # the first process, of the second stage
     assert f"Model: {out}" in told
     assert set(bundle.load(out).weights) == {"coarse", "fine"}
