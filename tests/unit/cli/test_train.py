@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
-from zoomseg.training import loop, self_training
+from zoomseg.training import distributed, loop, self_training
+from zoomseg.training.distributed import Processes
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +431,23 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
     assert "--unlabelled cannot be combined with --fold all" in refused(
         capfd, *asked, "--folds", "2", "--fold", "all"
     )
+
+
+@pytest.mark.parametrize("fold_all", [False, True], ids=["unlabelled", "fold all"])
+def test_what_one_process_does_alone_is_refused_to_several(
+    data: Path,
+    unlabelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fold_all: bool,
+) -> None:
+    """They would write to one folder at the same time."""
+    monkeypatch.setattr(distributed, "joined", lambda: nullcontext(Processes(0, 2)))
+    asked = ("--folds", "2", "--fold", "all") if fold_all else ("--unlabelled", unlabelled)
+    said = refused(capfd, data, "-o", tmp_path / "m", *asked)
+    assert f"{'--fold all' if fold_all else '--unlabelled'} needs a single process, but 2 were" in said
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.slow
