@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,7 +68,7 @@ def _child(rank: int, port: int, data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined() as processes:
+    with joined() as processes, without_graphs():
         save_file(exchanged(processes), out / f"exchanged-{rank}.safetensors")
         save_file(loss_gradients(processes), out / f"losses-{rank}.safetensors")
         for together in (True, False):
@@ -79,6 +79,11 @@ def _child(rank: int, port: int, data: Path, out: Path) -> None:
         _decided(data, out / "job", processes)
         _refused(data, out, processes)
         _deserted(data, out, processes)
+
+
+def without_graphs() -> AbstractContextManager[object]:
+    """Trainings write no ONNX graphs, which are computed by one process alone, and take seconds."""
+    return mock.patch.object(loop, "convert")
 
 
 def exchanged(processes: Processes) -> dict[str, Tensor]:

@@ -73,6 +73,7 @@ def tiny_recipe(together: bool, iterations: int = 20, lr: float = 3e-3) -> Recip
             "patch": patch,
             "batch": 2,
             "iterations": iterations,
+            "steps_per_epoch": 5,
             "optimiser": {"kind": "adamw", "lr": lr},
             "augmentation": {
                 "rotation_deg": [10, 10, 10],

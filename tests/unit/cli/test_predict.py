@@ -437,6 +437,22 @@ def test_the_options_are_the_settings_of_a_prediction_on_a_cluster(
     ]
 
 
+def test_mirrored_tiles_are_computed_where_it_is_asked_for(
+    scan: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowing = shutil.copytree(model, tmp_path / "model")
+    told = json.loads((allowing / "model.json").read_text())
+    for stage in told["recipe"]["stages"]:
+        stage["mirror_axes"] = ["k"]
+    (allowing / "model.json").write_text(json.dumps(told))
+    flops = []
+    for given in ((), ("--mirror",)):
+        assert predict(scan, allowing, tmp_path / "out", *given) == 0
+        account = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["patient"]
+        flops.append(account["stages"][0]["flops"])  # the second stage's region depends on the first
+    assert flops[1] == 2 * flops[0] > 0
+
+
 def test_if_no_scan_is_left_that_is_wrong_use(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

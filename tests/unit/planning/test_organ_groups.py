@@ -20,7 +20,7 @@ from zoomseg.io.scans import write_image, write_labels
 from zoomseg.planning.fingerprint import Fingerprint, Organ
 from zoomseg.planning.organ_groups import groups_of, why_not
 from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
-from zoomseg.training import training_run
+from zoomseg.training import loop, training_run
 from zoomseg.training.log import Silent
 from zoomseg.training.requested_recipe import TrainingRequest
 
@@ -123,7 +123,8 @@ def boxes_of(recipe: Recipe) -> list[tuple[str, object, object]]:
 
 
 @pytest.mark.slow
-def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path) -> None:
+def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "convert", lambda *_: None)
     made = far_apart(tmp_path / "data")
     plan = small_plan(tmp_path / "p.yaml", coarse_voxels=1000, region_margin_mm=4.0, iterations=3)
     model = training_run.start(made, tmp_path / "model", TrainingRequest(plan), CPU, Silent())

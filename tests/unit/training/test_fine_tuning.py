@@ -200,7 +200,10 @@ def test_a_stage_of_some_labels_keeps_those_that_there_are() -> None:
     assert notes == ("stage 'fine': the data set has no right kidney; dropped",)
 
 
-def test_fine_tuning_to_other_labels_from_start_to_end(model: Path, tmp_path: Path) -> None:
+def test_fine_tuning_to_other_labels_from_start_to_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "convert", lambda *_: None)
     data, told = other_labels(tmp_path / "d"), Told()
     new = training_run.start(data, tmp_path / "m", TrainingRequest(init=model), CPU, told)
     rates = [stage.training.optimiser.lr for stage in new.recipe.stages]
