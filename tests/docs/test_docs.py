@@ -125,6 +125,40 @@ def test_the_readme_begins_with_the_demo_and_the_tests() -> None:
     assert second == "uv run pytest\n"
 
 
+REGISTRY = re.compile(r"\binstall (?:-\S+ )*[\"']?zoomseg\b(?!-)")
+"""An installation from a package registry, which has no ZoomSeg."""
+TOOLS = re.compile(r"^(?:srun .*)?(?:torchrun|dask) ", re.MULTILINE)
+"""Programs that ``uv tool install`` does not put on the path."""
+
+
+def test_nothing_installs_zoomseg_from_a_registry() -> None:
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    assert "Nothing is published to a registry" in release
+    files = [*PAGES, *(file for part in ("src", "extras", "examples") for file in (ROOT / part).rglob("*.*"))]
+    texts = {file: file.read_text("utf-8") for file in files if file.suffix in (".md", ".py", ".ipynb")}
+    assert [str(file) for file, text in texts.items() if REGISTRY.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install zoomseg", True),
+        ('pip install "zoomseg[train]"', True),
+        ("uv tool install --force 'zoomseg'", True),
+        ("pip install '.[train]' in a clone of ZoomSeg", False),
+    ],
+)
+def test_an_installation_from_a_registry_is_noticed(text: str, wrong: bool) -> None:
+    assert bool(REGISTRY.search(text)) == wrong
+
+
+def test_pages_that_start_torchrun_or_dask_say_how_to_install_them() -> None:
+    starting = [page for page in PAGES if any(map(TOOLS.search, blocks(page.read_text("utf-8"), "bash")))]
+    assert {page.stem for page in starting} == {"cluster", "several-gpus"}
+    link = "(install.md#python-notebooks-torchrun-and-dask)"
+    assert [page.stem for page in starting if link not in page.read_text("utf-8")] == []
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
