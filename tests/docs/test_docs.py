@@ -20,6 +20,7 @@ import yaml
 import zoomseg
 from zoomseg.cli.main import COMMANDS, cli
 from zoomseg.core.errors import RecipeError
+from zoomseg.io import bundle
 from zoomseg.recipe import load, spec
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +175,48 @@ def test_pages_that_start_torchrun_or_dask_say_how_to_install_them() -> None:
 )
 def test_a_wrong_command_is_noticed(text: str, wrong: list[str]) -> None:
     assert [w for line in invocations(text) for w in wrong_with(line)] == wrong
+
+
+def test_the_readme_states_one_peak_of_memory() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (headline,), (table,) = (
+        re.findall(around, text) for around in (r"peak of ([\d.]+) GB", r"\| ([\d.]+) GB for a CT of 512×512×300")
+    )
+    assert headline == table
+
+
+def of_a_former_model(text: str) -> list[str]:
+    """Paragraphs with the included model's name and dates of measurements of which none is as late as the
+    model, and which do not state which model they mean."""
+    model = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT / "model.json"
+    made = json.loads(model.read_text(encoding="utf-8"))["provenance"]["date"]
+    measured = {file.name[:10] for file in (ROOT / "benchmarks" / "results").iterdir()}
+    found = []
+    for part in re.split(r"\n\s*\n", text):
+        dates = measured & set(re.findall(r"\d{4}-\d\d-\d\d", part))
+        named = re.search(r"former|`abdomen-ct`\s+of\s", part)
+        if "abdomen-ct" in part and dates and max(dates) < made and not named:
+            found.append(part)
+    return found
+
+
+def test_figures_of_a_former_model_are_named_as_such() -> None:
+    pages = [ROOT / "README.md", *(page for page in PAGES if DOCS in page.parents)]
+    current = [page for page in pages if page.parent.name != "decisions"]  # records of their time
+    assert [part for page in current for part in of_a_former_model(page.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("`abdomen-ct` takes 7.5 s (2026-11-29).", True),
+        ("The `abdomen-ct` of 2026-11-21 takes 7.5 s (2026-11-29).", False),
+        ("`abdomen-ct` takes 14.1 s (2026-11-30).", False),
+        ("`abdomen-ct`.\n\nMeasured 2026-11-29.", False),
+    ],
+)
+def test_a_figure_of_a_former_model_is_noticed(text: str, wrong: bool) -> None:
+    assert (of_a_former_model(text) != []) == wrong
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
