@@ -219,6 +219,32 @@ def test_a_figure_of_a_former_model_is_noticed(text: str, wrong: bool) -> None:
     assert (of_a_former_model(text) != []) == wrong
 
 
+def without_length(text: str) -> list[str]:
+    """Commands to copy that start a training of a length that the page does not show."""
+    code = "\n".join(f"```bash\n{block}```" for block in blocks(text, "bash", "sh"))
+    training = [line for line in invocations(code) if line.startswith("train ")]
+    shown = ("--time-budget", "--epochs", "--resume", "[OPTIONS]", *(["-r "] if "iterations:" in text else []))
+    return [line for line in training if not any(option in line for option in shown)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_trainings_to_copy_have_a_length(page: Path) -> None:
+    assert without_length(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("```bash\nzoomseg train data -o model\n```", 1),
+        ("```bash\nzoomseg train data -o model --time-budget 1h\n```", 0),
+        ("```bash\nzoomseg train data -o model -r mine.yaml\n```", 1),
+        ("```bash\nzoomseg train data -o model -r mine.yaml\n```\n```yaml\niterations: 9\n```", 0),
+    ],
+)
+def test_a_training_without_a_length_is_noticed(text: str, wrong: int) -> None:
+    assert len(without_length(text)) == wrong
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_examples_call_what_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

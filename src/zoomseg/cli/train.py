@@ -61,7 +61,8 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     "--time-budget",
     metavar="TIME",
     callback=parse_duration,
-    help="Training time, e.g. 15m or 1h30m; the schedule is adapted to it.",
+    help="Training time, e.g. 15m or 1h30m; the schedule is adapted to it [default: the recipe's number of "
+    "iterations, 20,000 for 'default'].",
 )
 @click.option(
     "--epochs",
