@@ -180,7 +180,8 @@ def test_a_wrong_command_is_noticed(text: str, wrong: list[str]) -> None:
 def test_the_readme_states_one_peak_of_memory() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (headline,), (table,) = (
-        re.findall(around, text) for around in (r"peak of ([\d.]+) GB", r"\| ([\d.]+) GB for a CT of 512×512×300")
+        re.findall(around, text)
+        for around in (r"peak of ([\d.]+) GB", r"\| ([\d.]+) GB for a CT of 512.512.300")
     )
     assert headline == table
 
@@ -223,7 +224,13 @@ def without_length(text: str) -> list[str]:
     """Commands to copy that start a training of a length that the page does not show."""
     code = "\n".join(f"```bash\n{block}```" for block in blocks(text, "bash", "sh"))
     training = [line for line in invocations(code) if line.startswith("train ")]
-    shown = ("--time-budget", "--epochs", "--resume", "[OPTIONS]", *(["-r "] if "iterations:" in text else []))
+    shown = (
+        "--time-budget",
+        "--epochs",
+        "--resume",
+        "[OPTIONS]",
+        *(["-r "] if "iterations:" in text else []),
+    )
     return [line for line in training if not any(option in line for option in shown)]
 
 
