@@ -220,6 +220,15 @@ def test_a_figure_of_a_former_model_is_noticed(text: str, wrong: bool) -> None:
     assert (of_a_former_model(text) != []) == wrong
 
 
+def test_the_agreement_with_nnunet_is_not_better_than_measured() -> None:
+    page = (DOCS / "how-to" / "nnunet.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results" / "2026-11-29-nnunet-agreement.md"
+    (stated,) = re.findall(r"Logits of a patch differ by at most (\de-\d)", page)
+    measured = [float(number) for number in re.findall(r"\d\.\de-\d", results.read_text(encoding="utf-8"))]
+    assert len(measured) == 8
+    assert max(measured) <= float(stated)
+
+
 def without_length(text: str) -> list[str]:
     """Commands to copy that start a training of a length that the page does not show."""
     code = "\n".join(f"```bash\n{block}```" for block in blocks(text, "bash", "sh"))

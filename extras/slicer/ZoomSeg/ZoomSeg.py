@@ -34,8 +34,8 @@ class ZoomSeg(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = ["The ZoomSeg developers"]
         parent.helpText = (
-            "Coarse-to-fine organ segmentation of CT and MR, by an installed zoomseg (pip install . in a "
-            "clone of ZoomSeg) or a zoomseg serve. Research software, not for diagnosis: inspect every result."
+            "Coarse-to-fine organ segmentation of CT and MR, by an installed zoomseg (in a clone of ZoomSeg: "
+            "pip install .) or a zoomseg serve. Research software, not for diagnosis: inspect every result."
         )
         parent.acknowledgementText = ""
 
