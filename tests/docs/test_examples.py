@@ -46,6 +46,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_every_file_of_a_model_and_of_a_prediction_is_in_the_reference(work: Path) -> None:
+    table = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(.+?)`", row)]
+    for folder, holder in ((work / "model", "MODEL/"), (work / "results", "OUT/")):
+        names = [re.escape(name.removeprefix(holder)) for name in listed if name.startswith(holder)]
+        patterns = [re.sub("<.+?>", "[^/]+", name) + ".+" * name.endswith("/") for name in names]
+        known = re.compile("|".join(patterns))
+        written = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        assert len(written) > 5
+        assert [name for name in written if not known.fullmatch(name)] == []
+
+
 def run(name: str, *arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run an example like its command line; returns the exit code."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
