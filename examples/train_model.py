@@ -1,7 +1,7 @@
 """Train within a time budget: python train_model.py [DATASET] [MODEL] [SECONDS] [RECIPE]
 
-If DATASET does not exist, phantoms are made there. RECIPE is a name or a YAML file; ``default`` is planned
-from the data.
+If DATASET does not exist, phantoms are generated there. RECIPE is a name or a YAML file; ``default`` is
+planned from the data.
 """
 
 import sys
@@ -18,11 +18,13 @@ DEFAULTS = ("phantoms", "phantom-model", "120", "default")
 def main(dataset: str, model: str, seconds: str, recipe: str) -> None:
     if not Path(dataset).exists():
         write_phantom_dataset(Path(dataset), cases=8, size="small")
-    # A quarter of the cases is kept back: on them the model is scored in the end.
+    # A quarter of the cases is held out: at the end, the model is scored on them, in its folder "validation".
     trained = zoomseg.train(dataset, model, recipe, seconds=float(seconds), folds=4, fold=0)
     print(f"{model} finds {', '.join(trained.schema.names)}")
     log = pd.read_csv(Path(model) / "training" / "metrics.csv")
     print(log.tail(3).to_string(index=False))
+    scores = pd.read_csv(Path(model) / "validation" / "metrics.csv")
+    print(f"held-out cases: mean Dice {scores.groupby('organ')['dice'].mean().mean():.3f}")
 
 
 if __name__ == "__main__":

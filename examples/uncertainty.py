@@ -1,4 +1,4 @@
-"""How sure a result is: python uncertainty.py [SCAN] [MODEL] [OUT]
+"""How certain a result is: python uncertainty.py [SCAN] [MODEL] [OUT]
 
 Writes the probability of every label and their entropy as NIfTI, on the grid of the model's last stage.
 """
@@ -23,7 +23,7 @@ def main(scan: str, model: str, out: str) -> None:
     result = zoomseg.load(model).predict(scan, probabilities=True)
     found = result.probabilities
     if found is None:
-        sys.exit(f"{scan}: the model found nothing to look at")
+        sys.exit(f"{scan}: the model found nothing")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     probabilities = np.asarray(found.probabilities)  # [1 + labels, I, J, K], background first
@@ -33,7 +33,7 @@ def main(scan: str, model: str, out: str) -> None:
     write_array(folder / "entropy.nii.gz", entropy, found.grid)
     print(f"mean entropy in the region: {entropy[np.asarray(found.answered)].mean():.3f} bits")
 
-    # An estimate of each organ's Dice, if cases were kept back when the model was trained.
+    # An estimate of each organ's Dice, calibrated if cases were held out when the model was trained.
     for organ in sorted(result.summary, key=lambda row: row.confidence or 0.0):
         sure = "unknown" if organ.confidence is None else f"{organ.confidence:.2f}"
         print(f"{organ.organ:24} confidence {sure}  {', '.join(organ.flags)}")

@@ -116,7 +116,8 @@ def train(
         recipe: name or path of a recipe; by default that of ``init``, or ``default``.
         seconds: time budget, in place of ``epochs``; with neither, the recipe's own length.
         epochs: length in epochs (of the recipe's ``steps_per_epoch``, or 100 steps).
-        folds: number of folds, of which ``fold`` is held out for validation; by default none.
+        folds: number of folds, of which ``fold`` is held out; by default none. At the end, the held-out cases
+            are segmented and scored, in ``validation`` in the model's folder, and calibrate its confidence.
         fold: index of the held-out fold, from 0.
         seed: on the CPU and with ``epochs``, equal seeds give equal models.
         init: folder of a model to fine-tune, possibly to other labels, with a tenth of the learning rate.
@@ -126,6 +127,8 @@ def train(
 
     Raises:
         DatasetError, ModelError, RecipeError, TrainingError: with the reason in one line.
+        ScanError: no held-out case could be segmented; the model in ``out`` is complete. If some could not,
+            each is a warning.
         MissingPackageError: in the base installation, which cannot train.
     """
     from zoomseg.core.extras import require

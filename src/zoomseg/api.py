@@ -203,14 +203,19 @@ def load_model(path: Path, device: str, any_scan: bool) -> Model:
 
 
 def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:
-    from zoomseg.training import training_run
+    from zoomseg.training import training_run, validation
     from zoomseg.training.log import Silent
 
     data, where = open_dataset(dataset), resolve(device)
     if resume:
         given = [one.name for one in fields(request) if getattr(request, one.name) != one.default]
         settings = training_run.settings_given(request, given)
-        training_run.resume(data, out, where, Silent(), request.seconds, request.epochs, settings=settings)
+        trained = training_run.resume(
+            data, out, where, Silent(), request.seconds, request.epochs, settings=settings
+        )
     else:
-        training_run.start(data, out, request, where, Silent())
+        trained = training_run.start(data, out, request, where, Silent())
+    found = validation.validate_held_out(data, out, trained, where)
+    for case in () if found is None else found.failed:
+        warnings.warn(f"{case.case}: {case.reason}", stacklevel=3)
     return Model(load_predictor([out], where))

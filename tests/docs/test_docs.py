@@ -20,6 +20,7 @@ import yaml
 import zoomseg
 from zoomseg.cli.main import COMMANDS, cli
 from zoomseg.core.errors import RecipeError
+from zoomseg.io import bundle
 from zoomseg.recipe import load, spec
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +126,40 @@ def test_the_readme_begins_with_the_demo_and_the_tests() -> None:
     assert second == "uv run pytest\n"
 
 
+REGISTRY = re.compile(r"\binstall (?:-\S+ )*[\"']?zoomseg\b(?!-)")
+"""An installation from a package registry, which has no ZoomSeg."""
+TOOLS = re.compile(r"^(?:srun .*)?(?:torchrun|dask) ", re.MULTILINE)
+"""Programs that ``uv tool install`` does not put on the path."""
+
+
+def test_nothing_installs_zoomseg_from_a_registry() -> None:
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    assert "Nothing is published to a registry" in release
+    files = [*PAGES, *(file for part in ("src", "extras", "examples") for file in (ROOT / part).rglob("*.*"))]
+    texts = {file: file.read_text("utf-8") for file in files if file.suffix in (".md", ".py", ".ipynb")}
+    assert [str(file) for file, text in texts.items() if REGISTRY.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install zoomseg", True),
+        ('pip install "zoomseg[train]"', True),
+        ("uv tool install --force 'zoomseg'", True),
+        ("pip install '.[train]' in a clone of ZoomSeg", False),
+    ],
+)
+def test_an_installation_from_a_registry_is_noticed(text: str, wrong: bool) -> None:
+    assert bool(REGISTRY.search(text)) == wrong
+
+
+def test_pages_that_start_torchrun_or_dask_say_how_to_install_them() -> None:
+    starting = [page for page in PAGES if any(map(TOOLS.search, blocks(page.read_text("utf-8"), "bash")))]
+    assert {page.stem for page in starting} == {"cluster", "several-gpus"}
+    link = "(install.md#python-notebooks-torchrun-and-dask)"
+    assert [page.stem for page in starting if link not in page.read_text("utf-8")] == []
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -140,6 +175,90 @@ def test_the_readme_begins_with_the_demo_and_the_tests() -> None:
 )
 def test_a_wrong_command_is_noticed(text: str, wrong: list[str]) -> None:
     assert [w for line in invocations(text) for w in wrong_with(line)] == wrong
+
+
+def test_the_readme_states_one_peak_of_memory() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (headline,), (table,) = (
+        re.findall(around, text)
+        for around in (r"peak of ([\d.]+) GB", r"\| ([\d.]+) GB for a CT of 512.512.300")
+    )
+    assert headline == table
+
+
+def of_a_former_model(text: str) -> list[str]:
+    """Paragraphs with the included model's name and dates of measurements of which none is as late as the
+    model, and which do not state which model they mean."""
+    model = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT / "model.json"
+    made = json.loads(model.read_text(encoding="utf-8"))["provenance"]["date"]
+    measured = {file.name[:10] for file in (ROOT / "benchmarks" / "results").iterdir()}
+    found = []
+    for part in re.split(r"\n\s*\n", text):
+        dates = measured & set(re.findall(r"\d{4}-\d\d-\d\d", part))
+        named = re.search(r"former|`abdomen-ct`\s+of\s", part)
+        if "abdomen-ct" in part and dates and max(dates) < made and not named:
+            found.append(part)
+    return found
+
+
+def test_figures_of_a_former_model_are_named_as_such() -> None:
+    pages = [ROOT / "README.md", *(page for page in PAGES if DOCS in page.parents)]
+    current = [page for page in pages if page.parent.name != "decisions"]  # records of their time
+    assert [part for page in current for part in of_a_former_model(page.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("`abdomen-ct` takes 7.5 s (2026-11-29).", True),
+        ("The `abdomen-ct` of 2026-11-21 takes 7.5 s (2026-11-29).", False),
+        ("`abdomen-ct` takes 14.1 s (2026-11-30).", False),
+        ("`abdomen-ct`.\n\nMeasured 2026-11-29.", False),
+    ],
+)
+def test_a_figure_of_a_former_model_is_noticed(text: str, wrong: bool) -> None:
+    assert (of_a_former_model(text) != []) == wrong
+
+
+def test_the_agreement_with_nnunet_is_not_better_than_measured() -> None:
+    page = (DOCS / "how-to" / "nnunet.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results" / "2026-11-29-nnunet-agreement.md"
+    (stated,) = re.findall(r"Logits of a patch differ by at most (\de-\d)", page)
+    measured = [float(number) for number in re.findall(r"\d\.\de-\d", results.read_text(encoding="utf-8"))]
+    assert len(measured) == 8
+    assert max(measured) <= float(stated)
+
+
+def without_length(text: str) -> list[str]:
+    """Commands to copy that start a training of a length that the page does not show."""
+    code = "\n".join(f"```bash\n{block}```" for block in blocks(text, "bash", "sh"))
+    training = [line for line in invocations(code) if line.startswith("train ")]
+    shown = (
+        "--time-budget",
+        "--epochs",
+        "--resume",
+        "[OPTIONS]",
+        *(["-r "] if "iterations:" in text else []),
+    )
+    return [line for line in training if not any(option in line for option in shown)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_trainings_to_copy_have_a_length(page: Path) -> None:
+    assert without_length(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("```bash\nzoomseg train data -o model\n```", 1),
+        ("```bash\nzoomseg train data -o model --time-budget 1h\n```", 0),
+        ("```bash\nzoomseg train data -o model -r mine.yaml\n```", 1),
+        ("```bash\nzoomseg train data -o model -r mine.yaml\n```\n```yaml\niterations: 9\n```", 0),
+    ],
+)
+def test_a_training_without_a_length_is_noticed(text: str, wrong: int) -> None:
+    assert len(without_length(text)) == wrong
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -46,6 +46,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_every_file_of_a_model_and_of_a_prediction_is_in_the_reference(work: Path) -> None:
+    table = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(.+?)`", row)]
+    for folder, holder in ((work / "model", "MODEL/"), (work / "results", "OUT/")):
+        names = [re.escape(name.removeprefix(holder)) for name in listed if name.startswith(holder)]
+        patterns = [re.sub("<.+?>", "[^/]+", name) + ".+" * name.endswith("/") for name in names]
+        known = re.compile("|".join(patterns))
+        written = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        assert len(written) > 5
+        assert [name for name in written if not known.fullmatch(name)] == []
+
+
 def run(name: str, *arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run an example like its command line; returns the exit code."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -110,7 +123,10 @@ def test_training(
 ) -> None:
     arguments = (work / "data", tmp_path / "model", "5", work / "recipe.yaml")
     run("train_model.py", *arguments, monkeypatch=monkeypatch)
-    assert "finds left kidney, right kidney" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "finds left kidney, right kidney" in told
+    scores = json.loads((tmp_path / "model" / "validation" / "summary.json").read_text())
+    assert f"held-out cases: mean Dice {scores['mean']['dice']:.3f}" in told
     provenance = json.loads((tmp_path / "model" / "training" / "job.json").read_text())
     assert provenance["seconds"] == 5
     assert len(provenance["validation"]) == 1
@@ -214,10 +230,14 @@ def test_training_notebook(work: Path, tmp_path: Path) -> None:
         "SECONDS": None,
     }
     space = run_notebook("train.ipynb", parameters)
-    (scored,) = space["evaluation"].cases
-    assert [scored.id] == json.loads((tmp_path / "model" / "training" / "job.json").read_text())["validation"]
-    assert min(space["shown held-back"].values()) > 0.3
-    assert (tmp_path / "model" / "scores" / "report.html").is_file()
+    held_out = json.loads((tmp_path / "model" / "training" / "job.json").read_text())["validation"]
+    scored = pd.read_csv(tmp_path / "model" / "validation" / "metrics.csv")
+    assert [*scored["case"].unique()] == held_out == [space["case"].id]
+    dice = dict(zip(scored["organ"], scored["dice"], strict=True))
+    assert space["shown held-out"] == pytest.approx(dice, abs=1e-5)
+    assert min(space["shown held-out"].values()) > 0.3
+    assert "data:image/jpeg" in space["shown look"]._repr_html_()
+    assert (tmp_path / "model" / "validation" / "report.html").is_file()
 
 
 def test_training_notebook_makes_phantoms_where_there_is_no_data(

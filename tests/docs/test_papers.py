@@ -148,6 +148,13 @@ def test_every_difference_that_is_marked_can_be_explained(page: Path) -> None:
     assert "\n## What is different, and why\n" in text
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_says_how_long_its_training_is(page: Path) -> None:
+    (length,) = re.findall(r"^\*\*Length:\*\* (.+?)\n\n", page.read_text(encoding="utf-8"), re.M | re.S)
+    steps = {f"{stage.training.iterations:,}" for stage in recipe_of(page).stages}
+    assert [number for number in steps if number not in length] == []
+
+
 @pytest.mark.parametrize(
     ("code", "missing"),
     [

@@ -85,7 +85,7 @@ def test_it_evaluates(environment: Path, predicted: Path) -> None:
     shutil.copy(predicted / "scan.nii.gz", references)
     done = zoomseg(environment, "evaluate", predicted, references, "-o", out)
     assert done.returncode == 0, done.stderr
-    assert "zoomseg[train]" in done.stderr + done.stdout  # charts are omitted, with a note
+    assert "'.[train]'" in done.stderr + done.stdout  # charts are omitted, with a note
     with (out / "metrics.csv").open() as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file) if row["dice"]]
     assert set(dice) == {1.0}
@@ -124,7 +124,7 @@ def test_what_trains_says_what_to_install(environment: Path, tmp_path: Path, com
     done = zoomseg(environment, command, *arguments)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pip install 'zoomseg[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from zoomseg.backends import graph_check
 from zoomseg.io import bundle
 
 FOLDER = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT
+MADE_BY = Path(__file__).parents[2] / "benchmarks"
 ORGANS = (
     *("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
     *("inferior vena cava", "portal vein and splenic vein", "pancreas"),
@@ -48,6 +50,29 @@ def test_its_card_says_what_it_was_trained_on_and_what_it_is_for() -> None:
     for said in ("For research", "not for diagnosis", "portal-venous CTs", "terms", "Known limits"):
         assert said in card
     assert all(organ in card for organ in ORGANS)
+
+
+def test_its_card_is_the_template_with_numbers() -> None:
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    template = (MADE_BY / "abdomen_ct" / "card.md").read_text(encoding="utf-8")
+    parts = re.split(r"\{\w+\}", template)
+    assert len(parts) > 5
+    assert re.fullmatch("(?s:.+?)".join(map(re.escape, parts)), card)
+
+
+def test_its_card_names_each_change_that_costs_more_than_a_tenth_of_the_dice() -> None:
+    """``as it is`` is the first row of the table of modified scans, and the mean its first column."""
+    card = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    (results,) = re.findall(r"benchmarks/(results/[\w-]+\.md)`\), the mean Dice", card)
+    rows = re.findall(
+        r"^\| ([a-z][\w ]+?) \| (0\.\d{3}) \|",
+        (MADE_BY / results).read_text(encoding="utf-8").partition("| as it is |")[2],
+        re.MULTILINE,
+    )
+    (whole,) = re.findall(r"\| as it is \| (0\.\d{3}) ", (MADE_BY / results).read_text(encoding="utf-8"))
+    costly = {change: mean for change, mean in rows if float(mean) < float(whole) - 0.1}
+    assert set(costly) == {"lower half only", "middle third only"}
+    assert [c for c, mean in costly.items() if not re.search(rf"{mean} in the {c}", card)] == []
 
 
 def test_no_patient_is_named() -> None:

@@ -59,9 +59,9 @@ def test_evaluate(tmp_path: Path) -> None:
     assert (tmp_path / "base" / "metrics.csv").read_text() == metrics
     assert "case1" in metrics
     said = base.stdout + base.stderr
-    assert said.count("zoomseg[train]") == 1
-    assert "zoomseg[train]" in (tmp_path / "base" / "report.html").read_text()
-    assert "zoomseg[train]" not in full.stdout + full.stderr
+    assert said.count(".[train]") == 1
+    assert ".[train]" in (tmp_path / "base" / "report.html").read_text()
+    assert ".[train]" not in full.stdout + full.stderr
 
 
 def test_check(tmp_path: Path) -> None:

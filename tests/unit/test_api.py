@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,11 +31,15 @@ from zoomseg.core.errors import (
 )
 from zoomseg.core.geometry import Grid
 from zoomseg.core.volume import Volume
+from zoomseg.evaluation.saved import read_scores
 from zoomseg.inference import memory_limits
+from zoomseg.inference.batch import Failed
 from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image
 from zoomseg.recipe.load import dump
+from zoomseg.training import validation
+from zoomseg.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,30 @@ def test_a_loaded_model_predicts_files_and_volumes_alike(trained: Path, tmp_path
 
 def test_a_model_trained_from_python_has_its_graphs(trained: Path) -> None:
     assert set(bundle.load(trained).graphs) == {"coarse", "fine"}
+
+
+def test_held_out_cases_are_scored_and_calibrate_the_model(trained: Path) -> None:
+    (case,) = json.loads((trained / "training" / "job.json").read_text())["validation"]
+    scores = read_scores(trained / "validation")
+    assert scores is not None
+    assert [scored.id for scored in scores.cases] == [case]
+    assert json.loads((trained / "validation" / "summary.json").read_text())["cases"] == 1
+    calibration = bundle.load(trained).calibration
+    assert calibration is not None
+    assert calibration.cases == 1
+
+
+def test_a_held_out_case_that_cannot_be_segmented_is_a_warning(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = read_scores(trained / "validation")
+    assert scores is not None
+    found = Validation(scores, (Failed("case_2", "damaged"),))
+    monkeypatch.setattr(validation, "validate", lambda *given: found)
+    with pytest.warns(UserWarning, match="^case_2: damaged$") as told:
+        zoomseg.train(trained.parent / "data", trained, resume=True, device="cpu")
+    (warning,) = (one for one in told if "damaged" in str(one.message))
+    assert warning.filename == __file__
 
 
 def test_notes_are_results_and_warnings(trained: Path, tmp_path: Path) -> None:

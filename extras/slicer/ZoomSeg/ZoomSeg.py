@@ -34,8 +34,8 @@ class ZoomSeg(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = ["The ZoomSeg developers"]
         parent.helpText = (
-            "Coarse-to-fine organ segmentation of CT and MR, by an installed zoomseg (pip install zoomseg) "
-            "or a zoomseg serve. Research software, not for diagnosis: look at every result."
+            "Coarse-to-fine organ segmentation of CT and MR, by an installed zoomseg (in a clone of ZoomSeg: "
+            "pip install .) or a zoomseg serve. Research software, not for diagnosis: inspect every result."
         )
         parent.acknowledgementText = ""
 
@@ -184,7 +184,8 @@ class ZoomSegLogic(ScriptedLoadableModuleLogic):
         """
         if not command:
             raise SegmentationError(
-                "no zoomseg command was found; install it (pip install zoomseg), or give its path"
+                "no zoomseg command was found; install it (pip install . in a clone of ZoomSeg), or give its "
+                "path"
             )
         # 3D Slicer's own environment would give zoomseg the wrong Python.
         environment = slicer.util.startupEnvironment()

@@ -19,6 +19,7 @@ from zoomseg.cli.options import given_by_user
 if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
     from zoomseg.evaluation.result import Evaluation
+    from zoomseg.io.bundle import Bundle
     from zoomseg.training.requested_recipe import TrainingRequest
     from zoomseg.training.validation import Validation
 
@@ -60,7 +61,8 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     "--time-budget",
     metavar="TIME",
     callback=parse_duration,
-    help="Training time, e.g. 15m or 1h30m; the schedule is adapted to it.",
+    help="Training time, e.g. 15m or 1h30m; the schedule is adapted to it [default: the recipe's number of "
+    "iterations, 20,000 for 'default'].",
 )
 @click.option(
     "--epochs",
@@ -179,10 +181,7 @@ def command(
     if not processes.first:
         return 0
     _say_next(out)
-    held_back = model.provenance["validation_cases"]
-    if isinstance(held_back, list) and held_back:
-        return _validate(data, out, tuple(str(i) for i in held_back), device)
-    return 0
+    return _validate(data, out, model, device)
 
 
 def _say_next(out: Path) -> None:
@@ -232,10 +231,9 @@ def _train_with_unlabelled(
             _tell_all_folds(scores, run.folds, run.folder)
         with TrainingDisplay(console) as display:
             run.label(where, display)
-            run.model(where, display)
+            model = run.model(where, display)
     _say_next(out)
-    held_back = run.held_back
-    return max(told.worst, _validate(data, out, held_back, device)) if held_back else told.worst
+    return max(told.worst, _validate(data, out, model, device))
 
 
 def _train_all(
@@ -284,14 +282,16 @@ def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
     click.echo(f"Next: zoomseg predict SCANS -o RESULTS -m {shlex.quote(str(out))} (all folds together)")
 
 
-def _validate(data: Dataset, out: Path, held_back: tuple[str, ...], device: str) -> int:
-    """Validate a model and report its accuracy; returns 1 if some cases could not be segmented."""
+def _validate(data: Dataset, out: Path, model: Bundle, device: str) -> int:
+    """Validate a model on its held-out cases, if there are any, and report its accuracy; returns 1 if some
+    could not be segmented."""
     from zoomseg.backends.device import resolve
     from zoomseg.core.interrupts import ending
     from zoomseg.training import validation
 
     with ending(lambda: f"the model in {out} is complete, but not its validation; --resume validates it"):
-        return tell_validation(out, validation.validate(data, out, held_back, resolve(device)))
+        found = validation.validate_held_out(data, out, model, resolve(device))
+    return 0 if found is None else tell_validation(out, found)
 
 
 def tell_validation(out: Path, found: Validation) -> int:

@@ -7,6 +7,8 @@ need the extra ``train``.
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 from zoomseg.core.errors import ZoomSegError
 
@@ -30,9 +32,26 @@ def installed(module: str) -> bool:
 
 
 def how_to_install(module: str) -> str:
-    """The command that installs a module, by the extra that contains it."""
+    """The command that installs a module, by the extra that contains it.
+
+    ``uv tool install`` removes the extras that it does not name, so those that are installed are named, too.
+    """
     extra = next(name for name, modules in EXTRAS.items() if module in modules)
-    return f"pip install 'zoomseg[{extra}]'"
+    if not _is_uv_tool():
+        return f"pip install '.[{extra}]' in a clone of ZoomSeg"
+    wanted = [name for name, modules in EXTRAS.items() if name == extra or all(map(installed, modules))]
+    return f"uv tool install '.[{','.join(wanted)}]' in a clone of ZoomSeg"
+
+
+def how_to_reinstall() -> str:
+    """The command that installs ZoomSeg again where a file of it is missing."""
+    command = "uv tool install --reinstall" if _is_uv_tool() else "pip install --force-reinstall"
+    return f"{command} . in a clone of ZoomSeg"
+
+
+def _is_uv_tool() -> bool:
+    """Whether this is an environment that ``uv tool install`` made, which has no pip."""
+    return (Path(sys.prefix) / "uv-receipt.toml").is_file()
 
 
 def missing(module: str, what: str) -> MissingPackageError:

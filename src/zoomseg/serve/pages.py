@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from zoomseg.core.errors import ZoomSegError
+from zoomseg.core.extras import how_to_reinstall
 
 STATIC = Path(__file__).parent / "static"
 
@@ -28,8 +29,8 @@ def niivue_file() -> Path:
         if file.is_file():
             return file
     raise ZoomSegError(
-        "the viewer NiiVue is missing, which an installed ZoomSeg has beside it; install ZoomSeg again: "
-        "pip install --force-reinstall zoomseg"
+        "the viewer NiiVue, which is installed together with ZoomSeg, is missing; install ZoomSeg again: "
+        f"{how_to_reinstall()}"
     )
 
 

@@ -18,6 +18,7 @@ from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
 from zoomseg.io import bundle
+from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import ScanInput
 from zoomseg.training import record
 
@@ -31,6 +32,15 @@ class Validation:
 
     scores: Evaluation
     failed: tuple[Failed, ...]
+
+
+def validate_held_out(dataset: Dataset, out: Path, model: Bundle, device: Device) -> Validation | None:
+    """``validate`` the trained model in ``out`` on the cases that its training held out; None if there are
+    none."""
+    held_out = model.provenance["validation_cases"]
+    if not isinstance(held_out, list) or not held_out:
+        return None
+    return validate(dataset, out, [str(case) for case in held_out], device)
 
 
 def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Device) -> Validation:

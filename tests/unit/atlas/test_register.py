@@ -174,5 +174,5 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without_ants)
     image = phantom(FIXED)[0]
-    with pytest.raises(ZoomSegError, match=r"pip install 'zoomseg\[atlas\]'"):
+    with pytest.raises(ZoomSegError, match=r"pip install '\.\[atlas\]' in a clone"):
         register(image, image, "affine")

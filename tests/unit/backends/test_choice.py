@@ -62,9 +62,7 @@ def test_a_gpu_that_lies_idle_for_want_of_torch_is_told_of(
     monkeypatch.setattr(choice, "has_gpu_driver", lambda: True)
     chosen = choose("auto", device, [MODEL])
     told = installed == ("openvino",) and device == "auto"
-    assert (
-        "PyTorch, which would use it, is not installed: pip install 'zoomseg[train]'" in chosen.note
-    ) == told
+    assert ("PyTorch, which would use it, is not installed: pip install '.[train]'" in chosen.note) == told
     assert chosen.backend == "openvino"
 
 
@@ -89,9 +87,9 @@ def test_a_model_without_graphs_is_computed_with_torch(monkeypatch: pytest.Monke
             ("openvino",),
             "torch",
             "cpu",
-            r"torch is needed, and not installed; install: pip .* 'zoomseg\[train\]'",
+            r"torch is needed, and not installed; install: pip .* '\.\[train\]'",
         ),
-        (("openvino",), "auto", "cuda", r"needed \(it computes on a GPU\), .*install: pip install 'zoomseg"),
+        (("openvino",), "auto", "cuda", r"needed \(it computes on a GPU\), .*install: pip install '\."),
         ((), "auto", "cpu", "neither openvino nor onnxruntime is installed.*: pip install openvino$"),
     ],
 )

@@ -41,7 +41,7 @@ def test_without_torch_the_line_names_the_extra(
     monkeypatch.setattr(extras, "installed", lambda name: name != "torch")
     assert run("import", "nnunet", tmp_path, "-o", tmp_path / "model") == 2
     assert (
-        "zoomseg import needs torch, which is not installed: pip install 'zoomseg[train]'"
+        "zoomseg import needs torch, which is not installed: pip install '.[train]'"
         in capsys.readouterr().err
     )
 

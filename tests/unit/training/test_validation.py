@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
 from zoomseg.evaluation.result import Failure
 from zoomseg.io import bundle
-from zoomseg.training.validation import validate
+from zoomseg.training.validation import validate, validate_held_out
 
 
 def model(out: Path) -> Path:
@@ -37,6 +38,17 @@ def test_scores_are_written_and_the_model_is_calibrated(tmp_path: Path) -> None:
     calibration = bundle.load(out).calibration
     assert calibration is not None
     assert calibration.cases == 2
+
+
+def test_the_held_out_cases_are_those_that_the_model_names(tmp_path: Path) -> None:
+    data, out = tiny_dataset(tmp_path / "d"), model(tmp_path / "m")
+    trained = bundle.load(out)
+    trained_on_all = replace(trained, provenance={"validation_cases": []})
+    assert validate_held_out(data, out, trained_on_all, CPU) is None
+    assert not (out / "validation").exists()
+    found = validate_held_out(data, out, replace(trained, provenance={"validation_cases": ["case_2"]}), CPU)
+    assert found is not None
+    assert [case.id for case in found.scores.cases] == ["case_2"]
 
 
 def test_a_case_that_cannot_be_read_is_named_and_the_others_count(tmp_path: Path) -> None:

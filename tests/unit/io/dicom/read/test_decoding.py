@@ -95,8 +95,8 @@ def test_without_gdcm_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "\n" not in refused.reason
     assert "its transfer syntax JPEG Lossless, Non-Hierarchical, First-Order Prediction" in refused.reason
     assert refused.reason.endswith(
-        "read by GDCM, which is not installed: pip install 'zoomseg[dicom-extra]', or convert it to an "
-        "uncompressed DICOM file"
+        "read by GDCM, which is not installed: pip install '.[dicom-extra]' in a clone of ZoomSeg, "
+        "or convert it to an uncompressed DICOM file"
     )
 
 
