@@ -22,7 +22,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.inference.confidence import organ_rows_of
 from zoomseg.inference.html_page import environment
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.organ_pictures import overview
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.result_page import flag_words
@@ -199,7 +199,7 @@ class Model:
 
 
 def load_model(path: Path, device: str, any_scan: bool) -> Model:
-    return Model(load_predictor([path], resolve(device), any_scan=any_scan))
+    return Model(load_predictor([path], resolve(device), PredictionSettings(any_scan=any_scan)))
 
 
 def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:

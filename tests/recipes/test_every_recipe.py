@@ -12,7 +12,7 @@ from helpers.small_recipes import shrunk
 from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.inference.load import load_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.pipeline.cascade import Prediction
@@ -67,7 +67,8 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
     model = tmp_path / "model"
     assert set(bundle.load(model).graphs) == {stage.name for stage in recipe.stages}
     if recipe.atlas is None:  # another registration would take most of the time
-        on_graphs = load_predictor([model], "cpu", backend="openvino", any_scan=True).predict(new_case())
+        settings = PredictionSettings("openvino", any_scan=True)
+        on_graphs = load_predictor([model], "cpu", settings).predict(new_case())
         assert (on_graphs.labels.data != result.labels.data).mean() < 1e-3
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.plausibility import plausibility_flags
@@ -137,10 +136,7 @@ def read_summary(path: Path) -> list[OrganRow]:
         raise ValueError(f"{path}: not a summary that `zoomseg predict` wrote") from error
 
 
-def _row(cells: Mapping[str | None, Any]) -> OrganRow:
-    if None in cells or None in cells.values():
-        raise KeyError("more or fewer cells than columns")
-
+def _row(cells: Mapping[str, str]) -> OrganRow:
     def number(column: str) -> float | None:
         return float(cells[column]) if cells[column] else None
 

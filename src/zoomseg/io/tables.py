@@ -32,17 +32,18 @@ def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def rows_of(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """The rows of a table by column, as they were given to ``csv_text``. As in ``csv.DictReader``, cells that
-    a row lacks are None.
+    """The rows of a table by column, as they were given to ``csv_text``.
 
     Args:
         lines: of the text; their ends are kept.
 
     Raises:
-        csv.Error: it is not CSV.
+        csv.Error: it is not CSV, or a row has more or fewer cells than there are columns.
     """
     for row in csv.DictReader(lines):
-        yield {column: _as_given(cell) if isinstance(cell, str) else cell for column, cell in row.items()}
+        if None in row or None in row.values():
+            raise csv.Error("a row with more or fewer cells than columns")
+        yield {column: _as_given(cell) for column, cell in row.items()}
 
 
 def number_cell(value: float) -> str:

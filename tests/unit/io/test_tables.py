@@ -52,8 +52,10 @@ def test_names_are_no_formulas_and_are_read_as_they_were(name: str, written: str
     assert list(rows_of(io.StringIO(text, newline=""))) == [{"case": name, "n": "1"}]
 
 
-def test_cells_that_a_row_lacks_are_none() -> None:
-    assert list(rows_of(["a,b\n", "'=1\n"])) == [{"a": "=1", "b": None}]
+@pytest.mark.parametrize("row", ["1", "1,2,3"])
+def test_a_row_of_another_length_is_refused(row: str) -> None:
+    with pytest.raises(csv.Error, match="more or fewer cells"):
+        list(rows_of(["a,b\n", f"{row}\n"]))
 
 
 def test_every_other_module_leaves_tables_to_this_one() -> None:
