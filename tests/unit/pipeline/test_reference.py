@@ -82,7 +82,8 @@ def test_an_organ_is_at_the_place_of_its_image(factor: int) -> None:
     """Over balls anywhere between the voxels, the middle of the labels and that of the image, both on the
     downsampled grid, agree within a tenth of a voxel of the scan, along every axis."""
     grid = Grid.from_spacing((36, 36, 36), (1.0, 1.0, 1.0))
-    low, blocks = grid.downsampled((factor,) * 3), (factor,) * 3
+    blocks = (factor, factor, factor)
+    low = grid.downsampled(blocks)
     rng, apart = np.random.default_rng(0), []
     for _ in range(40):
         organ = ball(grid, 17.5 + rng.uniform(-3, 3, 3), 9)
