@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.bundle import ATLASES
+from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.files import reading, write_bytes_atomic
 from zoomseg.io.scans import ScanInput, find_scans, source_files
 
@@ -48,6 +50,11 @@ def model_files(folder: Path) -> Files:
     return Files.of(folder, inside)
 
 
+StoredAt: TypeAlias = tuple[str, str | None, int | None]
+"""Where a slice is stored: file relative to a folder, member of a zip, frame. UIDs do not identify it: all
+frames of an object have the same one, and some files have none."""
+
+
 @dataclass(frozen=True)
 class ShippedScan:
     """A scan with all of its files."""
@@ -56,8 +63,8 @@ class ShippedScan:
     files: Files
     paths: tuple[str, ...]
     """``ScanInput.paths``, in ``files``; empty for DICOM."""
-    slice_uids: tuple[str | None, ...] = ()
-    """The series among those in the files."""
+    slices: tuple[StoredAt, ...] = ()
+    """The slices of the series, of which the files may contain several."""
 
     @classmethod
     def of(cls, scan: ScanInput) -> ShippedScan:
@@ -70,7 +77,7 @@ class ShippedScan:
             folder = Path(os.path.commonpath([path.parent.absolute() for path in found]))
             files = Files.of(folder, (path.absolute() for path in found))
             if scan.dicom is not None:
-                return cls(scan.id, files, (), scan.dicom.usable().series.slice_uids)
+                return cls(scan.id, files, (), _stored_at(scan.dicom.usable().series, folder))
             paths = tuple(path.absolute().relative_to(folder).as_posix() for path in scan.paths)
             return cls(scan.id, files, paths)
 
@@ -87,6 +94,14 @@ class ShippedScan:
         if self.paths:
             return ScanInput(self.id, tuple(folder / path for path in self.paths))
         for scan in find_scans(folder):
-            if isinstance(scan.dicom, Stack) and scan.dicom.series.slice_uids == self.slice_uids:
+            if isinstance(scan.dicom, Stack) and _stored_at(scan.dicom.series, folder) == self.slices:
                 return ScanInput(self.id, scan.paths, scan.dicom)
         raise ScanError(f"{self.id}: its series was not found again where it was sent")
+
+
+def _stored_at(series: DicomSeries, folder: Path) -> tuple[StoredAt, ...]:
+    """Where the slices of a series are stored in a folder."""
+    return tuple(
+        (one.source.path.absolute().relative_to(folder.absolute()).as_posix(), one.source.member, one.frame)
+        for one in series.stored
+    )

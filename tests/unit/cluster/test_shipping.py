@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.dicom_series import numbered_series, uneven, write
+from helpers.dicom_series import AXIAL, item, multi_frame, numbered_series, ramp, stack, uneven, write
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
 from zoomseg.cluster.shipping import Files, ShippedScan, model_files
@@ -58,6 +58,38 @@ def test_one_of_several_dicom_series(tmp_path: Path, zipped: bool) -> None:
 def test_a_dicom_series_of_which_few_slices_lie_in_a_plane(tmp_path: Path) -> None:
     (scan,) = find_scans(write(tmp_path / "in", uneven()))
     same_there(scan, tmp_path / "there")
+
+
+def test_one_of_two_volumes_of_a_multi_frame_object(tmp_path: Path) -> None:
+    """All of its frames have the same UID."""
+    frames = [
+        {
+            "FrameContentSequence": item(TemporalPositionIndex=time),
+            "PlanePositionSequence": item(ImagePositionPatient=[0.0, 0.0, 3.0 * k]),
+        }
+        for time in (1, 2)
+        for k in range(5)
+    ]
+    shared = {
+        "PlaneOrientationSequence": item(ImageOrientationPatient=list(AXIAL)),
+        "PixelMeasuresSequence": item(PixelSpacing=[0.5, 0.75]),
+    }
+    scans = find_scans(write(tmp_path / "in", [multi_frame(ramp(10), frames, shared)]))
+    assert [float(read_scan(scan).image.data.mean()) for scan in scans] == [104.5, 314.5]
+    for number, scan in enumerate(scans):
+        same_there(scan, tmp_path / f"there-{number}")
+
+
+def test_one_of_two_series_whose_images_have_the_same_uids(tmp_path: Path) -> None:
+    for number in (1, 2):
+        series = stack(ramp() * number, SeriesInstanceUID=f"1.2.{number}")
+        for k, one in enumerate(series):
+            one.SOPInstanceUID = f"1.2.9.{k}"
+        write(tmp_path / "in" / str(number), series)
+    scans = find_scans(Path(shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / "in")))
+    assert len(scans) == 2
+    for number, scan in enumerate(scans):
+        same_there(scan, tmp_path / f"there-{number}")
 
 
 def test_a_scan_that_is_gone(tmp_path: Path) -> None:
