@@ -74,7 +74,7 @@ def _compressed(
 ) -> Iterator[tuple[int, AnyArray]]:
     with opener.open(source) as stream:
         stream.seek(pixels.offset)
-        content = io.BytesIO(stream.read())
+        content = io.BytesIO(stream.read(pixels.compressed_bytes))
     missing = set(wanted)
     for frame, data in enumerate(generate_frames(content, number_of_frames=pixels.frames)):
         if frame in missing:

@@ -25,6 +25,10 @@ MAX_COMPRESSION = 2000
 """Maximum ratio of declared bytes of voxels to those of a file: including its header, even a slice of air
 compresses less."""
 
+MAX_ENCODING_BYTES, MAX_FRAME_ENCODING_BYTES = 64 * 1024**2, 64 * 1024
+"""Maximum by which an object, and each of its frames, may be larger compressed than not: for tables, and for
+attributes after the voxels. No compression enlarges voxels by more than some percent."""
+
 
 @dataclass(frozen=True)
 class Coding:
@@ -51,6 +55,8 @@ class Pixels(Coding):
     """Of the bytes of uncompressed values."""
     offset: int
     """Byte of the file at which the pixel data begin."""
+    compressed_bytes: int
+    """Bytes from there to the end of the file; 0 if values are not compressed."""
     inverted: bool
     """MONOCHROME1 of a scan without a physical unit: high values are dark."""
     padding: tuple[int, int] | None
@@ -95,6 +101,12 @@ def read_pixels(
     needed = frames * rows * columns * allocated // 8
     if not native and needed > size * MAX_COMPRESSION:
         raise ScanError(f"{source}: header promises {needed} bytes of voxels from a file of {size}")
+    offset = _offset(source, stream, size, order, bool(implicit), allocated, needed if native else 0)
+    compressed_bytes = 0 if native else size - offset
+    if compressed_bytes > needed + MAX_ENCODING_BYTES + frames * MAX_FRAME_ENCODING_BYTES:
+        raise ScanError(
+            f"{source}: header promises {needed} bytes of voxels, but {compressed_bytes} follow compressed"
+        )
     return Pixels(
         rows,
         columns,
@@ -105,7 +117,8 @@ def read_pixels(
         frames=frames,
         high_bit=high_bit,
         order=order,
-        offset=_offset(source, stream, size, order, bool(implicit), needed if native else 0),
+        offset=offset,
+        compressed_bytes=compressed_bytes,
         inverted=photometric == "MONOCHROME1" and not ct,
         padding=_padding(header, allocated, signed),
     )
@@ -132,7 +145,9 @@ def _has_decoder(uid: UID) -> bool:
         return False
 
 
-def _offset(source: Source, stream: BinaryIO, size: int, order: str, implicit: bool, needed: int) -> int:
+def _offset(
+    source: Source, stream: BinaryIO, size: int, order: str, implicit: bool, allocated: int, needed: int
+) -> int:
     """Start of the values of the pixel data element; the reader has stopped before it."""
     offset = stream.tell() + (8 if implicit else 12)
     element = stream.read(offset - stream.tell())
@@ -141,6 +156,11 @@ def _offset(source: Source, stream: BinaryIO, size: int, order: str, implicit: b
         raise ScanError(f"{source}: holds floating point pixel data; only whole numbers are read")
     if tag != _PIXEL_DATA:
         raise ScanError(f"{source}: holds no pixel data; the file is truncated, or was written without it")
+    if order == ">" and allocated == 8 and element[4:6] == b"OW":  # pairs of values are swapped (PS3.5 A.3)
+        raise ScanError(
+            f"{source}: holds values of 8 bits as big-endian words, which are not read; convert it to little "
+            "endian (dcmconv +te)"
+        )
     length = int(struct.unpack_from(order + "I", element, len(element) - 4)[0])
     there = min(length, size - offset)
     if there < needed:

@@ -23,6 +23,10 @@ Mask = npt.NDArray[np.bool_]
 
 _INT16 = np.iinfo(np.int16)
 
+COMPRESSED_COPIES = 2
+"""Of one object's compressed voxels while they are decoded: the object, which is read as a whole, and the
+pieces from which it was read, or its frames."""
+
 
 def read_volume(stack: Stack) -> Volume:
     """Intensities ``[1, I, J, K]`` on the series' grid: int16 if rescaled values are whole numbers of that
@@ -54,7 +58,8 @@ def reading_bytes(stack: Stack) -> int:
     each = 2 if kept else 6 if whole else 4
     masks = stored if any(s.pixels.padding for s in stack.stored) else 0
     again = (2 if kept else 4) * stack.series.grid.box.voxels if not stack.placement.as_stored else 0
-    return stored * each + masks + again
+    encoded = COMPRESSED_COPIES * max(s.pixels.compressed_bytes for s in stack.stored)
+    return stored * each + masks + again + encoded
 
 
 # --- intensities ----------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from pydicom.uid import (
 from helpers.dicom_series import AXIAL, CORONAL, SAGITTAL, Array, image, item, multi_frame, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.core.volume import Volume
-from zoomseg.io.dicom.read.series_discovery import the_series
+from zoomseg.io.dicom.read import pixel_storage
+from zoomseg.io.dicom.read.series_discovery import find_series, the_series
 from zoomseg.io.dicom.read.voxels import read_volume, reading_bytes
 
 
@@ -118,6 +119,22 @@ def test_signed_and_byte_orders(tmp_path: Path) -> None:
         found = values(write(tmp_path / name, stack(signed, RescaleIntercept=0), change))
         assert found.dtype == np.int16
         assert (found == signed).all()
+
+
+def test_bytes_as_big_endian_words_are_refused_and_read_otherwise(tmp_path: Path) -> None:
+    """In a word of two values, the second one comes first."""
+    meant = (ramp() % 200).astype(np.uint8)
+
+    def as_words(dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+
+    def as_bytes(dataset: Dataset) -> None:
+        as_words(dataset)
+        dataset["PixelData"].VR = "OB"
+
+    (refused,) = find_series(write(tmp_path / "words", stack(meant), as_words)).refused
+    assert "holds values of 8 bits as big-endian words, which are not read" in refused.reason
+    assert (values(write(tmp_path / "bytes", stack(meant), as_bytes)) == meant.astype(int) - 1024).all()
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
@@ -282,6 +299,33 @@ def test_memory_is_told_beforehand(tmp_path: Path) -> None:
     assert reading_bytes(the_series(small)) == 2 * 5 * 6 * 7
     tilted = write(tmp_path / "tilted", stack(ramp(), (0, 0.75, 2.0), BitsStored=12, HighBit=11))
     assert reading_bytes(the_series(tilted)) == 2 * 5 * 6 * 7 + 2 * 5 * 12 * 7
+
+
+def test_memory_of_compressed_objects_is_told(tmp_path: Path) -> None:
+    """Each is read as a whole, whatever follows its voxels."""
+    noise = np.random.default_rng(0).integers(0, 4096, (3, 64, 64)).astype(np.uint16)
+    datasets = stack(noise, BitsStored=12, HighBit=11)
+    for dataset in datasets:
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    datasets[1].add_new("DataSetTrailingPadding", "OB", bytes(1_000_000))
+    folder = write(tmp_path, datasets)
+    found = the_series(folder)
+    largest = max(file.stat().st_size for file in folder.iterdir())
+    told = reading_bytes(found) - 2 * 3 * 64 * 64
+    assert 2 * 1_000_000 < told <= 2 * largest
+    assert (values(folder) == noise.astype(int) - 1024).all()
+
+
+def test_compressed_objects_that_are_larger_than_their_voxels_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_storage, "MAX_ENCODING_BYTES", 1000)
+    datasets = stack(ramp(3, 32, 36))
+    for dataset in datasets:
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    datasets[1].add_new("DataSetTrailingPadding", "OB", bytes(100_000))
+    (refused,) = find_series(write(tmp_path, datasets)).refused
+    assert "header promises 2304 bytes of voxels, but 10" in refused.reason
 
 
 def test_damaged_voxels_name_the_file(tmp_path: Path) -> None:
