@@ -31,8 +31,9 @@ from pydicom.encaps import generate_frames
 
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.io.dicom.read.codestream import contradiction
+from zoomseg.io.dicom.read.parse_limits import ANY_BYTES, limited
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
-from zoomseg.io.dicom.tags import text
+from zoomseg.io.dicom.tags import text, value_of
 from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import flush_folder, link_or_copy, writing
 
@@ -101,7 +102,7 @@ def read_instance(content: bytes) -> Instance:
     """
     with quiet():
         try:
-            stream = io.BytesIO(content)
+            stream = limited("the object", io.BytesIO(content), ANY_BYTES)
             read_transfer_syntax("the object", stream)
             header = pydicom.dcmread(stream)
             pixels = len(header.PixelData)
@@ -134,7 +135,7 @@ def read_instance(content: bytes) -> Instance:
 
 
 def _number(header: Dataset, keyword: str) -> int | None:
-    value = header.get(keyword)
+    value = value_of(header, keyword)
     return None if value is None or value == "" else int(value)
 
 
@@ -145,8 +146,9 @@ def _native_bytes(header: Dataset) -> int | None:
 
 def _pixel_bytes(header: Dataset) -> int:
     """Number of bytes of all pixels, not compressed."""
-    bits = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
-    return bits * (_number(header, "NumberOfFrames") or 1) * int(header.get("SamplesPerPixel", 1)) // 8
+    rows, columns, bits = (int(value_of(header, name)) for name in ("Rows", "Columns", "BitsAllocated"))
+    samples = _number(header, "SamplesPerPixel") or 1
+    return rows * columns * bits * (_number(header, "NumberOfFrames") or 1) * samples // 8
 
 
 class Store:

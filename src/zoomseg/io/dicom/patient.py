@@ -21,7 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import validate_value
 
 from zoomseg.anatomy.codes import short_text
-from zoomseg.io.dicom.tags import text
+from zoomseg.io.dicom.tags import text, value_of
 
 REQUIRED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
@@ -57,8 +57,8 @@ KEYWORDS = (
     *("PatientSexNeutered", "ReasonForVisit", "ReasonForVisitCodeSequence"),
 )
 
-MAX_SEQUENCE_CHARACTERS = 16_384
-"""Longer sequences are not passed on."""
+MAX_CHARACTERS = 16_384
+"""Of an attribute: longer sequences are not passed on, longer texts are cut. The standard allows 10 240."""
 
 _LONG = frozenset(("LO", "PN"))
 """Names and the like: if they are too long for their field, they are cut rather than dropped."""
@@ -89,17 +89,17 @@ def texts(header: Dataset) -> tuple[tuple[str, str], ...]:
 
 def _text(header: Dataset, keyword: str) -> str:
     try:
-        value = header.get(keyword)
+        value = value_of(header, keyword)
         if not value:
             return ""
         if dictionary_VR(keyword) == "SQ":
             alone = Dataset()
             alone.add(header[keyword])
             written = json.dumps(alone.to_json_dict())
-            return written if len(written) <= MAX_SEQUENCE_CHARACTERS else ""
+            return written if len(written) <= MAX_CHARACTERS else ""
         if isinstance(value, MultiValue):
-            return "\\".join(" ".join(str(one).split()) for one in value)
-        return text(header, keyword)
+            return "\\".join(" ".join(str(one).split()) for one in value)[:MAX_CHARACTERS]
+        return text(header, keyword)[:MAX_CHARACTERS]
     except Exception:  # on hostile bytes, parsers may raise any exception
         return ""
 

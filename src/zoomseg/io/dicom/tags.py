@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
@@ -14,21 +17,47 @@ from zoomseg.io.dicom.read.archive import Source
 UNIT_TOLERANCE = 1e-2
 """Tolerance of unit length and perpendicularity of the direction cosines of rows and columns."""
 
+MAX_VALUE_BYTES = 65_536
+"""Of an attribute. Those that are read here have 10 240 characters at most (PS3.5 6.2); of a list of numbers,
+every second byte may become an object of 300."""
+
+
+def require_short(element: DataElement | RawDataElement | None) -> None:
+    """Refuse a value that would take much memory once it is converted; sequences are limited otherwise.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if isinstance(element, RawDataElement) and len(element.value or b"") > MAX_VALUE_BYTES:
+        name = keyword_for_tag(element.tag)
+        if not (name.endswith("Sequence") and element.VR in ("SQ", "UN", None)):
+            raise ValueError(f"{name or element.tag} takes {len(element.value or b'')} bytes")
+
+
+def value_of(header: Dataset, keyword: str) -> Any:
+    """A value, converted by pydicom; None if it is missing.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    require_short(header.get_item(keyword))
+    return header.get(keyword)
+
 
 def text(header: Dataset, keyword: str) -> str:
-    value = header.get(keyword)
+    value = value_of(header, keyword)
     return "" if value is None else " ".join(str(value).split())
 
 
 def number(source: Source, header: Dataset, keyword: str, low: int, high: int) -> int:
-    value = header.get(keyword)
+    value = value_of(header, keyword)
     if value is None or not low <= int(value) <= high:
         raise ScanError(f"{source}: {keyword} is {value}; a number from {low} to {high} is needed")
     return int(value)
 
 
 def vector(source: Source, header: Dataset, keyword: str, length: int) -> tuple[float, ...]:
-    value = header.get(keyword)
+    value = value_of(header, keyword)
     found = tuple(float(v) for v in value) if isinstance(value, (list, tuple, MultiValue)) else ()
     if len(found) != length or not all(math.isfinite(v) and abs(v) < 1e6 for v in found):
         raise ScanError(f"{source}: {keyword} is {str(value)[:80]}; {length} finite numbers are needed")
@@ -37,7 +66,7 @@ def vector(source: Source, header: Dataset, keyword: str, length: int) -> tuple[
 
 def rescale(source: Source, header: Dataset) -> tuple[float, float] | None:
     """Slope and intercept; None if neither is present."""
-    given = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    given = value_of(header, "RescaleSlope"), value_of(header, "RescaleIntercept")
     if given == (None, None):
         return None
     if None in given:

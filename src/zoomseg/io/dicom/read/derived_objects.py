@@ -15,6 +15,7 @@ from pydicom.uid import UID
 from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import BoundedReader
+from zoomseg.io.dicom.read.parse_limits import ANY_BYTES, limited
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.uids import valid_uid
@@ -34,8 +35,9 @@ def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
         if path.stat().st_size > MAX_OBJECT_BYTES:
             raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
         with BoundedReader(io.FileIO(path), path.stat().st_size) as stream:
-            read_transfer_syntax(path, stream)
-            found = pydicom.dcmread(stream)
+            parsed = limited(path, stream, ANY_BYTES)
+            read_transfer_syntax(path, parsed)
+            found = pydicom.dcmread(parsed)
         kind = str(found.get("SOPClassUID", ""))
         if kind not in kinds:
             what = short_text(UID(kind).name) or "of no kind"

@@ -21,10 +21,20 @@ from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Vector3
 from zoomseg.io.dicom import patient
 from zoomseg.io.dicom.read.archive import Opener, Source
+from zoomseg.io.dicom.read.parse_limits import limited
 from zoomseg.io.dicom.read.pixel_storage import Pixels, read_pixels, unread_syntax
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 from zoomseg.io.dicom.series import Identity, Slice
-from zoomseg.io.dicom.tags import number, orientation, rescale, spacing, text, vector
+from zoomseg.io.dicom.tags import (
+    number,
+    orientation,
+    require_short,
+    rescale,
+    spacing,
+    text,
+    value_of,
+    vector,
+)
 from zoomseg.io.files import reason_of
 
 SINGLE_FRAME = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
@@ -75,6 +85,9 @@ _WANTED = [
         *(*PATIENT, *PHASES),
     )
 ]
+_OPTIONAL = frozenset(Tag(keyword) for keyword in PATIENT)
+"""Attributes without which a scan is read if they are too long (see ``patient.texts``)."""
+
 _GROUPS = {
     "FrameContentSequence": ("TemporalPositionIndex", "StackID", "FrameAcquisitionNumber"),
     "MREchoSequence": ("EffectiveEchoTime",),
@@ -161,8 +174,12 @@ def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | Non
             if begin is _Begin.NO_DICOM:
                 return None
             stream.seek(0)
-            syntax = read_transfer_syntax(source, stream)
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_WANTED)
+            parsed = limited(source, stream)
+            syntax = read_transfer_syntax(source, parsed)
+            header = pydicom.dcmread(parsed, stop_before_pixels=True, force=True, specific_tags=_WANTED)
+            for element in header.elements():
+                if element.tag not in _OPTIONAL:
+                    require_short(element)
             if begin is _Begin.BARE and not _sop_class(header):
                 return None
             kind = _kind(header)
@@ -334,9 +351,10 @@ def _slices(
         raise ScanError(f"{source}: {frames} frames, but functional groups for {len(groups)}")
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), Dataset())
     rest = header if _sop_class(header) in SINGLE_FRAME else Dataset()
+    texts: dict[tuple[int, str], str] = {}
     for frame, own in enumerate(groups, start=1):
         group = _finder(own, shared, rest)
-        phase = tuple(_frame_phase(group))
+        phase = tuple(_frame_phase(group, texts))
         yield _slice(source, sop_uid, frame, pixels, modality, phase, group)
 
 
@@ -350,12 +368,19 @@ def _finder(own: Dataset, shared: Dataset, rest: Dataset) -> Callable[[str], Dat
     return group
 
 
-def _frame_phase(group: Callable[[str], Dataset]) -> Iterator[tuple[str, str]]:
+def _frame_phase(
+    group: Callable[[str], Dataset], texts: dict[tuple[int, str], str]
+) -> Iterator[tuple[str, str]]:
+    """Attributes that may distinguish a frame. ``texts``, by group and keyword, holds those of groups that
+    frames share once for all of them."""
     for name, keywords in _GROUPS.items():
         found = group(name)
         for keyword in keywords:
-            if found.get(keyword) is not None:
-                yield keyword.removeprefix("Frame") if "Number" in keyword else keyword, text(found, keyword)
+            if value_of(found, keyword) is not None:
+                key = id(found), keyword
+                if key not in texts:
+                    texts[key] = text(found, keyword)
+                yield keyword.removeprefix("Frame") if "Number" in keyword else keyword, texts[key]
 
 
 def _slice(

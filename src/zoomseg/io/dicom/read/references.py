@@ -15,6 +15,7 @@ from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source
 from zoomseg.io.dicom.read.derived_objects import MAX_OBJECT_BYTES
+from zoomseg.io.dicom.read.parse_limits import ANY_BYTES, limited
 from zoomseg.io.dicom.read.series_discovery import Stack
 from zoomseg.io.dicom.series import DicomSeries, plain
 from zoomseg.io.dicom.tags import text
@@ -71,7 +72,9 @@ def _references(path: Path) -> _References:
     with reading(path, "DICOM"):
         if path.stat().st_size > MAX_OBJECT_BYTES:
             raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
-        return _named_in(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS)))
+        with path.open("rb") as file:
+            parsed = limited(path, file, ANY_BYTES)
+            return _named_in(pydicom.dcmread(parsed, stop_before_pixels=True, specific_tags=list(_TAGS)))
 
 
 def _named_in(header: Dataset) -> _References:
