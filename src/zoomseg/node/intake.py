@@ -42,7 +42,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class Model:
-    """A model used by rules. ``fingerprint`` identifies its weights and recipe."""
+    """A model used by rules. ``fingerprint`` identifies what determines its predictions."""
 
     name: str
     fingerprint: str
