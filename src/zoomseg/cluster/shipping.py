@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from zoomseg.core.errors import ScanError
-from zoomseg.io.bundle import ATLASES, MANIFEST
+from zoomseg.io import bundle
+from zoomseg.io.bundle import ATLASES
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.files import reading, stays_inside, write_bytes_atomic
 from zoomseg.io.scans import ScanInput, find_scans, source_files
@@ -43,11 +44,14 @@ class Files:
 
 
 def model_files(folder: Path) -> Files:
-    """The files of a model folder that prediction reads."""
-    inside = [folder / MANIFEST]
-    for part in ("weights", ATLASES):
-        inside += sorted(path for path in (folder / part).rglob("*") if path.is_file())
-    return Files.of(folder, inside)
+    """The files of a model, with its atlases.
+
+    Raises:
+        ModelError: no model there, or a damaged one.
+        OSError: one cannot be read.
+    """
+    atlases = sorted(path for path in (folder / ATLASES).rglob("*") if path.is_file())
+    return Files.of(folder, (*bundle.files(folder), *atlases))
 
 
 StoredAt: TypeAlias = tuple[str, str | None, int | None]

@@ -131,13 +131,9 @@ def _has_graphs(bundle: Bundle) -> bool:
 
 
 def _files(bundle: Bundle) -> dict[str, Path]:
-    """The files of a model on disk, by their names in its folder. A training leaves further ones there."""
+    """The files of a model on disk, by their names in its folder."""
     assert bundle.folder is not None  # of ``bundles.load``
-    folder = bundle.folder
-    weights = bundles.weights_files(folder).values()
-    graphs = (network.graph for network in bundle.graphs.values())
-    files = (folder / bundles.MANIFEST, folder / "README.md", *weights, *graphs)
-    return {file.relative_to(folder).as_posix(): file for file in sorted(files) if file.is_file()}
+    return {file.relative_to(bundle.folder).as_posix(): file for file in bundles.files(bundle.folder)}
 
 
 def _copy(bundle: Bundle, folder: Path) -> None:

@@ -220,6 +220,18 @@ def weights_files(path: Path) -> dict[str, Path]:
     return {stage: path / entry.file for stage, entry in _read_manifest(path).weights.items()}
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """The files of the model in a folder, without its atlases. A training leaves further ones there.
+
+    Raises:
+        ModelError: no model there, or a damaged one.
+    """
+    manifest = _read_manifest(path)
+    parts = [entry.file for entry in (*manifest.weights.values(), *manifest.graphs.values())]
+    named = (path / name for name in (MANIFEST, "README.md", *parts))
+    return tuple(sorted(file for file in named if file.is_file()))
+
+
 def _graphs_of_same_weights(path: Path, manifest: _Manifest) -> dict[str, _Graph]:
     """Existing graphs of stages whose weights do not change."""
     if not is_model(path):

@@ -42,7 +42,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class Model:
-    """A model used by rules. ``fingerprint`` identifies its weights and recipe."""
+    """A model used by rules. ``fingerprint`` identifies what determines its predictions."""
 
     name: str
     fingerprint: str
@@ -237,20 +237,21 @@ class Intake:
             LOG.info("job %s: series %s, rule %s", job.id, job.series, job.rule)
 
     def _facts(self, key: str) -> tuple[SeriesFacts, tuple[str, list[str]]] | None:
-        """The properties of a series that rules read, its UID, and the names of its objects; None if none of
+        """The properties of a series that rules read, its UID, and digests of its objects; None if none of
         them is whole.
 
         Raises:
             OutputError: it cannot be read.
         """
-        instance, files = self._header(key), self._store.files(key)
+        instance = self._header(key)
         if instance is None:
             return None
-        slices = max(len(files), instance.frames)
+        objects = self._store.contents(key)
+        slices = max(len(objects), instance.frames)
         facts = SeriesFacts(
             instance.modality, instance.body_part, instance.description, slices, instance.number
         )
-        return facts, (instance.series_uid, [file.stem for file in files])
+        return facts, (instance.series_uid, objects)
 
     def _jobs_of(
         self,
@@ -313,6 +314,6 @@ def _damaged(known: Series) -> Series:
 
 
 def seed_of(series_uid: str, objects: Sequence[str], rule: Rule, fingerprint: str) -> str:
-    """The seed of the results' UIDs: the images, the model, the settings, this version."""
+    """The seed of the results' UIDs: images (``Store.contents``), model, settings, and this version."""
     version = importlib.metadata.version("zoomseg")
     return digest(series_uid, *objects, ":", *rule.organs, ":", fingerprint, version)

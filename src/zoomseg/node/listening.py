@@ -1,4 +1,5 @@
-"""The node's listening socket: connections that send nothing, or not all of a message, delay no other."""
+"""The node's listening socket: connections of strangers, and those that send nothing, or not all of a
+message, delay no other."""
 
 # mypy: allow-untyped-calls
 
@@ -7,20 +8,62 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import pynetdicom
 from pynetdicom.transport import ThreadedAssociationServer
 
 
+@dataclass(frozen=True)
+class Door:
+    """Who may connect. Each open connection takes two threads, before it is known what it wants."""
+
+    is_known: Callable[[str], bool]
+    """Whether an address is that of a peer."""
+    most_of_one: int
+    """Open connections of one address: if one machine opens too many, those of others still find room."""
+    most: int
+    """Open connections."""
+    refused: Callable[[str, str], None]
+    """Told of an address that is turned away, and why."""
+
+
 class _Server(ThreadedAssociationServer):
-    """Makes each connection's TLS handshake in the connection's own thread, and waits for its data at most
-    for the network timeout. pynetdicom makes handshakes in the thread that accepts connections, and waits for
-    ever."""
+    """Closes connections that may not be, before a thread is started for them. Makes each connection's TLS
+    handshake in the connection's own thread, and waits for its data at most for the network timeout.
+    pynetdicom makes handshakes in the thread that accepts connections, and waits for ever."""
 
     daemon_threads = True
     """The end does not wait for handshakes."""
+    door: Door
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Called by the thread that accepts connections."""
+        address = str(client_address[0])
+        why = self._why_not(address)
+        if why:
+            self.door.refused(address, why)
+            return False
+        self._connections[request] = address
+        return True
+
+    def _why_not(self, address: str) -> str:
+        """The reason to turn an address away; '' if there is none."""
+        if not self.door.is_known(address):
+            return "no peer has this address"
+        addresses = [its for one, its in list(self._connections.items()) if one.fileno() >= 0]
+        if len(addresses) >= self.door.most or addresses.count(address) >= self.door.most_of_one:
+            return "too many connections"
+        return ""
+
+    @cached_property
+    def _connections(self) -> weakref.WeakKeyDictionary[Any, str]:
+        """Sockets and their addresses, until they are closed."""
+        return weakref.WeakKeyDictionary()
 
     def get_request(self) -> tuple[Any, Any]:
         """Called by the thread that accepts connections."""
@@ -56,6 +99,7 @@ def listen(
     place: tuple[str, int],
     context: ssl.SSLContext | None,
     handlers: Sequence[Any],
+    door: Door,
 ) -> ThreadedAssociationServer:
     """A server that accepts connections until ``ae.shutdown``; as ``AE.start_server``.
 
@@ -63,6 +107,7 @@ def listen(
         OSError: the address is in use, or not this machine's.
     """
     server = ae.make_server(place, ssl_context=context, evt_handlers=list(handlers), server_class=_Server)
+    cast("_Server", server).door = door
     threading.Thread(target=server.serve_forever, name="zoomseg-receiver", daemon=True).start()
     ae._servers.append(server)  # by which shutdown finds it
     return server

@@ -49,7 +49,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.node.intake import Intake
 from zoomseg.node.jobs import LOG
-from zoomseg.node.listening import listen
+from zoomseg.node.listening import Door, listen
 from zoomseg.node.message_limits import ObjectLimit, limit_pdus
 from zoomseg.node.settings import Peer, Settings, Tls
 from zoomseg.node.store import ConflictError, read_instance
@@ -91,6 +91,13 @@ CONFLICT = 0xC001
 
 LISTED_REFUSALS = 200
 
+CONNECTIONS_OF_ONE, CONNECTIONS = 4, 10
+"""Open connections of one address, and of all, for each association that may be open: more than associations,
+as those beyond their limit are answered."""
+
+LISTED_EVERY_SECONDS = 1.0
+"""Connections that are turned away, of which there may be any number, are listed no more often than this."""
+
 _CALLED_UNKNOWN, _CALLING_UNKNOWN = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
 """Rejected permanently, by the service user (PS3.8 9.3.4)."""
 _TOO_MANY = (0x02, 0x03, 0x02)
@@ -103,7 +110,7 @@ class Refusal:
 
     time: float
     sender: str
-    """AE title and address."""
+    """AE title and address; of a connection that was closed at once only the latter."""
     why: str
 
 
@@ -119,6 +126,8 @@ class Receiver:
         self._admitted: set[Any] = set()
         """Associations of listed peers."""
         self._guard = threading.Lock()
+        self._listed = -LISTED_EVERY_SECONDS
+        """Time at which a connection that was turned away was listed, by the monotonic clock."""
         self._ae = pynetdicom.AE(settings.ae_title)
         self._ae.maximum_associations = sys.maxsize  # it would also count connections of strangers
         self._ae.network_timeout = settings.limits.idle_seconds
@@ -141,6 +150,13 @@ class Receiver:
         limit = ObjectLimit(self._settings.limits.object_bytes)
         tls = self._settings.tls
         place = (self._settings.host, self._settings.port)
+        associations = self._settings.limits.associations
+        door = Door(
+            lambda address: any(peer.is_at(address) for peer in self._settings.peers),
+            CONNECTIONS_OF_ONE * associations,
+            CONNECTIONS * associations,
+            self._turned_away,
+        )
         try:
             self._server = listen(
                 self._ae,
@@ -157,6 +173,7 @@ class Receiver:
                     (evt.EVT_ABORTED, lambda event: self._ended(event, False)),
                     (evt.EVT_CONN_CLOSE, lambda event: self._ended(event, False)),
                 ],
+                door,
             )
         except OSError as error:
             raise ZoomSegError(f"cannot listen at {place[0]}, port {place[1]} ({error.strerror})") from error
@@ -173,6 +190,15 @@ class Receiver:
         pydicom_config.settings.reading_validation_mode = self._validation
 
     # --- associations -----------------------------------------------------------------------------
+
+    def _turned_away(self, address: str, why: str) -> None:
+        """Count a connection that was closed at once; called by one thread."""
+        now = time.monotonic()
+        if now - self._listed >= LISTED_EVERY_SECONDS:
+            self._listed = now
+            self._refused("rejected", address, why)
+        else:
+            self.counts["rejected"] += 1
 
     def _requested(self, event: evt.Event) -> None:
         """Reject peers that are not listed, and more associations than allowed."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from zoomseg.core.errors import ModelError, OutputError, ZoomSegError
-from zoomseg.io import bundle
+from zoomseg.core.labels import LabelSchema
+from zoomseg.io import bundle, digests
+from zoomseg.io.bundle import Bundle
 from zoomseg.node.intake import Intake, Model
 from zoomseg.node.jobs import LOG, NodeJob, NodeJobs
 from zoomseg.node.receiver import Receiver
@@ -108,22 +109,25 @@ def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]
         SettingsError: a rule requests an organ that its model does not have.
     """
     folders: dict[str, Path] = {}
+    known: dict[Path, tuple[LabelSchema, Model]] = {}
     models: dict[str, Model] = {}
     for rule in settings.rules:
         folder = bundle.find(rule.model).resolve()
         if folders.setdefault(folder.name, folder) != folder:
             raise ModelError(f"two models are called '{folder.name}'; rename the folder of one")
-        schema = bundle.load(folder).schema
+        if folder not in known:
+            loaded = bundle.load(folder)
+            known[folder] = loaded.schema, Model(folder.name, _fingerprint(loaded))
+        schema, models[rule.model] = known[folder]
         unknown = [organ for organ in rule.organs if organ not in {*schema.names, *schema.groups}]
         if unknown:
             raise SettingsError(f"rule '{rule.name}': its model knows no '{unknown[0]}'")
-        models[rule.model] = Model(folder.name, _fingerprint(folder))
     return folders, models
 
 
-def _fingerprint(folder: Path) -> str:
-    """A digest of a model's recipe, labels and weights."""
-    found = hashlib.sha256()
-    for file in sorted([folder / "model.json", *(folder / "weights").glob("*")]):
-        found.update(file.name.encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
+def _fingerprint(model: Bundle) -> str:
+    """A digest of everything that determines a model's predictions."""
+    try:
+        return digests.of_json([digests.of_model(model), model.recipe.model_dump(mode="json")])
+    except OSError as error:
+        raise ModelError(f"{model.folder}: its atlases cannot be read ({error.strerror})") from error

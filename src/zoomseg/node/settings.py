@@ -10,6 +10,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -181,6 +182,9 @@ class DimseDestination(_Part):
     """With the node's own certificate."""
 
 
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
 class WebDestination(_Part):
     """Destination of results by STOW-RS, or source of studies by QIDO-RS and WADO-RS."""
 
@@ -195,6 +199,13 @@ class WebDestination(_Part):
         if (self.user is None) != (self.password_variable is None):
             need = "user needs password_variable, the environment variable with the password"
             raise ValueError(f"{need}; give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _password_is_not_overheard(self) -> Self:
+        there = urlsplit(self.url)
+        if self.user is not None and there.scheme == "http" and there.hostname not in _THIS_MACHINE:
+            raise ValueError("a password would be sent in clear; the url must begin with https://")
         return self
 
 

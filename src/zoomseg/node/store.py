@@ -23,19 +23,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.io.dicom.read.codestream import contradiction
 from zoomseg.io.dicom.read.parse_limits import ANY_BYTES, limited
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
+from zoomseg.io.dicom.series import Identity
 from zoomseg.io.dicom.tags import text, value_of
 from zoomseg.io.dicom.uids import valid_uid
-from zoomseg.io.files import flush_folder, link_or_copy, writing
+from zoomseg.io.files import flush_folder, link_or_copy, reason_of, writing
 
 MOST_COMPRESSION = 20
 """Objects that are larger by this factor when decoded are not decoded for a comparison; lossless compression
@@ -44,8 +49,15 @@ of CT and MR is about 3."""
 SMALL_BYTES = 64 * 1024**2
 """Objects whose pixels take no more than this are decoded anyway: images of one value compress to nothing."""
 
-IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID")
-"""Attributes in which two objects of one SOP Instance UID must agree."""
+MEANING = (
+    *Identity.KEYWORDS,
+    *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "PhotometricInterpretation", "PixelRepresentation"),
+    *("BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+"""Attributes that say whose pixels they are, where they lie and what they mean. Two objects of one SOP
+Instance UID must agree in them; results computed with others are other results."""
 
 
 class Arrival(Enum):
@@ -53,11 +65,11 @@ class Arrival(Enum):
 
     NEW = "new"
     KNOWN = "known"
-    """It is already stored, with the same pixels."""
+    """It is already stored, with the same pixels of the same meaning."""
 
 
 class ConflictError(ScanError):
-    """An object of this SOP Instance UID is stored, with other pixels or of another patient."""
+    """An object of this SOP Instance UID is stored, with other pixels, or pixels of another meaning."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,14 @@ class Store:
         """The objects of a series, in an order independent of their arrival."""
         return sorted((self._folder / series).glob("*.dcm"))
 
+    def contents(self, series: str) -> list[str]:
+        """Digests of the objects of a series by their UIDs and ``MEANING``, in the order of ``files``.
+
+        Raises:
+            OutputError: a file cannot be read, which may be temporary.
+        """
+        return [digest(file.stem, _meaning_of(file)) for file in self.files(series)]
+
     def room(self) -> int:
         """Free bytes beyond the reserve."""
         return shutil.disk_usage(self._folder).free - self._free_bytes
@@ -242,14 +262,51 @@ def _compared(place: Path, content: bytes) -> Arrival:
     raise ConflictError(f"another object of its UID is there, series {place.parent.name}")
 
 
+def _meaning_of(file: Path) -> str:
+    """As ``_meaning``; of a file that is no whole object, a digest of its content."""
+    try:
+        with file.open("rb") as stream, quiet():
+            try:
+                return _meaning(stream)
+            except (OSError, MemoryError):
+                raise
+            except Exception:  # on hostile bytes, parsers may raise any exception
+                stream.seek(0)
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, MemoryError) as error:
+        raise OutputError(f"a stored file cannot be read ({reason_of(error)})") from error
+
+
+def _meaning(stream: BinaryIO) -> str:
+    """A digest of the attributes of ``MEANING``, independent of how they are encoded.
+
+    Raises:
+        Exception: any, as parsers may raise on hostile bytes.
+    """
+    tags = [Tag(keyword) for keyword in MEANING]
+    header = pydicom.dcmread(limited("the object", stream), stop_before_pixels=True, specific_tags=tags)
+    return digest(*(_plain(header, keyword) for keyword in MEANING))
+
+
+def _plain(header: Dataset, keyword: str) -> str:
+    """The text of an attribute, in which equal numbers are equal; of a sequence, its standard attributes."""
+    value = value_of(header, keyword)
+    if isinstance(value, Sequence):
+        return str([{name: _plain(one, name) for name in one.dir()} for one in value])
+    if isinstance(value, (float, MultiValue)):
+        several = value if isinstance(value, MultiValue) else [value]
+        return str([float(one) if isinstance(one, (int, float)) else str(one) for one in several])
+    return text(header, keyword)
+
+
 def _same(stored: bytes, content: bytes) -> bool:
-    """Whether two objects belong to the same patient and series, and have the same pixels, however
-    compressed."""
+    """Whether two objects have the same pixels, however compressed, of the same meaning."""
     with quiet():
         try:
-            one, other = (pydicom.dcmread(io.BytesIO(each)) for each in (stored, content))
-            if any(text(one, keyword) != text(other, keyword) for keyword in IDENTITY):
+            if _meaning(io.BytesIO(stored)) != _meaning(io.BytesIO(content)):
                 return False
+            streams = (limited("the object", io.BytesIO(each), ANY_BYTES) for each in (stored, content))
+            one, other = (pydicom.dcmread(stream) for stream in streams)
             if one.file_meta.TransferSyntaxUID == other.file_meta.TransferSyntaxUID:
                 return bool(one.PixelData == other.PixelData)
             if not (_can_be_decoded(one, stored) and _can_be_decoded(other, content)):

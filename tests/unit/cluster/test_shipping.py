@@ -101,8 +101,13 @@ def test_a_model_without_its_training(tmp_path: Path) -> None:
     bundle.save(untrained_bundle(), tmp_path / "model")
     (tmp_path / "model" / "training").mkdir()
     (tmp_path / "model" / "training" / "checkpoint.pt").write_bytes(b"large")
+    (tmp_path / "model" / "weights" / "of-an-interrupted-training.safetensors").write_bytes(b"large")
+    (tmp_path / "model" / "atlases").mkdir()
+    (tmp_path / "model" / "atlases" / "atlases.json").write_text("{}")
     model_files(tmp_path / "model").write(tmp_path / "there")
     assert not (tmp_path / "there" / "training").exists()
+    assert len(list((tmp_path / "there" / "weights").iterdir())) == 2
+    shutil.rmtree(tmp_path / "there" / "atlases")
     there = bundle.load(tmp_path / "there")
     assert digests.of_model(there) == digests.of_model(untrained_bundle())
 

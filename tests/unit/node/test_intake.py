@@ -268,6 +268,24 @@ def test_what_an_earlier_node_had_not_decided_is_decided(parts: Parts, clock: Cl
     again.jobs.close()
 
 
+@pytest.mark.parametrize(
+    "change", [{"StudyInstanceUID": "1.2.4"}, {"PatientID": "p2"}, {"PixelSpacing": [2, 2]}]
+)
+def test_a_corrected_series_is_another_job(parts: Parts, clock: Clock, change: dict[str, object]) -> None:
+    """Sent again after its images have been deleted, or to another study."""
+    for corrected in (False, True, True):
+        for image in series()[:3]:
+            for keyword, value in change.items() if corrected else ():
+                setattr(image, keyword, value)
+            parts.take(image, "a")
+        parts.intake.ended("a", released=True)
+        clock.now += 3
+        assert parts.count() == 1 + corrected
+        for key in parts.store.series():
+            parts.store.remove(key)
+    assert len({job.seed for job in parts.jobs.all()}) == 2
+
+
 def test_a_seed_stands_for_images_model_and_settings(tmp_path: Path) -> None:
     rule = settings(tmp_path).rules[0]
     seeds = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -18,9 +19,74 @@ SOON = 30.0
 """In seconds; half the time for which a node waits for a silent connection."""
 
 
-def connected(node: Node) -> socket.socket:
+def connected(node: Node, address: str = "127.0.0.1") -> socket.socket:
     """A connection without a request."""
-    return socket.create_connection(("127.0.0.1", node.receiver.port))
+    return socket.create_connection(("127.0.0.1", node.receiver.port), SOON, source_address=(address, 0))
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the node closes a connection before anything is sent."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not this machine's")
+
+
+def echo(node: Node) -> int:
+    with association(node, []) as found:
+        assert found.is_established
+        return int(found.send_c_echo().Status)
+
+
+@linux
+def test_a_connection_from_another_address_is_closed_before_a_thread_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(settings(tmp_path), dry_run=True) as node:
+        server = node.receiver._server
+        monkeypatch.setattr(server, "process_request", lambda *_: pytest.fail("a thread"))
+        with connected(node, "127.0.0.2") as stranger:
+            assert is_closed(stranger)
+        monkeypatch.undo()
+        assert [(one.sender, one.why) for one in node.receiver.refusals] == [
+            ("127.0.0.2", "no peer has this address")
+        ]
+        strangers = [connected(node, "127.0.0.2") for _ in range(200)]
+        assert echo(node) == 0
+        assert all(is_closed(one) for one in strangers)
+        assert node.receiver.counts["rejected"] == 201
+        assert len(node.receiver.refusals) < 100  # one in a second
+        for one in strangers:
+            one.close()
+
+
+@linux
+@openssl
+def test_with_tls_a_connection_from_another_address_is_closed_without_a_handshake(tmp_path: Path) -> None:
+    found = settings(tmp_path, tls=certificates(tmp_path / "mine"))
+    with running(found, dry_run=True) as node, connected(node, "127.0.0.2") as stranger:
+        assert is_closed(stranger)
+
+
+@linux
+def test_one_address_does_not_take_the_connections_of_others(tmp_path: Path) -> None:
+    """Silent ones end after the time for idle connections, and make room."""
+    peers = [{"ae_title": "SENDER", "addresses": ["127.0.0.0/8"]}]
+    limits = {"associations": 2, "idle_seconds": 2, "free_bytes": 0}
+    with running(settings(tmp_path, peers=peers, limits=limits), dry_run=True) as node:
+        silent = [connected(node, "127.0.0.2") for _ in range(8)]
+        with connected(node, "127.0.0.2") as more:
+            assert is_closed(more)
+        assert node.receiver.refusals[-1].why == "too many connections"
+        assert echo(node) == 0
+        assert all(is_closed(one) for one in silent)
+        with connected(node, "127.0.0.2") as again:
+            until(lambda: len(node.receiver._ae.active_associations) == 1)
+            assert node.receiver.counts["rejected"] == 1
+            again.close()
 
 
 @openssl

@@ -25,8 +25,10 @@ from helpers.nodes import (
     until,
 )
 from helpers.orthanc import free_port
+from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.inference import batch
+from zoomseg.io import bundle
 from zoomseg.node import jobs as node_jobs
 from zoomseg.node import run
 from zoomseg.node.jobs import NO_DESTINATION, SeriesState
@@ -365,6 +367,29 @@ def test_models_and_organs_are_checked_before_anything_is_opened(tmp_path: Path)
     folders, models = found_models(settings(tmp_path))
     assert list(folders) == ["tiny"]
     assert len(next(iter(models.values())).fingerprint) == 64
+
+
+def test_a_fingerprint_stands_for_what_a_model_predicts(tmp_path: Path) -> None:
+    """Atlases count, graphs and files that a training left do not."""
+    found = settings(tmp_path)
+    folder = Path(found.rules[0].model)
+
+    def fingerprint() -> str:
+        (model,) = found_models(found)[1].values()
+        return model.fingerprint
+
+    plain = fingerprint()
+    bundle.store_graphs(folder, {"coarse": bundle.NetworkGraph(b"graph", 1, 1)})
+    (folder / "weights" / "stray.safetensors").write_bytes(b"")
+    assert fingerprint() == plain
+    (folder / "atlases").mkdir()
+    both = []
+    for sha256 in ("a", "b"):
+        (folder / "atlases" / "atlases.json").write_text(sha256)
+        both.append(fingerprint())
+    assert len({plain, *both}) == 3
+    bundle.save(untrained_bundle(1), folder)
+    assert fingerprint() not in (plain, *both)
 
 
 def test_two_nodes_do_not_share_a_folder(tmp_path: Path) -> None:

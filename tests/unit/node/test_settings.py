@@ -109,6 +109,10 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
         ({"destinations": {"b c": {"url": "http://b"}}}, "destinations"),
         ({"destinations": {"a": {"url": "http://b", "user": "me"}}}, "user needs password_variable"),
         ({"destinations": {"a": {"url": "http://b", "password_variable": "P"}}}, "give both or neither"),
+        (
+            {"destinations": {"a": {"url": "http://b", "user": "me", "password_variable": "P"}}},
+            "a password would be sent in clear; the url must begin with https://",
+        ),
         ({"limits": {"object_bytes": "many"}}, "not an amount of memory"),
         ({"keep_hours": float("nan")}, "keep_hours"),
         ({"keep_days": 3}, "keep_days"),

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from helpers.dicom_series import DEFLATED_HEADERS, deflated
+from helpers.dicom_series import DEFLATED_HEADERS, deflated, item, multi_frame, ramp
 from helpers.nodes import series
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.node.store import Arrival, ConflictError, Store, read_instance
@@ -80,20 +80,86 @@ def test_the_same_object_is_known_whatever_its_header_and_compression(store: Sto
     assert len(store.files(store.series()[0])) == 1
 
 
-@pytest.mark.parametrize("change", ["pixels", "patient", "compressed pixels"])
+OTHER = {
+    "patient": {"PatientID": "p2"},
+    "space": {"FrameOfReferenceUID": "1.2.9"},
+    "position": {"ImagePositionPatient": [-10, -20, 31]},
+    "orientation": {"ImageOrientationPatient": [-1, 0, 0, 0, 1, 0]},
+    "spacing": {"PixelSpacing": [2, 2]},
+    "rescale": {"RescaleSlope": 2},
+    "greys": {"PhotometricInterpretation": "MONOCHROME1"},
+    "padding": {"PixelPaddingValue": 0},
+}
+"""Corrections of a header that make other results of the same pixels."""
+
+
+@pytest.mark.parametrize("change", [*OTHER, "pixels", "compressed pixels"])
 def test_another_object_of_its_uid_is_refused_and_the_first_one_kept(store: Store, change: str) -> None:
     image = series()[0]
     put(store, image)
     before = store.files(store.series()[0])[0].read_bytes()
-    if change == "patient":
-        image.PatientID = "p2"
-    else:
+    for keyword, value in OTHER.get(change, {}).items():
+        setattr(image, keyword, value)
+    if change not in OTHER:
         image.PixelData = bytes(2) + image.PixelData[2:]
     if change == "compressed pixels":
         image.compress(RLELossless, generate_instance_uid=False)
     with pytest.raises(ConflictError, match=store.series()[0]):
         put(store, image)
     assert store.files(store.series()[0])[0].read_bytes() == before
+
+
+def test_the_same_object_is_known_however_its_header_is_encoded(store: Store) -> None:
+    image = series()[0]
+    image.PixelPaddingValue = 0
+    put(store, image)
+    image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    image.ImagePositionPatient = [f"{float(at):.3f}" for at in image.ImagePositionPatient]
+    image.RescaleSlope = "1.00"
+    assert put(store, image) is Arrival.KNOWN
+
+
+def enhanced(places: list[float]) -> Dataset:
+    """Two frames at these heights."""
+    frames = [{"PlanePositionSequence": item(ImagePositionPatient=[0.0, 0.0, z])} for z in places]
+    dataset = multi_frame(ramp(2), frames, {"PixelMeasuresSequence": item(PixelSpacing=[0.5, 0.75])})
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.9"
+    return dataset
+
+
+def test_frames_at_other_places_are_another_object(store: Store) -> None:
+    one = enhanced([0, 3])
+    put(store, one)
+    one.StudyDescription = "corrected"
+    assert put(store, one) is Arrival.KNOWN
+    with pytest.raises(ConflictError):
+        put(store, enhanced([3, 0]))
+
+
+@pytest.mark.parametrize("change", [*OTHER, "damage"])
+def test_contents_stand_for_objects_and_what_they_mean(store: Store, tmp_path: Path, change: str) -> None:
+    other, images = Store(tmp_path / "other", 0), series()[:3]
+    for image in images:
+        put(store, image)
+    (key,) = store.series()
+    before = store.contents(key)
+    assert len(set(before)) == 3
+    images[1].compress(RLELossless, generate_instance_uid=False)
+    for image in images:
+        image.StudyDescription = "corrected"
+        put(other, image)
+    assert other.contents(key) == before
+    if change == "damage":
+        other.files(key)[2].write_bytes(b"damaged")
+    else:
+        other.remove(key)
+        for image in images[:1]:
+            for keyword, value in OTHER[change].items():
+                setattr(image, keyword, value)
+        for image in images:
+            put(other, image)
+    after = other.contents(key)
+    assert len(set(after) - set(before)) == 1
 
 
 def compressed() -> Dataset:

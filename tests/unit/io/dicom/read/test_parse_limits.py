@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
+import zoomseg
 from helpers.dicom_series import AXIAL, Array, image, item, multi_frame, ramp
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read import derived_objects, parse_limits
@@ -117,6 +118,19 @@ def test_sequences_without_a_length_are_limited(
     assert reason(tmp_path / "a.dcm", whole).startswith(f"DICOM header {said}")
     with pytest.raises(ScanError, match=said):
         read_instance(whole)
+
+
+OWN_FILES = {"io/dicom/write/report.py", "node/sending.py"}
+"""Modules that parse results written here."""
+
+
+def test_whatever_is_parsed_is_limited() -> None:
+    package = Path(zoomseg.__file__).parent
+    sources = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
+    parsing = {name for name, text in sources.items() if "dcmread(" in text}
+    assert {
+        name for name in parsing if "import limited" not in sources[name].replace("ANY_BYTES, ", "")
+    } == OWN_FILES
 
 
 def test_bytes_are_limited() -> None:
