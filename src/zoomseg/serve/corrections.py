@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -113,20 +113,22 @@ class Corrections:
             image = self._image(job)
             for place in (image, self.labels(job)):
                 writable_directory(place.parent)
+            self._describe(job, schema, channels)
             if not image.is_file():
                 with atomic_path(image) as partial:  # a scan is large and does not change
                     link_or_copy(scan, partial)
             write_array(self.labels(job), values, read_grid(predicted), like=predicted)
-            self._describe(job.model, schema, channels)
 
     def remove(self, job: Job) -> None:
         """Delete a job's training case, if it has one."""
         with self._guard:
+            was_corrected = self.labels(job).exists()
             for place in (self.labels(job), self._image(job)):
                 with writing(place):
                     place.unlink(missing_ok=True)
-            with suppress(ZoomSegError):  # a full disk; the next correction counts again
-                self._write_known(job.model)
+            if was_corrected:
+                with suppress(ZoomSegError):  # a full disk; the next correction counts again
+                    self._count(job.model)
 
     def _image(self, job: Job) -> Path:
         return self.data_set(job.model) / "imagesTr" / f"{job.id}_0000.nii.gz"
@@ -141,21 +143,21 @@ class Corrections:
                 f"corrected/{model} away"
             )
 
-    def _describe(self, model: str, schema: LabelSchema, channels: Sequence[str]) -> None:
-        """Write ``dataset.json``; other entries of an existing one are kept."""
-        name = f"corrected results of {model}"
-        self._write(model, (self._described(model) or {}) | dataset_description(name, channels, schema, 0))
+    def _describe(self, job: Job, schema: LabelSchema, channels: Sequence[str]) -> None:
+        """Write ``dataset.json`` for the cases that are there and this one; other entries of an existing one
+        are kept."""
+        cases = {path.name for path in scan_files(self.labels(job).parent)} | {self.labels(job).name}
+        name = f"corrected results of {job.model}"
+        own = dataset_description(name, channels, schema, len(cases))
+        file = self.data_set(job.model) / "dataset.json"
+        write_json_atomic(file, (self._described(job.model) or {}) | own)
 
-    def _write_known(self, model: str) -> None:
-        known = self._described(model)
+    def _count(self, model: str) -> None:
+        """Correct the number of cases in ``dataset.json``, if there is one."""
+        known, folder = self._described(model), self.data_set(model)
         if known:
-            self._write(model, known)
-
-    def _write(self, model: str, description: Mapping[str, Any]) -> None:
-        """Write ``dataset.json`` with the number of cases that are there."""
-        folder = self.data_set(model)
-        cases = len(scan_files(folder / "labelsTr"))
-        write_json_atomic(folder / "dataset.json", {**description, "numTraining": cases})
+            cases = len(scan_files(folder / "labelsTr"))
+            write_json_atomic(folder / "dataset.json", {**known, "numTraining": cases})
 
     def _described(self, model: str) -> dict[str, Any] | None:
         """The content of ``dataset.json``; empty if there is none yet, None if it is damaged."""
