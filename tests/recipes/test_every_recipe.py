@@ -67,7 +67,7 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
     model = tmp_path / "model"
     assert set(bundle.load(model).graphs) == {stage.name for stage in recipe.stages}
     if recipe.atlas is None:  # another registration would take most of the time
-        on_graphs = load_predictor([model], "cpu", backend="openvino", any_scan=True).predict(new_case())
+        on_graphs = load_predictor([model], CPU, backend="openvino", any_scan=True).predict(new_case())
         assert (on_graphs.labels.data != result.labels.data).mean() < 1e-3
 
 
