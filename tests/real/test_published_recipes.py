@@ -82,23 +82,23 @@ def canonical(grid: Grid) -> Grid:
 def check_region(
     region: Region, roi: BoxAround | DilatedForeground, earlier: StagePrediction, scan: Grid
 ) -> None:
-    """A region contains all that the earlier stage found, and little more than the margin around it."""
+    """A region contains all that the earlier stage found (the whole scan, if nothing), and little more than
+    the margin around it."""
     ends = np.array([(0, 0, 0), scan.shape]) - 0.5
     box = extent(region.grid, np.array([region.box.start, region.box.stop]), scan)
     names = earlier.labels if roi.labels == "all" else roi.labels
     channels = [earlier.channel(name) for name in names]
     places = np.argwhere(np.isin(earlier.probabilities.argmax(axis=0), channels) & earlier.answered)
-    if places.size == 0:
-        assert np.allclose(box, ends, rtol=0, atol=1e-6)
-        return
-    found = extent(earlier.grid, np.array([places.min(axis=0), places.max(axis=0) + 1]), scan)
+    found = ends
+    if places.size > 0:
+        found = extent(earlier.grid, np.array([places.min(axis=0), places.max(axis=0) + 1]), scan)
     spacing_mm = np.array(region.grid.spacing_mm)
     margin_mm = roi.margin_mm if isinstance(roi, BoxAround) else roi.radius_vox * spacing_mm
     rounding_mm = 2 * np.maximum(spacing_mm, scan.spacing_mm)
     most = (margin_mm + rounding_mm) / scan.spacing_mm
     inside = found.clip(*ends)
-    assert (box[0] <= inside[0] + 1e-6).all()
-    assert (box[1] >= inside[1] - 1e-6).all()
+    assert (box[0] <= inside[0] + 1e-5).all()
+    assert (box[1] >= inside[1] - 1e-5).all()
     assert (box[0] >= found[0] - most).all()
     assert (box[1] <= found[1] + most).all()
 

@@ -68,7 +68,7 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
     assert set(bundle.load(model).graphs) == {stage.name for stage in recipe.stages}
     if recipe.atlas is None:  # another registration would take most of the time
         settings = PredictionSettings("openvino", any_scan=True)
-        on_graphs = load_predictor([model], "cpu", settings).predict(new_case())
+        on_graphs = load_predictor([model], CPU, settings).predict(new_case())
         assert (on_graphs.labels.data != result.labels.data).mean() < 1e-3
 
 
