@@ -175,8 +175,10 @@ def tiles(case: Case) -> Figure:
     plane = _plane(region.grid)
     row = next(row for k, row in cover.rows if k <= plane < k + TILE[2])
     figure, (left, right) = _figure(2, 4.6, 3.9)
-    title = f"{len(row)} of the {len(cover.tiles)} tiles are in this slice;\nwithout the region, the box would need "
-    title += f"{len(cover.tiles) + cover.skipped}"
+    count, of_box = len(cover.tiles), len(cover.tiles) + cover.skipped
+    title = (
+        f"{len(row)} of the {count} tiles are in this slice;\nwithout the region, the box would need {of_box}"
+    )
     _draw_scan(left, case.image, title)
     _draw_region(left, region)
     for tile in row:
