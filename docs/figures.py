@@ -169,13 +169,16 @@ def regions(case: Case) -> Figure:
 
 
 def tiles(case: Case) -> Figure:
-    """The tiles of one row over a region, and what each one's answer weighs along a line through them."""
+    """The tiles of one row over a region, and the weight of each prediction along a line through them."""
     region = region_of(DilatedForeground(of="coarse"), case)
     cover = tiling.cover(region, TILE, (0, 0, 0), 0.0)
     plane = _plane(region.grid)
     row = next(row for k, row in cover.rows if k <= plane < k + TILE[2])
     figure, (left, right) = _figure(2, 4.6, 3.9)
-    title = f"{len(row)} of {len(cover.tiles)} tiles; {cover.skipped} more would cover the box"
+    count, of_box = len(cover.tiles), len(cover.tiles) + cover.skipped
+    title = (
+        f"{len(row)} of the {count} tiles are in this slice;\nwithout the region, the box would need {of_box}"
+    )
     _draw_scan(left, case.image, title)
     _draw_region(left, region)
     for tile in row:
@@ -202,7 +205,7 @@ def _draw_shares(panel: Axes) -> None:
         xlabel="voxels along four tiles that share half of their size",
     )
     panel.set_ylabel("share in the mean")
-    panel.set_title("whose answer counts how much", fontsize=10, color=_TEXT)
+    panel.set_title("weight of each tile", fontsize=10, color=_TEXT)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
 
@@ -247,7 +250,7 @@ def losses(case: Case) -> Figure:
         wrong = wrong_voxels(prediction, reference, region, place, grid)
         _check(said, wrong, int(prediction.sum() + reference.sum()))
         lost = sum(getattr(said, part) for part in LOSSES)
-        how = "found" if found else "overlooked"
+        how = "found" if found else "missed"
         _draw_scan(panel, case.image, f"{organ}, {how} by the coarse stage: Dice {1 - lost:.2f}")
         for (part, mask), colour in zip(wrong.items(), PARTS.values(), strict=True):
             _tint(panel, mask, grid, colour, 1.0)

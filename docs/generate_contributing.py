@@ -52,10 +52,10 @@ class Key:
 
 
 KEYS = (
-    Key("intensity", "IntensitySpec", "pipeline/inputs.py", "inputs: what the network sees"),
+    Key("intensity", "IntensitySpec", "pipeline/inputs.py", "inputs: what the network receives"),
     Key("roi", "RoiSpec", "pipeline/roi.py", "roi: where to look"),
     Key("grid", "GridSpec", "pipeline/grid.py", "grid: how it is sampled"),
-    Key("inputs", "InputSpec", "pipeline/inputs.py", "inputs: what the network sees"),
+    Key("inputs", "InputSpec", "pipeline/inputs.py", "inputs: what the network receives"),
     Key("network", "NetworkSpec", "networks/build.py", "network: which one"),
     Key("training.sampler", "SamplerSpec", "training/data/sampler.py", "training: how it learns"),
     Key("training.loss", "LossSpec", "training/loss.py", "training: how it learns"),

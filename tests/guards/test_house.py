@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,6 +90,42 @@ def test_every_command_and_option_has_help(command: str) -> None:
     assert found.help
     options = [p for p in found.params if p.param_type_name == "option"]
     assert [p.name for p in options if not p.help] == []  # type: ignore[attr-defined]
+
+
+AVOIDED = re.compile(
+    r"\b(kept back|told|beside|mend(?:s|ed)?|whoever|answers for|sees the|looks? closer|made up|shows "
+    r"itself)\b"
+)
+"""Words of docs/style.md's left column, and their like."""
+
+
+def shown_texts() -> Iterator[tuple[str, str]]:
+    """Texts for users by their place: help, descriptions of recipes, notebooks, pages but the decisions."""
+    context = cli.make_context("zoomseg", [], resilient_parsing=True)
+    for name, line in COMMANDS.items():
+        command = cli.get_command(context, name)
+        assert command is not None
+        options = (getattr(option, "help", "") or "" for option in command.params)
+        yield f"zoomseg {name}", "\n".join((line, command.help or "", *options))
+    for name in load.names():
+        yield f"recipe {name}", load.load(name).description
+    for file in (*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.ipynb"), ROOT / "README.md"):
+        if file.name != "style.md" and file.parent.name != "decisions":
+            yield str(file.relative_to(ROOT)), file.read_text(encoding="utf-8")
+
+
+def test_texts_for_users_are_in_plain_english() -> None:
+    texts = dict(shown_texts())
+    assert len(texts) > 60
+    assert {place: found for place, text in texts.items() if (found := AVOIDED.findall(text))} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("Scans kept back.", "kept back"), ("It sees the scan", "sees the"), ("Held-out", None)],
+)
+def test_a_word_that_is_avoided_is_noticed(text: str, word: str | None) -> None:
+    assert AVOIDED.findall(text) == ([] if word is None else [word])
 
 
 @pytest.mark.parametrize("name", load.names())

@@ -95,7 +95,7 @@ def _with_regions(run: Acceleration, device: str) -> int:
     if dice:
         worst = min(dice, key=lambda organ: dice[organ])
         click.echo(
-            f"Dice between both models in {len(run.split.validation)} scans kept back: mean "
+            f"Dice between both models in {len(run.split.validation)} held-out scans: mean "
             f"{sum(dice.values()) / len(dice):.4f}, lowest {dice[worst]:.4f} ({worst})"
         )
     return 0

@@ -86,7 +86,7 @@ def _resolve(data: Dataset, wish: TrainingRequest, device: Device, notes: Consol
         resolved = requested_recipe.resolve_recipe(data, split, wanted, device, display, wish)
     missing = upper_bound.check(resolved, data)
     if missing:
-        notes.print(f"no stage answers for {', '.join(missing)}", style="yellow", markup=False)
+        notes.print(f"no stage predicts {', '.join(missing)}", style="yellow", markup=False)
     return resolved
 
 
@@ -107,7 +107,7 @@ def _measure(
         Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar,
         ending(lambda: f"{done} of {len(chosen)} cases were measured, and nothing was written"),
     ):
-        for case in bar.track(chosen, description="Driving oracles"):
+        for case in bar.track(chosen, description="Computing the upper bound"):
             found = _measured(data, case, recipe, device)
             if isinstance(found, Failed):
                 failed += 1

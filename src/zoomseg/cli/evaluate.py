@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Score with so many processes, each a case at a time; without it, two threads do.",
+    help="Number of processes for scoring [default: two threads].",
 )
 @click.pass_context
 def command(

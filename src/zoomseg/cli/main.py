@@ -21,10 +21,10 @@ COMMANDS = {
     "ceiling": "Compute the best Dice that a recipe permits, per organ.",
     "train": "Train a recipe on labelled scans.",
     "stitch": "Join a scan acquired in overlapping stations (whole-body MR).",
-    "import": "Convert a trained nnU-Net model into a ZoomSeg model.",
+    "import": "Convert models of nnU-Net or TotalSegmentator into a ZoomSeg model.",
     "accelerate": "Train a model's region of interest on unlabelled scans.",
     "predict": "Segment scans with a trained model.",
-    "gather": "One account of what several jobs predicted into one folder.",
+    "gather": "Summarise what several jobs predicted into one folder.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
     "compare": "Compare evaluations of the same cases: differences, intervals, paired tests.",
     "view": "Show a scan and its label map in the browser.",
@@ -35,6 +35,16 @@ COMMANDS = {
 }
 """Command name -> one line of help. The command is ``command`` in ``zoomseg.cli.<name>``, or ``<name>_`` if
 the name is reserved in Python."""
+
+
+OTHER_NAMES = {
+    "infer": "predict",
+    "inference": "predict",
+    "score": "evaluate",
+    "segment": "predict",
+    "test": "predict",
+}
+"""Name of a command in other programs -> ours, which is suggested."""
 
 
 class LazyGroup(click.Group):
@@ -55,7 +65,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            alike = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            known = OTHER_NAMES.get(args[0])
+            alike = [known] if known else difflib.get_close_matches(args[0], COMMANDS, n=1)
             if not alike:
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{alike[0]}'?", ctx) from error

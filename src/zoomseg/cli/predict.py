@@ -61,8 +61,8 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option(
     "--mirror",
     is_flag=True,
-    help="Ask the networks of every tile's mirror images, too, along the axes that the model was trained "
-    "with, and average: up to 8 times the time, for labels that are right a little more often.",
+    help="Also predict the mirror images of each tile, along the axes that the model was trained with, and "
+    "average: up to 8 times the time for slightly more accurate labels.",
 )
 @click.option(
     "--keep-stages",
@@ -92,7 +92,8 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option(
     "--resume",
     is_flag=True,
-    help="Leave out scans whose results lie whole in OUT, made of the same scan by the same model.",
+    help="Skip scans whose results in OUT are complete and were computed from the same scan by the same "
+    "model.",
 )
 @click.option(
     "--part",
@@ -110,7 +111,7 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--ship",
     is_flag=True,
     help="With --cluster: send model and scans to the workers, and results back; without it, all machines "
-    "see the same folders.",
+    "must have access to the same folders.",
 )
 @click.option(
     "-v", "--verbose", is_flag=True, help="Show the progress of tiles, then seconds, FLOPs and memory."

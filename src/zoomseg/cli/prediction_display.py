@@ -63,7 +63,7 @@ class ScanDisplay:
         self.settled += len(cases)
         self._bars.advance(self._scans, len(cases))
         if cases:
-            self._line(Text(f"results of {len(cases)} scans are whole, and left as they are"))
+            self._line(Text(f"{len(cases)} scans skipped, as their results are complete"))
 
     def _fail(self, case: str, reason: str) -> None:
         why = quoted(f"{case}: {reason}", SHOWN)

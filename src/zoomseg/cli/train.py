@@ -152,7 +152,8 @@ def command(
 
     require_one_length(time_budget, epochs)
     if fold != 0 and folds is None and not resume:
-        raise click.UsageError("--fold requires --folds")
+        wanted = "all" if fold is None else fold
+        raise click.UsageError(f"--fold {wanted} needs the number of folds, for example --folds 5")
     if fold is None and unlabelled is not None:
         raise click.UsageError("--unlabelled cannot be combined with --fold all; give one --fold, or none")
     data = open_dataset(dataset)

@@ -288,14 +288,17 @@ def compare_folders(folders: Sequence[Path], out: Path, metric: str = "dice") ->
     """Compare the output folders of ``zoomseg evaluate`` with the first of them.
 
     Raises:
-        DatasetError: fewer than two folders, no or damaged scores in one, or nothing in common (``compare``).
+        DatasetError: fewer than two folders, an unknown metric, no or damaged scores in one, or nothing in
+            common (``compare``).
         OutputError: ``out`` cannot be written to.
     """
-    if len(folders) < 2 or metric not in METRICS:
+    if len(folders) < 2:
         raise DatasetError(
-            f"a comparison takes two folders or more, and one of {', '.join(METRICS)}; "
-            f"got {len(folders)} and {metric}"
+            f"a comparison needs at least two evaluations, got {len(folders)}; give folders that zoomseg "
+            "evaluate wrote"
         )
+    if metric not in METRICS:
+        raise DatasetError(f"unknown metric '{metric}'; allowed: {', '.join(METRICS)}")
     evaluations = [_read(folder) for folder in folders]
     names = short_names(folders)
     found = tuple(

@@ -150,14 +150,15 @@ def _described(recipe: specs.PlannedRecipe, stages: int) -> str:
     match stages:
         case 1:
             return (
-                "Planned from your data: one network sees the scans, which are small, at their own spacing."
+                "Planned from your data: one network segments the scans, which are small, at their own "
+                "spacing."
             )
         case 2:
             return recipe.description
         case _:
             return (
-                "Planned from your data: a network sees the whole scan, and "
-                f"{stages - 1} others look closer, each at a group of organs."
+                "Planned from your data: a network segments the whole scan at low resolution, and "
+                f"{stages - 1} others a group of organs each, at high resolution."
             )
 
 

@@ -46,8 +46,8 @@ def load(name_or_path: str | Path) -> Recipe | PlannedRecipe:
     looks_like_path = path.suffix in (".yaml", ".yml") or os.sep in str(name_or_path)
     what = f"no file '{path}'" if looks_like_path else f"no recipe '{name_or_path}'"
     close = difflib.get_close_matches(path.stem, names(), n=1, cutoff=0.4)
-    meant = f"; did you mean '{close[0]}'?" if close else ";"
-    raise RecipeError(f"{what}{meant} Included: {', '.join(names())}. Or give the path of a YAML file")
+    meant = f"; did you mean '{close[0]}'? Included" if close else "; included"
+    raise RecipeError(f"{what}{meant}: {', '.join(names())}; or give the path of a YAML file")
 
 
 def from_dict(data: object, source: str = "recipe") -> Recipe | PlannedRecipe:

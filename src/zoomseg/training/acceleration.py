@@ -359,7 +359,8 @@ def begin(
     found = scans_in(scans)
     if len(found) < 2:
         raise DatasetError(
-            f"{scans} holds one scan; one is learned from and one kept back at least: give more"
+            f"{scans} contains one scan; at least two are needed, one for training and one held out: add "
+            "scans"
         )
     known = _paths(models)
     run = Acceleration(known, scans, out, small, wish)

@@ -118,10 +118,9 @@ class RegionSearch:
         enough = [own for own in self.found if lowest[own] >= RECALL]
         if not enough:
             raise TrainingError(
-                f"stage '{self.stage.name}': no region around what the coarse stage finds holds "
-                f"{RECALL:.1%} of what the model finds in the scans kept back (the largest: "
-                f"{max(lowest.values()):.2%}); go on for longer with --resume --time-budget, or give more "
-                "scans"
+                f"stage '{self.stage.name}': no region around what the coarse stage finds contains "
+                f"{RECALL:.1%} of what the model finds in the held-out scans (the largest: "
+                f"{max(lowest.values()):.2%}); train longer (--resume --time-budget), or add scans"
             )
         organs = {own: _by_organ(self.found[own]) for own in enough}
         least = {own: min(organs[own].values(), default=1.0) for own in enough}
@@ -130,10 +129,9 @@ class RegionSearch:
             most = max(enough, key=least.__getitem__)
             name = min(organs[most], key=organs[most].__getitem__)
             raise TrainingError(
-                f"stage '{self.stage.name}': no region around what the coarse stage finds holds "
+                f"stage '{self.stage.name}': no region around what the coarse stage finds contains "
                 f"{ORGAN_RECALL:.0%} of every organ that the model finds in the held-out scans (at most "
-                f"{least[most]:.2%} of '{name}'); go on for longer with --resume --time-budget, or give more "
-                "scans"
+                f"{least[most]:.2%} of '{name}'); train longer (--resume --time-budget), or add scans"
             )
         best = min(safe, key=lambda own: (self._total(own), -own[0], own[1]))
         costs = self.found[best]

@@ -102,7 +102,7 @@ def test_organs_without_a_stage_are_named(
     assert run(data, "-r", recipe, "--cases", "1") == 0
     told = capfd.readouterr()
     assert "stage 'coarse': the data set has no liver; dropped" in told.err
-    assert "no stage answers for left kidney\n" in told.err
+    assert "no stage predicts left kidney\n" in told.err
     assert [line.split()[0] for line in told.out.splitlines() if "kidney" in line] == ["right"]
 
 

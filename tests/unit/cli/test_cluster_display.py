@@ -37,7 +37,7 @@ def test_plain_lines(now: list[float]) -> None:
         display.count(3)
     assert display.settled == 4
     assert text.getvalue().splitlines() == [
-        "results of 2 scans are whole, and left as they are",
+        "2 scans skipped, as their results are complete",
         "waiting for workers",
         "2 workers",
         "c  1.2 s",

@@ -60,7 +60,7 @@ def test_table_notes_and_files(folders, tmp_path, capsys):
 
 def test_wrong_use_exits_with_two(folders, tmp_path, capsys):
     assert run(folders[0], "-o", tmp_path / "out") == 2
-    assert "takes two folders or more" in capsys.readouterr().err
+    assert "needs at least two evaluations, got 1" in capsys.readouterr().err
     assert run(*folders, tmp_path, "-o", tmp_path / "out") == 2
     assert f"zoomseg: {tmp_path}: no metrics.csv and summary.json" in capsys.readouterr().err
     assert run(*folders, "-o", tmp_path / "out", "--metric", "iou") == 2

@@ -43,11 +43,11 @@ def test_parts_are_gathered(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert run("gather", out) == 1
     said_by_gather = capfd.readouterr()
     assert said_by_gather.out.splitlines()[0] == f"2 scans in {out}, 0 failed, 1 missing"
-    assert "--resume does what is missing" in said_by_gather.err
+    assert "--resume processes the missing scans" in said_by_gather.err
     assert predict(folder, "--resume") == 0
     whole = capfd.readouterr()
     assert whole.out.splitlines()[0] == f"3 of 3 scans written to {out}, 2 of them by earlier runs"
-    assert "results of 2 scans are whole" in whole.err
+    assert "2 scans skipped, as their results are complete" in whole.err
     (out / "summary.csv").unlink()
     assert run("gather", out) == 0
     with (out / "summary.csv").open(newline="") as file:

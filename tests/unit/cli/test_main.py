@@ -62,14 +62,22 @@ def test_every_command_exists_under_its_name(name: str) -> None:
 
 
 def test_unknown_command_is_one_error_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("segment") == 2
+    assert run("frobnicate") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "No such command 'segment'.\n" in captured.err
+    assert "No such command 'frobnicate'.\n" in captured.err
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("predct", "predict"), ("evalute", "evaluate"), ("Train", "train")]
+    ("given", "meant"),
+    [
+        ("predct", "predict"),
+        ("evalute", "evaluate"),
+        ("Train", "train"),
+        ("segment", "predict"),
+        ("infer", "predict"),
+        ("score", "evaluate"),
+    ],
 )
 def test_a_command_that_is_misspelled_gets_a_suggestion(
     capsys: pytest.CaptureFixture[str], given: str, meant: str

@@ -237,8 +237,12 @@ class TestFiles:
         (folders[1] / "metrics.csv").write_text("case,organ\n" + "x" * 200_000)
         with pytest.raises(DatasetError, match="or damaged ones; give a folder that zoomseg evaluate wrote"):
             compare_folders(folders, tmp_path / "out")
-        with pytest.raises(DatasetError, match="takes two folders or more"):
+        with pytest.raises(DatasetError, match="needs at least two evaluations, got 1; give folders"):
             compare_folders(folders[:1], tmp_path / "out")
+        with pytest.raises(
+            DatasetError, match=r"^unknown metric 'iou'; allowed: dice, nsd, hd95_mm, assd_mm$"
+        ):
+            compare_folders(folders, tmp_path / "out", "iou")
         assert not (tmp_path / "out").exists()
 
 

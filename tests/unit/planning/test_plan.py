@@ -107,9 +107,9 @@ def test_large_scans_get_two_stages_small_crops_one() -> None:
 def test_a_plan_speaks_of_the_stages_that_it_has() -> None:
     """The model card contains it."""
     assert planned(ABDOMEN).description == template().description
-    assert "a second one looks closer" in template().description
-    assert "one network sees the scans" in planned(CROPS).description
-    assert "2 others look closer" in plan_module._described(template(), 3)
+    assert "a second one at high resolution" in template().description
+    assert "one network segments the scans" in planned(CROPS).description
+    assert "2 others a group of organs each" in plan_module._described(template(), 3)
 
 
 def test_coarse_tile_holds_the_median_scan_in_one_pass() -> None:

@@ -79,9 +79,9 @@ def test_the_graph_is_checked_on_loading() -> None:
         ("Default", "no recipe 'Default'; did you mean 'default'"),
         (
             "qqq",
-            "no recipe 'qqq'; Included: default, flare22-whole-volume, .*zhou2016-2d-vote. Or give the path",
+            "no recipe 'qqq'; included: default, flare22-whole-volume, .*zhou2016-2d-vote; or give the path",
         ),
-        ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; Included"),
+        ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; included"),
         ("", "no recipe ''"),
         ("..", "no recipe '..'"),
         ("../recipes/default", "no file"),

@@ -318,7 +318,7 @@ def _tiny(folder: Path) -> str:
 def test_what_cannot_be_accelerated_is_refused(scans: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     write_image(tmp_path / "one" / "a.nii.gz", tiny_case(0)[0])
-    with pytest.raises(DatasetError, match="holds one scan"):
+    with pytest.raises(DatasetError, match="contains one scan; at least two are needed"):
         begin(tmp_path / "one", model, tmp_path / "x")
     begin(scans, model, tmp_path / "fast")
     with pytest.raises(ModelError, match="already holds a training"):

@@ -68,7 +68,9 @@ def test_every_scan_has_to_be_held() -> None:
     first = found.chosen()
     assert first.lowest_recall == 1.0
     found.add(prediction((0, 8, 0.9)), answer(slice(0, 8), slice(40, 48)))
-    with pytest.raises(TrainingError, match=r"holds 99\.9% of what the model finds .*the largest: 50\.00%"):
+    with pytest.raises(
+        TrainingError, match=r"contains 99\.9% of what the model finds .*the largest: 50\.00%"
+    ):
         found.chosen()
 
 
@@ -94,7 +96,7 @@ def test_no_organ_is_lost_because_it_is_small(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(candidate_regions, "RECALL", 0.5)
     found = search()
     found.add(prediction((0, 32, 0.9)), answer(slice(0, 32), slice(60, 61)))
-    told = r"holds 99% of every organ .*\(at most 0\.00% of 'spleen'\); go on for longer"
+    told = r"contains 99% of every organ .*\(at most 0\.00% of 'spleen'\); train longer"
     with pytest.raises(TrainingError, match=told):
         found.chosen()
     seen = search()
