@@ -268,9 +268,9 @@ def _meaning_of(file: Path) -> str:
         with file.open("rb") as stream, quiet():
             try:
                 return _meaning(stream)
-            except (OSError, MemoryError):
+            except MemoryError:
                 raise
-            except Exception:  # on hostile bytes, parsers may raise any exception
+            except Exception:  # on hostile bytes, parsers may raise any exception, also OSError
                 stream.seek(0)
                 return hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, MemoryError) as error:
