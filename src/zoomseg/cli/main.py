@@ -21,7 +21,7 @@ COMMANDS = {
     "ceiling": "Compute the best Dice that a recipe permits, per organ.",
     "train": "Train a recipe on labelled scans.",
     "stitch": "Join a scan acquired in overlapping stations (whole-body MR).",
-    "import": "Convert models of nnU-Net or TotalSegmentator into a ZoomSeg model.",
+    "import": "Convert models of nnU-Net or TotalSegmentator.",
     "accelerate": "Train a model's region of interest on unlabelled scans.",
     "predict": "Segment scans with a trained model.",
     "gather": "Summarise what several jobs predicted into one folder.",
