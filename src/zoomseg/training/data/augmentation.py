@@ -172,15 +172,12 @@ def draw_spatial(
     matrix = np.diag(mirror)
     shift = np.zeros(3)
     elastic: Elastic | None = None
-    changed = rng.random() < spec.probability
-    if changed:
+    if rng.random() < spec.probability:
         angles = [rng.uniform(-a, a) for a in np.deg2rad(spec.rotation_deg)]
         zoom = np.exp(rng.uniform(*np.log(spec.scale)))
         matrix = zoom * _rotation(angles) @ matrix
         shift = rng.uniform(-spec.translation_vox, spec.translation_vox, 3) * np.array(spacing_mm)
-    if spec.elastic_vox > 0:
-        rng.random()  # unused: seeds keep their meaning for recipes that change every patch
-    if spec.elastic_vox > 0 and changed:
+    if spec.elastic_vox > 0 and rng.random() < spec.probability:
         pitch = cast("Vector3", tuple(spec.elastic_grid_vox * s for s in spacing_mm))
         counts = [2 * int(np.ceil(r / p)) + 3 for r, p in zip(reach_mm, pitch, strict=True)]
         points = _draw_control_points(spec, (*counts, 3), rng) * np.array(spacing_mm)
