@@ -635,8 +635,8 @@ class Augmentation(Spec):
     blur_vox: LengthVox = 0.0
     """Maximum standard deviation of a Gaussian blur."""
     probability: Share = 1.0
-    """Probability of rotation, scale and translation together, of the elastic deformation, and of each intensity
-    change; each is drawn by itself."""
+    """Probability of rotation, scale and translation together, of the elastic deformation, and of each
+    intensity change; each is drawn by itself."""
     shorter_scan: Share = 0.0
     """Probability that a patch comes from a scan truncated to some of its slices along S, as if the rest were
     outside the field of view. Not with an ``orientation`` that orders R, A and S otherwise."""
