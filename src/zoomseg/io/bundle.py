@@ -222,8 +222,9 @@ def files(path: Path) -> tuple[Path, ...]:
         ModelError: no model there, or a damaged one.
     """
     manifest = _read_manifest(path)
-    parts = [entry.file for entry in (*manifest.weights.values(), *manifest.graphs.values())]
-    named = (path / name for name in ("model.json", "README.md", *parts))
+    weights = (entry.file for entry in manifest.weights.values())
+    graphs = (entry.file for entry in manifest.graphs.values())
+    named = (path / name for name in ("model.json", "README.md", *weights, *graphs))
     return tuple(sorted(file for file in named if file.is_file()))
 
 
