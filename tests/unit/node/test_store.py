@@ -80,7 +80,7 @@ def test_the_same_object_is_known_whatever_its_header_and_compression(store: Sto
     assert len(store.files(store.series()[0])) == 1
 
 
-OTHER = {
+OTHER: dict[str, dict[str, Any]] = {
     "patient": {"PatientID": "p2"},
     "space": {"FrameOfReferenceUID": "1.2.9"},
     "position": {"ImagePositionPatient": [-10, -20, 31]},
