@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from helpers.label_files import AFFINE, LIVER, SPLEEN, VALUES, box, organs, save, save_description, save_scan
+from helpers.pictures import undrawn
 from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.errors import DatasetError, GeometryError, OutputError, ScanError, ZoomSegError
 from zoomseg.evaluation import evaluate as evaluation
@@ -26,6 +27,13 @@ from zoomseg.recipe.load import dump
 
 LARGER = box((2, 2, 2), (8, 8, 8))
 VOXEL_ML = 1.5 * 1.5 * 3 / 1000
+
+
+@pytest.fixture(autouse=True)
+def pictures():
+    """Undoing this patch draws them."""
+    with undrawn() as patch:
+        yield patch
 
 
 @pytest.fixture
@@ -50,7 +58,8 @@ def rows(path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["case"], row["organ"]): row for row in csv.DictReader(file)}
 
 
-def test_metrics(folders, tmp_path):
+def test_metrics(folders, tmp_path, pictures):
+    pictures.undo()  # one evaluation is complete
     evaluate(*folders, tmp_path / "out")
     found = rows(tmp_path / "out" / "metrics.csv")
     assert len(found) == 6
