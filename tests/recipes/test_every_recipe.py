@@ -12,6 +12,7 @@ from helpers.small_recipes import shrunk
 from helpers.tiny_dataset import CPU, tiny_case, tiny_dataset
 from zoomseg.core.case import Case
 from zoomseg.datasets.layouts import Dataset
+from zoomseg.inference.load import load_predictor
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 from zoomseg.pipeline.cascade import Prediction
@@ -37,12 +38,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
+def new_case() -> Case:
+    image, _ = tiny_case(seed=9)
+    return Case("new", image, None)
+
+
 def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Prediction]:
     watch = _Rows()
     loop.train(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU, seed=5), watch)
-    image, _ = tiny_case(seed=9)
-    result = Predictor(bundle.load(out), CPU).predict(Case("new", image, None))
-    assert result.labels.grid.same_as(image.grid)
+    new = new_case()
+    result = Predictor(bundle.load(out), CPU).predict(new)
+    assert result.labels.grid.same_as(new.image.grid)
     assert result.schema == data.schema
     assert int(result.labels.data.max()) <= len(data.schema.names)
     return watch.rows, result
@@ -58,10 +64,18 @@ def test_it_trains_and_predicts(name: str, data: Dataset, tmp_path: Path) -> Non
     assert recipe.stages[0].name in result.stages
     for stage, prior in result.stages.items():
         assert np.allclose(prior.probabilities.sum(axis=0), 1, rtol=0, atol=1e-4), stage
+    model = tmp_path / "model"
+    assert set(bundle.load(model).graphs) == {stage.name for stage in recipe.stages}
+    if recipe.atlas is None:  # another registration would take most of the time
+        on_graphs = load_predictor([model], CPU, backend="openvino", any_scan=True).predict(new_case())
+        assert (on_graphs.labels.data != result.labels.data).mean() < 1e-3
 
 
-def test_flare_finds_small_organs_again_and_refines_each(data: Dataset, tmp_path: Path) -> None:
+def test_flare_finds_small_organs_again_and_refines_each(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kidneys are treated as the small organs, as the tiny data set has no others."""
+    monkeypatch.setattr(loop, "convert", lambda *_: None)
     recipe = shrunk("flare22-whole-volume", data, STEPS)
     assert [stage.name for stage in recipe.stages] == ["coarse", "big-abdomen"]
     whole = load("flare22-whole-volume")
