@@ -1,12 +1,12 @@
 """Prediction with a memory limit, in a process that the system terminates if it uses much more.
 
-    python limited_prediction.py MODEL PRECISION WORKSPACE [RAM]
+    python limited_prediction.py MODEL PRECISION WORKSPACE [RAM ...]
 
 MODEL is ``untrained`` (40 classes) or ``bundled``; PRECISION is ``float32`` or ``bfloat16``; WORKSPACE is
 additional memory in bytes per voxel of a tile that every network allocates, as libraries on another processor
-might. Without RAM (bytes), prints the lowest accepted limit. With it, prints the tiles that were computed and
-the peak in bytes; or, if the limit is refused, the memory that would be needed, the seconds until the refusal
-and the peaks before and after.
+might. Without RAM (bytes), prints the lowest accepted limit. With limits in ascending order, prints for each
+the tiles that were computed and the peak in bytes; or, if the limit is refused, the memory that would be
+needed, the seconds until the refusal and the peaks before and after.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def peak() -> int:
 
 def limited(made: Predictor, ram: int) -> dict[str, object]:
     # Allocated but untouched memory counts here although it is not used, hence this tolerance.
-    resource.setrlimit(resource.RLIMIT_DATA, (ram + HOARDED, ram + HOARDED))
+    before_it = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (ram + HOARDED, before_it[1]))
     made.limits.ram = ram
     began, before = time.perf_counter(), peak()
     try:
@@ -132,10 +133,16 @@ def limited(made: Predictor, ram: int) -> dict[str, object]:
     except MemoryLimitError as error:
         seconds = time.perf_counter() - began
         return {"refused": error.needed, "seconds": seconds, "before": before, "peak": peak()}
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before_it)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     keep_memory()
-    ready = predictor(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    print(json.dumps(limited(ready, int(sys.argv[4])) if sys.argv[4:] else {"least": least(ready)}))
+    wanted = (sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    if sys.argv[4:]:
+        # Each with a new predictor, as one remembers the memory of tiles that it has measured.
+        print(json.dumps([limited(predictor(*wanted), int(ram)) for ram in sys.argv[4:]]))
+    else:
+        print(json.dumps({"least": least(predictor(*wanted))}))

@@ -330,11 +330,18 @@ def test_a_header_is_judged_while_the_networks_compute(monkeypatch: pytest.Monke
         return network(x_BCIJK, tiles)
 
     made._networks["coarse"] = computed_by
-    judging = threading.Thread(target=lambda: made.admit(case.image.grid, 1), name="judging")
+    judged: list[bool] = []
+
+    def judge() -> None:
+        made.admit(case.image.grid, 1)
+        judged.append(True)
+
+    judging = threading.Thread(target=judge, name="judging")
     judging.start()
     assert begun.wait(PATIENCE)
     assert [record.flops for record in made.predict(case).records] == expected
     assert not judging.is_alive()
+    assert judged
     assert threads == {threading.current_thread().name}
 
 
@@ -437,19 +444,17 @@ def test_a_prediction_stays_within_a_hard_limit(model: str, precision: str, work
     """The lowest limit is what the program itself states on this processor; none of the refused ones was
     exceeded. Slightly above it, the tiles are smaller than the recipe's, and the peak is below the limit."""
 
-    def run(*ram: int) -> dict[str, Any]:
+    def run(*ram: int) -> Any:
         script = Path(__file__).parents[2] / "helpers" / "limited_prediction.py"
         command = [sys.executable, script, model, precision, str(workspace), *map(str, ram)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        return json.loads(done.stdout)
 
     least = run()["least"]
-    ram = least + ABOVE_LEAST
-    found = run(ram)
+    too_little, ram = least * 3 // 4, least + ABOVE_LEAST
+    refused, found = run(too_little, ram)
+    assert refused["refused"] > too_little
+    assert refused["peak"] <= max(too_little, refused["before"])
     assert found["peak"] <= ram
     recipe = (bundle.load(BUNDLED) if model == "bundled" else limited_bundle()).recipe
     assert found["tiles"][recipe.stages[-1].name] != list(recipe.stages[-1].grid.tile)
-    refused = run(least * 3 // 4)
-    assert refused["refused"] > least * 3 // 4
-    assert refused["peak"] <= max(least * 3 // 4, refused["before"])
