@@ -98,8 +98,9 @@ def test_how_the_patient_lay_in_the_scanner_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-@pytest.mark.parametrize("flip", [(True, False, False), (False, True, True)])
+@pytest.mark.parametrize(
+    ("order", "flip"), [((0, 1, 2), (True, False, False)), ((2, 0, 1), (False, True, True))]
+)
 def test_orientation_of_the_scan_changes_nothing(
     name: str, order: tuple[int, int, int], flip: tuple[bool, bool, bool]
 ) -> None:
