@@ -8,6 +8,8 @@ import pytest
 
 from helpers.label_files import LIVER, SPLEEN, organs, save, save_description
 from zoomseg.cli.main import main
+from zoomseg.core.errors import DatasetError
+from zoomseg.evaluation import evaluate as evaluation
 
 
 @pytest.fixture
@@ -103,3 +105,16 @@ def test_one_tolerance_or_a_table(folders, tmp_path, capsys):
     options = ("--tolerance", "flare22", "--tolerance-mm", "1")
     assert run(*folders, "-o", tmp_path / "out", *options) == 2
     assert "give one" in capsys.readouterr().err
+
+
+def test_the_scans_and_the_number_of_processes_are_those_given(folders, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(*given, images, workers, **others):
+        asked.append((images, workers))
+        raise DatasetError("seen")
+
+    monkeypatch.setattr(evaluation, "evaluate", noted)
+    for more in ((), ("--images", tmp_path, "--workers", 3)):
+        assert run(*folders, "-o", tmp_path / "out", *more) == 2
+    assert asked == [(None, None), (tmp_path, 3)]

@@ -6,6 +6,7 @@ import csv
 import errno
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,29 @@ def test_wrong_use_of_a_cluster(
     assert predict(scan, tmp_path / "model", tmp_path / "out", *given) == 2
     assert says in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_mirrored_tiles_are_computed_where_it_is_asked_for(
+    scan: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowing = shutil.copytree(model, tmp_path / "model")
+    told = json.loads((allowing / "model.json").read_text())
+    for stage in told["recipe"]["stages"]:
+        stage["mirror_axes"] = ["k"]
+    (allowing / "model.json").write_text(json.dumps(told))
+    flops = []
+    for given in ((), ("--mirror",)):
+        assert predict(scan, allowing, tmp_path / "out", *given) == 0
+        account = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["patient"]
+        flops.append(
+            account["stages"][0]["flops"]
+        )  # the second stage's region depends on what the first says
+    assert flops[1] == 2 * flops[0] > 0
+    asked: list[bool] = []
+    monkeypatch.setattr(command, "_on_cluster", lambda *given: asked.append(given[3].mirror) or 0)
+    for given in ((), ("--mirror",)):
+        assert predict(scan, allowing, tmp_path / "out", "--cluster", "local:2", *given) == 0
+    assert asked == [False, True]
 
 
 def test_if_no_scan_is_left_that_is_wrong_use(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zoomseg.cli.main import main
+from zoomseg.serve import server
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -36,3 +38,21 @@ def test_others_need_a_token_of_some_length(
 ) -> None:
     monkeypatch.setenv("ZOOMSEG_TOKEN", "short")
     assert "at least 16 characters" in refused(capsys, "--host", "0.0.0.0", "--folder", str(tmp_path))
+
+
+def test_behind_a_reverse_proxy_a_token_is_needed_and_the_queue_has_its_length(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.delenv(server.TOKEN_VARIABLE, raising=False)
+    monkeypatch.setattr(server, "serve", lambda *given: asked.append(given))
+    for name in ((), ("--allow-host", "seg.example")):
+        options = ("--device", "cpu", "--port", "0", "--queue", "3", "--folder", str(tmp_path))
+        with pytest.raises(SystemExit) as stop:
+            main(["serve", *options, *name])
+        assert stop.value.code == 0
+    here, proxied = ((names, token, waiting) for _, _, names, token, _, _, waiting, _, _ in asked)
+    assert here == ((), None, 3)
+    names, token, waiting = proxied
+    assert (names, waiting) == (("seg.example",), 3)
+    assert len(token) >= 40
