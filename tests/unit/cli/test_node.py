@@ -66,6 +66,21 @@ def test_options_that_would_be_ignored_are_refused(
     assert says in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.usefixtures("levels")
+@pytest.mark.parametrize("source", [(), ("--from", "elsewhere")], ids=["none", "an unknown one"])
+def test_studies_are_pulled_from_a_destination_of_the_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: tuple[str, ...]
+) -> None:
+    file, listed = tmp_path / "node.yaml", tmp_path / "studies"
+    places = {"web": {"url": "http://127.0.0.1:1"}}
+    file.write_text(yaml.safe_dump(settings(tmp_path, destinations=places).model_dump(mode="json")))
+    listed.write_text("1.2.3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["node", str(file), "--pull", str(listed), *source])
+    assert stop.value.code == 2
+    assert "--from must name a destination: web" in capsys.readouterr().err
+
+
 LIBRARIES = ("pydicom", "pynetdicom")
 
 

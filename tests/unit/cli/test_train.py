@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from zoomseg.io import bundle
 from zoomseg.io.scans import read_label_values, write_image, write_labels
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
-from zoomseg.training import loop, self_training
+from zoomseg.training import distributed, loop, self_training
+from zoomseg.training.distributed import Processes
 
 
 @pytest.fixture(scope="module")
@@ -431,11 +433,32 @@ def test_a_training_with_unlabelled_scans_is_not_overwritten_and_is_of_one_fold(
     )
 
 
+@pytest.mark.parametrize("fold_all", [False, True], ids=["unlabelled", "fold all"])
+def test_what_one_process_does_alone_is_refused_to_several(
+    data: Path,
+    unlabelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fold_all: bool,
+) -> None:
+    """They would write to one folder at the same time."""
+    monkeypatch.setattr(distributed, "joined", lambda: nullcontext(Processes(0, 2)))
+    asked = ("--folds", "2", "--fold", "all") if fold_all else ("--unlabelled", unlabelled)
+    said = refused(capfd, data, "-o", tmp_path / "m", *asked)
+    assert f"{'--fold all' if fold_all else '--unlabelled'} needs a single process, but 2 were" in said
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: Path) -> None:
     """One of two is killed after the first stage is finished: that stage is not trained again."""
     out, recipe = tmp_path / "model", tmp_path / "tiny.yaml"
-    recipe.write_text(dump(tiny_recipe(together=False, iterations=60)))
+    made = tiny_recipe(together=False, iterations=60)
+    coarse, fine = made.stages
+    short = coarse.training.model_copy(update={"iterations": 5})
+    stages = (coarse.model_copy(update={"training": short}), fine)
+    recipe.write_text(dump(made.model_copy(update={"stages": stages})))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "zoomseg", "train", data, "-o", out, "-r", recipe, "--resume", "--device", "cpu"]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/how-to/several-gpus.md
@@ -455,7 +478,7 @@ def test_a_process_that_dies_is_started_again_by_torchrun(data: Path, tmp_path: 
         finally:
             torchrun.terminate()
     told = (tmp_path / "said.txt").read_text()
-    assert "stage 'coarse': resumed at step 60, trained 0 more steps" in told
+    assert "stage 'coarse': resumed at step 5, trained 0 more steps" in told
     assert "continue with --resume" in told  # the first process, of the second stage
     assert f"Model: {out}" in told
     assert set(bundle.load(out).weights) == {"coarse", "fine"}

@@ -15,6 +15,7 @@ from helpers import nnunet_models
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Grid
+from zoomseg.core.labels import MAX_CLASSES, LabelSchema
 from zoomseg.core.volume import Volume
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet.run import import_models, read_models
@@ -103,6 +104,18 @@ def test_labels_may_be_given_in_an_order(models: tuple[Bundle, Bundle, Bundle]) 
     assert all(np.array_equal(plain[name], ordered[name]) for name in order)
     with pytest.raises(ModelError, match="label 'aorta' is none of those expected: liver, spleen"):
         combined([a, b], ["A", "B"], ["liver", "spleen"])
+
+
+def test_models_of_more_labels_than_a_label_map_holds_are_refused(
+    models: tuple[Bundle, Bundle, Bundle],
+) -> None:
+    a, b, _ = models
+    half = [
+        replace(model, schema=LabelSchema.consecutive([f"{side} {n}" for n in range(MAX_CLASSES // 2 + 1)]))
+        for model, side in ((a, "left rib"), (b, "right rib"))
+    ]
+    with pytest.raises(ModelError, match=f"too many labels together: at most {MAX_CLASSES} labels"):
+        combined(half, ["A", "B"])
 
 
 def test_each_stage_is_named_after_its_model_and_sees_its_own_intensities(

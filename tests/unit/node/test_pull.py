@@ -144,6 +144,13 @@ def test_the_last_response_to_c_move_need_not_contain_the_numbers(
     assert moved({**PENDING, "Remaining": 2, "Completed": 7}, PENDING, last) == found
 
 
+@pytest.mark.parametrize("answers", [(), (PENDING, {})], ids=["no answer", "no last answer"])
+def test_an_association_that_ends_before_the_last_answer(answers: tuple[dict[str, int], ...]) -> None:
+    """pynetdicom then gives an empty status."""
+    with pytest.raises(NotSentError, match="the association ended before it answered"):
+        moved(*answers)
+
+
 def test_an_archive_that_tells_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert moved({"Status": 0}).error is None
     assert moved({"Status": 0xB000}).error == "some images were not accepted; the node's page says why"

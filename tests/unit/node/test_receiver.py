@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import ssl
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, RLELo
 
 from helpers.certificates import certificates, openssl
 from helpers.nodes import association, running, series, settings, until
+from zoomseg.core.errors import ZoomSegError
 from zoomseg.node.receiver import CONFLICT, NOT_UNDERSTOOD, OTHER_SOP_CLASS, OUT_OF_RESOURCES, client_context
 from zoomseg.node.run import Node
 from zoomseg.node.settings import Tls
@@ -36,6 +38,14 @@ def why(node: Node) -> str:
 def test_it_answers_an_echo(node: Node) -> None:
     with association(node, []) as found:
         assert found.send_c_echo().Status == 0
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        node = Node(settings(tmp_path, port=port), dry_run=True)
+        with pytest.raises(ZoomSegError, match=rf"cannot listen at 127\.0\.0\.1, port {port} \("):
+            node.start()
 
 
 @pytest.mark.parametrize(

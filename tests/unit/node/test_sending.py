@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom
@@ -19,9 +20,10 @@ from helpers.certificates import certificates, openssl
 from helpers.dicom_series import write
 from helpers.nodes import archive, ended, finished, push, running, series, settings, until
 from helpers.untrained_models import predictor
+from zoomseg.node import sending
 from zoomseg.node.receiver import server_context
 from zoomseg.node.segmentation import segment
-from zoomseg.node.sending import NotSentError, attempted, send, store_web, web_client
+from zoomseg.node.sending import Context, NotSentError, attempted, send, store_dimse, store_web, web_client
 from zoomseg.node.settings import DimseDestination, Output, Settings, Tls, WebDestination
 from zoomseg.serve.job_queue import State
 from zoomseg.serve.worker import Task
@@ -106,6 +108,28 @@ def test_what_is_taken_is_sent_once_whatever_is_refused(tmp_path: Path) -> None:
         assert job.deliveries[0].error == "it refuses Segmentation Storage with status 0xA700"
         assert job.deliveries[0].taken == (Output.RTSTRUCT, Output.SR)
         assert there.modalities() == ["RTSTRUCT", "SR"]
+
+
+def test_what_is_not_answered_is_not_sent(
+    files: list[Path], ours: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pynetdicom gives an empty status if the association ends during a C-STORE."""
+    taken: list[Path] = []
+    stored = Dataset()
+    stored.Status = 0
+    answers = iter([stored, Dataset()])
+
+    def associate(destination: DimseDestination, settings: Settings, contexts: list[Context]) -> Any:
+        accepted = [SimpleNamespace(abstract_syntax=sop_class) for sop_class, _ in contexts]
+        return SimpleNamespace(
+            accepted_contexts=accepted, send_c_store=lambda file: next(answers), release=lambda: None
+        )
+
+    monkeypatch.setattr(sending, "associate", associate)
+    place = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=1)
+    with pytest.raises(NotSentError, match="the association ended before it answered"):
+        store_dimse(files, place, ours, taken.append)
+    assert taken == files[:1]
 
 
 def test_what_an_archive_has_already_counts_as_sent(tmp_path: Path) -> None:
@@ -256,7 +280,7 @@ def test_by_tls_only_to_those_whose_certificate_is_known(tmp_path: Path, files: 
         place = DimseDestination(ae_title="ARCHIVE", host="localhost", port=there.port, tls=True)
         send(files, place, found, ignore)
         assert there.modalities() == ["RTSTRUCT", "SEG", "SR"]
-        with pytest.raises(NotSentError):
+        with pytest.raises(NotSentError, match="cannot be reached"):
             send(files, place.model_copy(update={"tls": False}), found, ignore)
     with archive(tls=server_context(Tls.model_validate(other))) as there:
         place = DimseDestination(ae_title="ARCHIVE", host="localhost", port=there.port, tls=True)

@@ -122,9 +122,10 @@ def test_an_orientation_names_every_axis_once() -> None:
         ({"lower": 5e8, "upper": 5e8 + 1}, "must be below upper"),
         ({"inner": [-100, -100 + 1e-12]}, "must be a part"),
         ({"kind": "zscore", "clip_percentiles": [0.5, 0.5]}, "must ascend"),
+        ({"kind": "zscore", "within": "nonzero"}, "within: nonzero needs clip_percentiles: null"),
     ],
 )
-def test_a_window_has_a_width_in_float32(window: Data, line: str) -> None:
+def test_a_normalisation_that_cannot_be_computed_is_refused(window: Data, line: str) -> None:
     data = plain("tiny")
     intensity = (
         window if window.get("kind") == "zscore" else {"kind": "window", "lower": -150, "upper": 200} | window

@@ -92,6 +92,13 @@ def test_the_cases_of_a_split_file_are_trained_and_held_back(
         opened(study, data, tmp_path / "out", Settings(split=file))
 
 
+def test_two_test_sets_are_refused(study: Ablation, data: Dataset, tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"train": ["case_3"], "validation": ["case_1"], "test": ["case_0"]}))
+    with pytest.raises(DatasetError, match="the split file has a test list; omit it or --test"):
+        opened(study, data, tmp_path / "out", Settings(split=file, test=tmp_path / "other"))
+
+
 def test_a_test_set_s_labels_are_called_as_the_data_set_s(data: Dataset) -> None:
     schema = LabelSchema(("RK", "spleen", "LK"), (1, 2, 5))
     cases = (
