@@ -24,7 +24,9 @@ def test_it_segments_with_the_libraries_that_it_names(tmp_path: Path) -> None:
     (packages,) = environment.glob("lib/python*/site-packages")
     assert not any((packages / name).exists() for name in ("zoomseg", "torch", "openvino", "pydicom"))
     scan, out = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
-    write_image(scan, phantom_case(0, Grid.from_spacing((48, 40, 40), (7.0, 7.0, 7.0))).image)
+    write_image(
+        scan, phantom_case(0, Grid.from_spacing((24, 20, 20), (7.0, 7.0, 7.0), (-70.0, -70.0, -70.0))).image
+    )
     command = [environment / "bin" / "python", tmp_path / "model.zip", scan, "-o", out, "--any-scan"]
     done = subprocess.run(command, cwd=tmp_path, env=alone(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

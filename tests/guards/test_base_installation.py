@@ -39,7 +39,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
-    write_image(path, phantom_case(0, Grid.from_spacing((48, 40, 40), (7.0, 7.0, 7.0))).image)
+    write_image(
+        path, phantom_case(0, Grid.from_spacing((24, 20, 20), (7.0, 7.0, 7.0), (-70.0, -70.0, -70.0))).image
+    )
     return path
 
 

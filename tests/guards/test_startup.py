@@ -85,7 +85,9 @@ def test_prediction_does_not_wait_for_what_it_does_not_use() -> None:
 
 def test_on_a_cpu_a_model_with_graphs_predicts_without_torch(tmp_path: Path) -> None:
     scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
-    write_image(scan, phantom_case(0, Grid.from_spacing((48, 40, 40), (7.0, 7.0, 7.0))).image)
+    write_image(
+        scan, phantom_case(0, Grid.from_spacing((24, 20, 20), (7.0, 7.0, 7.0), (-70.0, -70.0, -70.0))).image
+    )
     arguments = ["predict", str(scan), "-o", str(out), "-m", "abdomen-ct", "--device", "cpu", "--any-scan"]
     loaded = imported_by(f"from zoomseg.cli.main import main; main({arguments!r})")
     assert "torch" not in loaded
