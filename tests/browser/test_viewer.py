@@ -391,6 +391,7 @@ def test_corrected_maps_are_trained_on(page: chromium.Page, served: Served, tmp_
         end = position(page)
         page.drag(at(page, 0.45, 0.6), at(page, 0.55, 0.6))
         page.press("Undo")
+        page.evaluate("delete document.querySelector('#result').dataset.shown")  # it is opened anew
         page.press("Save correction")
         page.wait_for("!document.querySelector('.correction')")
         wait_until_shown(page)
