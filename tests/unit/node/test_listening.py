@@ -63,6 +63,17 @@ def test_a_connection_from_another_address_is_closed_before_a_thread_is_started(
             one.close()
 
 
+def test_a_health_check_of_the_same_machine_is_not_listed(tmp_path: Path) -> None:
+    """As that of the Dockerfile, twice a minute: it connects, and closes the connection."""
+    peers = [{"ae_title": "SENDER", "addresses": ["192.0.2.1"]}]
+    with running(settings(tmp_path, peers=peers), dry_run=True) as node:
+        with connected(node) as check:
+            until(lambda: len(node.receiver._server._connections) == 1)
+            check.close()
+        assert node.receiver.counts["rejected"] == 0
+        assert not node.receiver.refusals
+
+
 @linux
 @openssl
 def test_with_tls_a_connection_from_another_address_is_closed_without_a_handshake(tmp_path: Path) -> None:
