@@ -277,18 +277,17 @@ def _before(scans: int) -> str:
 def _found(paths: Iterable[Path]) -> tuple[list[ScanInput], list[str]]:
     """The scans in ``paths``, with names that differ on every disk, and notes on other files there."""
     from zoomseg.core.errors import ScanError
-    from zoomseg.io.files import folded
+    from zoomseg.io.files import one_file
     from zoomseg.io.scans import find_scans
 
     notes: list[str] = []
     found = [scan for path in paths for scan in find_scans(path, notes.append)]
-    first: dict[str, ScanInput] = {}
-    for scan in found:
-        other = first.setdefault(folded(scan.id), scan)
-        if other is not scan:
-            both = f"'{other.id}' and '{scan.id}', which some disks treat as one name"
-            names = both if other.id != scan.id else f"'{scan.id}'"
-            raise ScanError(f"two scans are named {names}; their results would overwrite each other")
+    alike = one_file(scan.id for scan in found)
+    if alike is not None:
+        one, other = alike
+        both = f"'{one}' and '{other}', which some disks treat as one name"
+        names = both if one != other else f"'{one}'"
+        raise ScanError(f"two scans are named {names}; their results would overwrite each other")
     return found, notes
 
 

@@ -72,7 +72,7 @@ def whole_ram(root: Path = Path("/")) -> int:
     Args:
         root: as for ``free_ram``.
     """
-    limits = (limit for limit, _ in _group_limits(root))
+    limits = (limit for _, _, limit in _group_limits(root))
     return min([int(psutil.virtual_memory().total), *limits])
 
 
@@ -121,19 +121,19 @@ def _own_rooms() -> Iterator[int]:
 def _group_rooms(root: Path) -> Iterator[int]:
     """What every control group of this process leaves, including parent groups, as each limits all groups
     below it. Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst of the Linux kernel."""
-    for limit, (folder, files) in _group_limits(root):
+    for folder, files, limit in _group_limits(root):
         used = _number(folder / files.used)
         if used is not None:
             yield limit - used + _cache(folder / "memory.stat", files.cache)
 
 
-def _group_limits(root: Path) -> Iterator[tuple[int, tuple[Path, _Files]]]:
-    """The limit of every control group that has one."""
+def _group_limits(root: Path) -> Iterator[tuple[Path, _Files, int]]:
+    """The control groups that have a limit, and it."""
     for folder, files in _groups(root):
         found = [_number(folder / name) for name in files.limits]
         limits = [limit for limit in found if limit is not None and limit < _UNLIMITED]
         if limits:
-            yield min(limits), (folder, files)
+            yield folder, files, min(limits)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:

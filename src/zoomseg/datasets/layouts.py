@@ -27,7 +27,7 @@ from zoomseg.io.files import (
     MAX_JSON_BYTES,
     MAX_RESULTS_BYTES,
     RUN_ACCOUNT,
-    folded,
+    one_file,
     parse_json,
     read_file,
     why_unreadable,
@@ -62,7 +62,7 @@ _INTEGER = re.compile(r"\d{1,9}")
 
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
 """Folders of label files in a data set."""
-LABELLING_FILES = ("labels.json", "dataset.json", "run.json")
+LABELLING_FILES = ("labels.json", "dataset.json", RUN_ACCOUNT)
 """Files that may state the meaning of label values, in the order in which they are looked for."""
 
 LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) or images/, labels/ (plain)"
@@ -399,12 +399,10 @@ def _assemble(
 
 def _refuse_one_name(root: Path, cases: Iterable[CaseFiles]) -> None:
     """Refuse cases whose files, written later, would overwrite each other on some disks."""
-    names: dict[str, str] = {}
-    for case in cases:
-        other = names.setdefault(folded(case.id), case.id)
-        if other != case.id:
-            both = f"'{quoted(other)}' and '{quoted(case.id)}'"
-            raise DatasetError(f"{root}: some disks treat the cases {both} as one name; rename one of them")
+    alike = one_file(dict.fromkeys(case.id for case in cases))
+    if alike is not None:
+        both = f"'{quoted(alike[0])}' and '{quoted(alike[1])}'"
+        raise DatasetError(f"{root}: some disks treat the cases {both} as one name; rename one of them")
 
 
 # --- cases ----------------------------------------------------------------------------------------

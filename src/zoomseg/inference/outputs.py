@@ -41,7 +41,14 @@ from zoomseg.inference.summary import OrganRow, write_review, write_summary
 from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
-from zoomseg.io.files import folded, printable, writable_directory, write_json_atomic, writing
+from zoomseg.io.files import (
+    RUN_ACCOUNT,
+    folded,
+    printable,
+    writable_directory,
+    write_json_atomic,
+    writing,
+)
 from zoomseg.io.locks import waiting_for
 from zoomseg.io.scans import ScanInput
 from zoomseg.io.seg_nrrd import write_colour_tables
@@ -350,7 +357,7 @@ class _Account:
         return time.monotonic() >= self._due
 
     def write(self, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
-        out, file, began = self._out, self._out / "run.json", time.monotonic()
+        out, file, began = self._out, self._out / RUN_ACCOUNT, time.monotonic()
         with waiting_for(out):
             if self._written is None or _version(file) != self._written:
                 found = earlier_results.read(out, run)
@@ -372,7 +379,7 @@ def write_account(
     """
     write_summary(out / "summary.csv", [*earlier.rows, *rows])
     write_review(out / "review.csv", [*earlier.rows, *rows])
-    write_json_atomic(out / "run.json", {**run, "cases": earlier.with_cases(run["cases"])})
+    write_json_atomic(out / RUN_ACCOUNT, {**run, "cases": earlier.with_cases(run["cases"])})
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

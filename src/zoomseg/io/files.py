@@ -13,7 +13,7 @@ import shutil
 import stat
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -231,6 +231,16 @@ def folded(name: str) -> str:
     """Equal for names that are one file on some disks: those of Windows and macOS ignore case, and some how
     accents are encoded."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def one_file(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two of these names that are one file on some disks (see ``folded``); None if all differ."""
+    known: dict[str, str] = {}
+    for name in names:
+        if folded(name) in known:
+            return known[folded(name)], name
+        known[folded(name)] = name
+    return None
 
 
 def printable(text: str) -> str:

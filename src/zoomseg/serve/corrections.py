@@ -109,11 +109,11 @@ class Corrections:
             raise NotCorrectableError("only scans of one channel can become training cases")
         values = _checked(uploaded, predicted, schema)
         with self._guard:
-            self._require_same(job.model, schema, channels)
+            known = self._same_described(job.model, schema, channels)
             image = self._image(job)
             for place in (image, self.labels(job)):
                 writable_directory(place.parent)
-            self._describe(job, schema, channels)
+            self._describe(job, known, schema, channels)
             if not image.is_file():
                 with atomic_path(image) as partial:  # a scan is large and does not change
                     link_or_copy(scan, partial)
@@ -133,7 +133,8 @@ class Corrections:
     def _image(self, job: Job) -> Path:
         return self.data_set(job.model) / "imagesTr" / f"{job.id}_0000.nii.gz"
 
-    def _require_same(self, model: str, schema: LabelSchema, channels: Sequence[str]) -> None:
+    def _same_described(self, model: str, schema: LabelSchema, channels: Sequence[str]) -> dict[str, Any]:
+        """The content of ``dataset.json``, of the same channels and labels; empty if there is none yet."""
         known, wanted = self._described(model), dataset_description(model, channels, schema, 0)
         if known is None:
             raise NotCorrectableError("the training cases' dataset.json is damaged")
@@ -142,15 +143,18 @@ class Corrections:
                 "there are training cases of a model of this name with other labels; move their folder "
                 f"corrected/{model} away"
             )
+        return known
 
-    def _describe(self, job: Job, schema: LabelSchema, channels: Sequence[str]) -> None:
-        """Write ``dataset.json`` for the cases that are there and this one; other entries of an existing one
+    def _describe(
+        self, job: Job, known: dict[str, Any], schema: LabelSchema, channels: Sequence[str]
+    ) -> None:
+        """Write ``dataset.json`` for the cases that are there and this one; other entries of the known one
         are kept."""
         cases = {path.name for path in scan_files(self.labels(job).parent)} | {self.labels(job).name}
         name = f"corrected results of {job.model}"
         own = dataset_description(name, channels, schema, len(cases))
         file = self.data_set(job.model) / "dataset.json"
-        write_json_atomic(file, (self._described(job.model) or {}) | own)
+        write_json_atomic(file, known | own)
 
     def _count(self, model: str) -> None:
         """Correct the number of cases in ``dataset.json``, if there is one."""

@@ -14,10 +14,9 @@ from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling, read_labels_by_case
+from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT
 from zoomseg.io.scans import read_label_values
 from zoomseg.io.tables import csv_text, rows_of
-
-MAX_SUMMARY_BYTES = 1024**3
 
 
 class Organ(BaseModel):
@@ -48,7 +47,7 @@ def schema_of_result(out: Path) -> LabelSchema:
     Raises:
         DatasetError: its ``run.json`` is not there, damaged, or names none.
     """
-    found = read_labelling(out / "run.json")
+    found = read_labelling(out / RUN_ACCOUNT)
     if found is None:
         raise DatasetError(f"{out / 'run.json'} names no labels")
     return found[0]
@@ -75,7 +74,7 @@ def organs_of_corrected(labels: Path, schema: LabelSchema) -> list[Organ]:
 def notes_of_result(out: Path, case: str) -> list[str]:
     """What the user should know about a case in a folder that `zoomseg predict` wrote: the notes of the
     folder and of the case."""
-    run = read_json(out / "run.json")
+    run = read_json(out / RUN_ACCOUNT)
     cases = run.get("cases")
     own = cases.get(case) if isinstance(cases, dict) else None
     found = [run.get("notes"), own.get("notes") if isinstance(own, dict) else None]
@@ -125,7 +124,7 @@ def _unnamed(value: int) -> Organ:
 
 def _named(labels: Path, case: str, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
     folder = labels.resolve().parent
-    run = folder / "run.json"
+    run = folder / RUN_ACCOUNT
     other = read_labels_by_case(run).get(case) if run.is_file() else None
     if other is not None:
         return _organs(other, rows)
@@ -146,8 +145,8 @@ def _organs(schema: LabelSchema, rows: Mapping[str, Mapping[str, str]]) -> list[
 def _summary(path: Path, case: str) -> dict[str, dict[str, str]]:
     """Rows of a case by organ."""
     try:
-        if path.stat().st_size > MAX_SUMMARY_BYTES:
-            raise DatasetError(f"{path}: larger than {MAX_SUMMARY_BYTES} bytes; not a summary of ours")
+        if path.stat().st_size > MAX_RESULTS_BYTES:
+            raise DatasetError(f"{path}: larger than {MAX_RESULTS_BYTES} bytes; not a summary of ours")
         with path.open(newline="", encoding="utf-8") as file:
             return {row["organ"]: row for row in rows_of(file) if row["case"] == case}
     except OSError as error:

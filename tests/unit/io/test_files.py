@@ -13,6 +13,7 @@ from zoomseg.io.files import (
     check_name,
     folded,
     link_or_copy,
+    one_file,
     parse_json,
     printable,
     read_file,
@@ -363,3 +364,17 @@ def test_only_files_of_a_known_size_are_read(tmp_path: Path) -> None:
         read_file(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         read_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (["a", "b", "A", "b"], ("a", "A")),
+        (["a", "b", "b"], ("b", "b")),
+        (["u\u0308", "x", "\u00fc"], ("u\u0308", "\u00fc")),
+        (["a", "b", "ab"], None),
+        ([], None),
+    ],
+)
+def test_names_that_are_one_file_are_found(names: list[str], alike: tuple[str, str] | None) -> None:
+    assert one_file(names) == alike
