@@ -2,7 +2,8 @@
 
     uv run python benchmarks/robustness.py DATASET MODEL -o OUT
 
-Writes OUT/table.md: Dice per organ for every change, for the organs that are still in the changed scan.
+Writes OUT/table.md: for every change, Dice per organ, for the organs that are still in the changed scan, and
+the volume that was found of those that are not (mean over the scans).
 """
 
 from __future__ import annotations
@@ -121,23 +122,31 @@ def main() -> None:
     options = arguments(__doc__).parse_args()
     predictor, dataset = opened(options)
     scores: dict[str, dict[str, list[float]]] = {change: {} for change in CHANGES}
+    absent_ml = dict.fromkeys(CHANGES, 0.0)
     for files in dataset.cases:
         case = dataset.load(files)
         assert isinstance(case.labels, LabelMap)
         for name, change in CHANGES.items():
             image, labels = change((case.image, case.labels))
             found = predictor.predict(Case(case.id, image)).labels.data
+            voxel_ml = float(np.prod(image.grid.spacing_mm)) / 1000
             for c, organ in enumerate(labels.schema.names, start=1):
                 reference, answer = labels.data == c, found == c
+                if not reference.any():
+                    absent_ml[name] += voxel_ml * int(answer.sum()) / len(dataset.cases)
                 if int(reference.sum()) >= LEAST_VOXELS:
                     both = int((reference & answer).sum())
                     dice = 2 * both / (int(reference.sum()) + int(answer.sum()))
                     scores[name].setdefault(organ, []).append(dice)
     organs = dataset.schema.names
-    lines = [f"| change | mean | {' | '.join(organs)} |", "|---|" + "---:|" * (len(organs) + 1)]
+    lines = [
+        f"| change | mean | absent organs, ml | {' | '.join(organs)} |",
+        "|---|" + "---:|" * (len(organs) + 2),
+    ]
     for name, found_ in scores.items():
         means = [float(np.mean(found_[organ])) if organ in found_ else float("nan") for organ in organs]
-        lines.append(f"| {name} | {np.nanmean(means):.3f} | {' | '.join(f'{m:.3f}' for m in means)} |")
+        row = [f"{np.nanmean(means):.3f}", f"{absent_ml[name]:.0f}", *(f"{mean:.3f}" for mean in means)]
+        lines.append(f"| {name} | {' | '.join(row)} |")
     text = "\n".join(lines) + "\n"
     (options.out / "table.md").write_text(text, encoding="utf-8")
     print(text)

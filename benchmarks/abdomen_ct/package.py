@@ -1,12 +1,14 @@
 """Package a trained model as the one included in ZoomSeg: weights in half precision, a card of its own.
 
-    uv run python benchmarks/abdomen_ct/package.py TWIN --score-on DATASET -o PACKAGED_TWIN
-    uv run python benchmarks/abdomen_ct/package.py MODEL --twin PACKAGED_TWIN -o src/zoomseg/models/abdomen-ct
+    uv run python benchmarks/abdomen_ct/package.py TWIN --coarse COARSE --score-on DATASET -o PACKAGED
+    uv run python benchmarks/abdomen_ct/package.py MODEL --coarse COARSE --twin PACKAGED -o FOLDER
 
 MODEL was trained on all cases, its twin with the same recipe but without some. README.md in this folder lists
-all commands. Both get the recipe from this folder and the shifts below. The first command then scores the
+all commands. Both get the recipe from this folder, the coarse network of a further training of it alone
+(``coarse_recipe.py``), on the same cases, and the shifts below. The first command then scores the
 twin on its held-out cases and calibrates its confidence; it keeps its precision, and gets no card. The second
-one writes the included model, with the calibration and the scores of the twin.
+one writes the included model (FOLDER is ``src/zoomseg/models/abdomen-ct``), with the calibration and the
+scores of the twin.
 """
 
 from __future__ import annotations
@@ -47,28 +49,32 @@ def table(metrics: pd.DataFrame, model: bundle.Bundle) -> str:
     return "\n".join([*lines, f"| | mean of {len(model.schema.names)} organs | {mean:.3f} | | |"])
 
 
-def packaged(trained: bundle.Bundle) -> bundle.Bundle:
-    """The model with the recipe from this folder, and with shifted logits of its last stage."""
+def packaged(trained: bundle.Bundle, coarse: bundle.Bundle) -> bundle.Bundle:
+    """The model with the recipe from this folder, the first stage of ``coarse``, and shifted logits of its
+    last stage."""
+    if coarse.provenance["training_cases"] != trained.provenance["training_cases"]:
+        raise SystemExit("the coarse network was trained on other cases than the model")
     recipe = load(RECIPE)
     assert isinstance(recipe, Recipe)
-    last = recipe.stages[-1].name
+    first, last = recipe.stages[0].name, recipe.stages[-1].name
     tensors = dict(trained.weights[last])
     bias = tensors["heads.0.bias"].copy()
     for organ, shift in SHIFTS.items():
         bias[1 + trained.schema.names.index(organ)] += shift  # class 0 is the background
-    weights = {**trained.weights, last: {**tensors, "heads.0.bias": bias}}
+    weights = {first: coarse.weights[first], last: {**tensors, "heads.0.bias": bias}}
     return replace(trained, recipe=recipe, weights=weights)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--coarse", type=Path, required=True)
     use = parser.add_mutually_exclusive_group(required=True)
     use.add_argument("--score-on", type=Path)
     use.add_argument("--twin", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
-    model = packaged(bundle.load(options.model))
+    model = packaged(bundle.load(options.model), bundle.load(options.coarse))
     shutil.rmtree(options.out, ignore_errors=True)
     if options.twin is not None:
         include(model, options.twin, options.out)

@@ -100,8 +100,8 @@ def _loss_plot(evaluation: Evaluation) -> bytes:
 
 
 def read_curves(training_log: Path) -> list[Curve]:
-    """Curves of a training's ``metrics.csv``: one per stage and split. Incomplete rows (of a training that
-    was killed, or still runs) are ignored.
+    """Curves of a training's ``metrics.csv``: one per stage and split, with the steps of a stage in several
+    groups one after the other. Incomplete rows (of a training that was killed, or still runs) are ignored.
 
     Raises:
         DatasetError: not readable, or without the columns step, loss and dice.
@@ -114,6 +114,8 @@ def read_curves(training_log: Path) -> list[Curve]:
             if not {"step", "loss", "dice"} <= set(table.fieldnames or ()):
                 raise DatasetError(f"{training_log}: a training log has the columns step, loss and dice")
             points: dict[str, list[tuple[float, float, float]]] = {}
+            ends: dict[str | None, tuple[str | None, float, float]] = {}
+            """Of each stage: the group, the steps before it, and the last one in it."""
             for row in table:
                 name = " · ".join(filter(None, (row.get("stage"), row.get("split")))) or "training"
                 try:
@@ -121,7 +123,12 @@ def read_curves(training_log: Path) -> list[Curve]:
                 except (TypeError, ValueError):
                     continue
                 if math.isfinite(point[0]):
-                    points.setdefault(name, []).append(point)
+                    stage, group = row.get("stage"), row.get("group")
+                    known, before, last = ends.get(stage, (group, 0.0, 0.0))
+                    if group != known:
+                        before, last = before + last, 0.0
+                    ends[stage] = (group, before, max(point[0], last))
+                    points.setdefault(name, []).append((before + point[0], *point[1:]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{training_log}: the training log cannot be read ({error})") from error
     return [Curve(name, *(tuple(v) for v in zip(*rows, strict=True))) for name, rows in points.items()]

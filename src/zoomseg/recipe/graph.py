@@ -121,8 +121,11 @@ def validate(recipe: Recipe) -> None:
         )
     grouped = list(itertools.chain.from_iterable(recipe.train_together))
     for name in grouped:
-        if grouped.count(name) > 1:
-            raise RecipeError(f"train_together: stage '{name}' is named twice; allowed: once")
+        if grouped.count(name) > 1 and recipe.prior_from != "live":
+            raise RecipeError(
+                f"train_together: stage '{name}' is in several groups, with prior_from: {recipe.prior_from}; "
+                "allowed with: live"
+            )
     for group in recipe.train_together:
         _validate_group(recipe, group)
 
@@ -256,10 +259,11 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
             f"recipe '{recipe.name}' predicts none of the data set's labels: {', '.join(schema.names)}"
         )
     kept = {stage.name for stage in stages}
-    groups = (tuple(n for n in group if n in kept) for group in recipe.train_together)
+    shrunk = (tuple(n for n in group if n in kept) for group in recipe.train_together)
+    groups = (group for group in shrunk if len(group) > 1 or group in recipe.train_together)
     update: dict[str, object] = {
         "stages": tuple(stages),
-        "train_together": tuple(group for group in groups if len(group) > 1),
+        "train_together": tuple(groups),
         "largest_component": _spelled(recipe.largest_component, schema)[0],
     }
     if recipe.islands is not None:
@@ -384,8 +388,8 @@ def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
     for name in group:
         if name not in names:
             raise RecipeError(f"train_together: unknown stage '{name}'; allowed: {', '.join(names)}")
-    if len(group) < 2:
-        raise RecipeError(f"train_together: a group holds at least 2 stages, got {list(group)}")
+    if not group:
+        raise RecipeError("train_together: a group holds at least 1 stage, got []")
     first = names.index(group[0])
     if tuple(names[first : first + len(group)]) != group:
         raise RecipeError(
@@ -561,7 +565,10 @@ def _shares(overlap: float | tuple[float, float, float]) -> tuple[float, float, 
 
 
 def training_groups(recipe: Recipe) -> tuple[TrainingGroup, ...]:
-    """The sequence of trainings: each stage alone, or its ``train_together`` group."""
-    group_of = {name: group for group in recipe.train_together for name in group}
-    groups = [TrainingGroup(group_of.get(stage.name, (stage.name,))) for stage in recipe.stages]
+    """The sequence of trainings: each stage alone, or its ``train_together`` groups, in the order in which
+    the recipe names them."""
+    groups: list[TrainingGroup] = []
+    for stage in recipe.stages:
+        own = [group for group in recipe.train_together if stage.name in group]
+        groups += [TrainingGroup(group) for group in own or [(stage.name,)]]
     return tuple(dict.fromkeys(groups))

@@ -796,7 +796,8 @@ class Recipe(Spec):
     """Of all stages without their own, of the atlas, and of the comparison with training scans."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=1000)]
     train_together: tuple[tuple[str, ...], ...] = ()
-    """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads."""
+    """Groups of stages trained end to end: gradients flow from a stage into those whose priors it reads. A
+    stage in several groups, of which one may hold it alone, is trained further in each."""
     prior_from: Literal["live", "out_of_fold", "predictions"] = "live"
     """Source of earlier stages' predictions in training: computed by the earlier networks on the same
     augmented case (``live``), or once on the unchanged case, by the finished stage (``predictions``) or by a

@@ -224,7 +224,7 @@ class _Run:
         with ExitStack() as closed:
             log: Log | None = None
             for index, part in enumerate(self.parts):
-                group = self._group(index, part.trained)
+                group = self._group(index, part)
                 if resumed is not None and index <= resumed.group:
                     self._restore(group, resumed)
                 if resumed is None or index >= resumed.group:
@@ -242,9 +242,12 @@ class _Run:
 
     # --- groups ------------------------------------------------------------------------------------
 
-    def _group(self, index: int, trained: tuple[str, ...]) -> StageGroup:
-        """New networks and optimiser of one group; initial weights depend on the seed and group alone."""
+    def _group(self, index: int, part: GroupRun) -> StageGroup:
+        """Networks and new optimiser of one group. Initial weights depend on the seed and group alone; a
+        stage that an earlier group has trained continues from there."""
         torch.manual_seed(self.settings.seed * 1000 + index)
+        trained = part.trained
+        begun = set(self.finished) if part.half is None else set()
         needed = set(trained)
         if self.recipe.prior_from == "live":
             for name in trained:
@@ -253,13 +256,14 @@ class _Run:
         channels = len(self.dataset.channel_names)
         modules: dict[str, nn.Module] = {}
         for stage in stages:
-            if stage.name in trained:
+            if stage.name in trained and stage.name not in begun:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
                 if self.settings.init is not None:
                     self.settings.init.apply(stage.name, module)
                 modules[stage.name] = laid_out(stage.network, module.to(self.settings.device.place))
             else:
-                modules[stage.name] = self.finished[stage.name]
+                learns = stage.name in trained
+                modules[stage.name] = self.finished[stage.name].requires_grad_(learns)
         length = TrainingLength(self._steps(stages[-1]), None)
         device, teachers = self.settings.device, self.settings.teachers
         taught = {} if teachers is None else teachers.networks(trained, device)

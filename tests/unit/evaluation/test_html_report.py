@@ -143,6 +143,17 @@ class TestTrainingLog:
         assert validation.name == "coarse · validation"
         assert "Training" in Text(render(evaluation(), [], training_log=log)).text
 
+    def test_the_groups_of_a_stage_follow_each_other(self, tmp_path):
+        log = tmp_path / "metrics.csv"
+        rows = [(0, 1, "coarse", "train"), (0, 30, "coarse", "validation"), (1, 1, "coarse", "train")]
+        rows += [(1, 1, "fine", "train"), (1, 20, "coarse", "train"), (1, 22, "coarse", "validation")]
+        lines = [",".join(map(str, row)) + ",0.5,0.6" for row in rows]
+        log.write_text("\n".join(["group,step,stage,split,loss,dice", *lines]))
+        steps = {curve.name: curve.steps for curve in read_curves(log)}
+        assert steps == {
+            "coarse · train": (1.0, 31.0, 50.0), "coarse · validation": (30.0, 52.0), "fine · train": (1.0,),
+        }  # fmt: skip
+
     def test_no_curves_no_section(self, tmp_path):
         log = tmp_path / "metrics.csv"
         log.write_text("step,loss,dice\n")

@@ -122,10 +122,10 @@ def test_broken_graphs_are_refused(stages: tuple[dict[str, object], ...], line: 
     ("groups", "line"),
     [
         ([["one", "tow"]], "unknown stage 'tow'; allowed: one, two, three"),
-        ([["one"]], r"at least 2 stages, got \['one'\]"),
+        ([[]], r"at least 1 stage, got \[\]"),
         ([["one", "three"]], "do not follow each other"),
         ([["two", "one"]], "do not follow each other"),
-        ([["one", "two"], ["two", "three"]], "stage 'two' is named twice"),
+        ([["one", "one"]], "do not follow each other"),
         ([["two", "three"]], "stage 'three' has no prior input of two"),
     ],
 )
@@ -133,6 +133,24 @@ def test_groups_without_a_gradient_are_refused(groups: list[list[str]], line: st
     stages = stage("one"), stage("two", inputs=reads("one")), stage("three", inputs=reads("one"))
     with pytest.raises(RecipeError, match=f"train_together: .*{line}|train_together: {line}"):
         graph.validate(recipe(*stages, train_together=groups))
+
+
+def test_a_stage_is_in_several_groups_only_with_live_priors() -> None:
+    stages = stage("one"), stage("two", inputs=reads("one"))
+    twice = recipe(*stages, train_together=[["one"], ["one", "two"]])
+    graph.validate(twice)
+    line = "stage 'one' is in several groups, with prior_from: predictions; allowed with: live"
+    with pytest.raises(RecipeError, match=f"train_together: {line}"):
+        graph.validate(twice.model_copy(update={"prior_from": "predictions"}))
+
+
+@pytest.mark.parametrize(
+    "groups", [(("one",), ("one", "two")), (("one", "two"), ("one",)), (("one", "two"), ("two",))]
+)
+def test_a_stage_in_several_groups_is_trained_in_their_order(groups: tuple[tuple[str, ...], ...]) -> None:
+    stages = stage("one"), stage("two", inputs=reads("one")), stage("three")
+    made = recipe(*stages, train_together=groups)
+    assert [group.trained for group in graph.training_groups(made)] == [*groups, ("three",)]
 
 
 def test_training_groups_stay_whole_and_in_order() -> None:

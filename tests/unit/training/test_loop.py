@@ -22,7 +22,7 @@ from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
-from zoomseg.recipe.spec import Recipe, UNet3D
+from zoomseg.recipe.spec import SGD, Recipe, UNet3D
 from zoomseg.training import loop
 from zoomseg.training.data.preprocessing import Finished, PackedCases, Preprocessing
 from zoomseg.training.log import Row, Silent
@@ -129,17 +129,31 @@ def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path)
     assert any(not np.array_equal(a[k], c[k]) for k in a)
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["together", "apart"])
+def in_groups(*groups: tuple[str, ...], iterations: int = 14) -> Recipe:
+    return tiny_recipe(True, iterations).model_copy(update={"train_together": groups})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "groups"),
+    [
+        (tiny_recipe(True, 14), 1),
+        (tiny_recipe(False, 14), 2),
+        (in_groups(("coarse",), ("coarse", "fine")), 2),
+        (in_groups(("coarse", "fine"), ("coarse",)), 2),
+    ],
+    ids=["together", "apart", "coarse first", "coarse last"],
+)
 @pytest.mark.parametrize(("kill_at", "ema_decay"), [(1, 0.9), (11, 0.9), (11, 0.0)])
 def test_resumed_run_equals_an_uninterrupted_one(
     data: Dataset,
     tmp_path: Path,
-    together: bool,
+    recipe: Recipe,
+    groups: int,
     kill_at: int,
     ema_decay: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = retrained(tiny_recipe(together, iterations=14), ema_decay=ema_decay)
+    recipe = retrained(recipe, ema_decay=ema_decay)
     whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
     stop = threading.Event()
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
@@ -152,7 +166,34 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_same(whole, resumed)
     with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
         steps = [(r["group"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
-    assert sorted(set(steps)) == [(str(u), s) for u in range(1 if together else 2) for s in range(1, 15)]
+    assert sorted(set(steps)) == [(str(u), s) for u in range(groups) for s in range(1, 15)]
+
+
+def test_a_stage_in_two_groups_is_trained_further(data: Dataset, tmp_path: Path) -> None:
+    """Where the second group learns nothing, it keeps the weights that the first one gave it."""
+    first, last = ("coarse",), ("coarse", "fine")
+    alone = in_groups(first, iterations=3)
+    begun = loop.train(
+        data,
+        SPLIT,
+        alone.model_copy(update={"stages": alone.stages[:1]}),
+        tmp_path / "alone",
+        Settings(CPU),
+        Silent(),
+    )
+    still = retrained(in_groups(first, last, iterations=3), optimiser=SGD(lr=1e-30, momentum=0.0))
+    coarse = still.stages[0].model_copy(update={"training": alone.stages[0].training})
+    both = still.model_copy(update={"stages": (coarse, still.stages[1])})
+    watch = Recorder()
+    model = loop.train(data, SPLIT, both, tmp_path / "both", Settings(CPU), watch)
+    for name, value in begun.weights["coarse"].items():
+        np.testing.assert_array_equal(model.weights["coarse"][name], value)
+    further = retrained(both, optimiser=alone.stages[0].training.optimiser)
+    model = loop.train(data, SPLIT, further, tmp_path / "further", Settings(CPU), Silent())
+    head = "heads.0.weight"
+    assert not np.array_equal(model.weights["coarse"][head], begun.weights["coarse"][head])
+    shown = list(dict.fromkeys((row.group, row.stage) for row in watch.rows))
+    assert shown == [(0, "coarse"), (1, "coarse"), (1, "fine")]
 
 
 def test_a_resumed_run_says_how_little_it_did(
