@@ -62,6 +62,19 @@ class StopAfter(Recorder):
             self._stop.set()
 
 
+class StopIn(Recorder):
+    """Stops the run in its group ``group``, after two steps."""
+
+    def __init__(self, group: int, stop: threading.Event) -> None:
+        super().__init__()
+        self._group, self._stop = group, stop
+
+    def row(self, row: Row, remaining_seconds: float | None) -> None:
+        super().row(row, remaining_seconds)
+        if (row.group, row.step) == (self._group, 2):
+            self._stop.set()
+
+
 def weights(model: bundle.Bundle) -> dict[str, torch.Tensor]:
     return {f"{s}/{k}": v for s, state in model.weights.items() for k, v in state.items()}
 
@@ -196,6 +209,24 @@ def test_a_stage_in_two_groups_is_trained_further(data: Dataset, tmp_path: Path)
     assert shown == [(0, "coarse"), (1, "coarse"), (1, "fine")]
 
 
+@pytest.mark.parametrize(
+    "groups", [(("coarse",), ("coarse", "fine")), (("coarse", "fine"), ("coarse",))], ids=["first", "last"]
+)
+def test_training_resumes_in_the_second_group_of_a_stage(
+    data: Dataset, tmp_path: Path, groups: tuple[tuple[str, ...], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, stop = in_groups(*groups, iterations=4), threading.Event()
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn(1, stop))
+    with pytest.raises(InterruptedTrainingError):
+        run.train(stop)
+    watch = Recorder()
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    assert_same(whole, resumed)
+    assert {row.group for row in watch.rows} == {1}
+
+
 def test_a_resumed_run_says_how_little_it_did(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,12 +295,7 @@ def test_out_of_fold_training_resumes_in_any_part(
     whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
 
-    class StopIn(Recorder):
-        def row(self, row: Row, remaining_seconds: float | None) -> None:
-            if (row.group, row.step) == (kill_in, 2):
-                stop.set()
-
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn(kill_in, stop))
     with pytest.raises(InterruptedTrainingError):
         run.train(stop)
     part = bundle.load(tmp_path / "cut")
