@@ -18,7 +18,7 @@ from zoomseg.evaluation.provenance import read_origin
 from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_TOLERANCES, Tolerances
 from zoomseg.io.files import parse_json, read_file, writable_directory
-from zoomseg.io.tables import rows_of
+from zoomseg.io.tables import read_rows
 
 
 def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
@@ -29,14 +29,13 @@ def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
             return None
         scores: dict[str, list[OrganScore]] = {}
         told: dict[str, dict[str, Attribution]] = {}
-        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            for line in rows_of(file):
-                case, organ = line["case"], line["organ"]
-                values = {key: _number(line[key]) for key in SCORES}
-                scores.setdefault(case, []).append(OrganScore(organ, **values))
-                lost = {key: _number(line.get(key)) for key in ("region_recall", *LOSSES)}
-                if not math.isnan(lost["lost_elsewhere"]):
-                    told.setdefault(case, {})[organ] = Attribution(**lost)
+        for line in read_rows(folder / "metrics.csv"):
+            case, organ = line["case"], line["organ"]
+            values = {key: _number(line[key]) for key in SCORES}
+            scores.setdefault(case, []).append(OrganScore(organ, **values))
+            lost = {key: _number(line.get(key)) for key in ("region_recall", *LOSSES)}
+            if not math.isnan(lost["lost_elsewhere"]):
+                told.setdefault(case, {})[organ] = Attribution(**lost)
         results = tuple(CaseResult(case, tuple(rows), told.get(case, {})) for case, rows in scores.items())
         failed = tuple(Failure(str(case), str(why)) for case, why in summary.get("failed", {}).items())
         rules = _tolerances(summary["tolerance_mm"], summary.get("rule"))

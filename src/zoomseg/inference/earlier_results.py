@@ -13,7 +13,7 @@ from zoomseg.inference import journal
 from zoomseg.inference.batch import result_name
 from zoomseg.inference.journal import OF_A_RUN, Recorded
 from zoomseg.inference.summary import OrganRow, read_summary
-from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT, parse_json, read_file
+from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT, SUMMARY, parse_json, read_file
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _account(out: Path) -> dict[str, Any] | None:
 def _rows(out: Path, cases: Collection[str]) -> list[OrganRow]:
     """The rows of ``summary.csv``; for cases without any, those of the journals."""
     try:
-        rows = read_summary(out / "summary.csv")
+        rows = read_summary(out / SUMMARY)
     except (OSError, ValueError):
         rows = []
     lacking = set(cases).difference(row.case for row in rows)

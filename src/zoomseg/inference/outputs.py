@@ -43,6 +43,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import (
     RUN_ACCOUNT,
+    SUMMARY,
     folded,
     printable,
     writable_directory,
@@ -377,7 +378,7 @@ def write_account(
     Raises:
         OutputError: one cannot be written.
     """
-    write_summary(out / "summary.csv", [*earlier.rows, *rows])
+    write_summary(out / SUMMARY, [*earlier.rows, *rows])
     write_review(out / "review.csv", [*earlier.rows, *rows])
     write_json_atomic(out / RUN_ACCOUNT, {**run, "cases": earlier.with_cases(run["cases"])})
 

@@ -37,6 +37,7 @@ from zoomseg.inference.summary import (
 from zoomseg.io.files import (
     MAX_RESULTS_BYTES,
     RUN_ACCOUNT,
+    SUMMARY,
     parse_json,
     read_file,
     writable_directory,
@@ -90,7 +91,7 @@ def write(out: Path) -> None:
     """
     try:
         run = parse_json(read_file(out / RUN_ACCOUNT, MAX_RESULTS_BYTES))
-        rows = read_summary(out / "summary.csv")
+        rows = read_summary(out / SUMMARY)
     except (OSError, ValueError):
         return
     write_text_atomic(out / PAGE, render(run, rows, out))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from zoomseg.anatomy.measurements import OrganMeasurement
 from zoomseg.anatomy.plausibility import plausibility_flags
 from zoomseg.core.geometry import Box, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.io.files import MAX_RESULTS_BYTES, read_file, write_text_atomic
-from zoomseg.io.tables import csv_text, rows_of
+from zoomseg.io.files import write_text_atomic
+from zoomseg.io.tables import csv_text, read_rows
 
 COLUMNS = (
     *("case", "organ", "volume_ml", "mean_intensity", "confidence", "flags", "median_intensity"),
@@ -122,16 +121,14 @@ def write_summary(path: Path, rows: Iterable[OrganRow]) -> None:
 
 
 def read_summary(path: Path) -> list[OrganRow]:
-    """The rows that ``write_summary`` wrote, also if an editor put a byte order mark before them.
+    """The rows that ``write_summary`` wrote.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not such a file.
     """
-    content = io.BytesIO(read_file(path, MAX_RESULTS_BYTES))
-    table = rows_of(io.TextIOWrapper(content, "utf-8-sig", newline=""))
     try:
-        return [_row(cells) for cells in table]
+        return [_row(cells) for cells in read_rows(path)]
     except (csv.Error, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a summary that `zoomseg predict` wrote") from error
 

@@ -32,6 +32,9 @@ MAX_JSON_BYTES = 64 * 1024**2
 RUN_ACCOUNT = "run.json"
 """The file that lists the cases in a folder of results."""
 
+SUMMARY = "summary.csv"
+"""The table of all organs of the cases in a folder of results."""
+
 MAX_RESULTS_BYTES = 1024**3
 """Maximum size of files that list all cases of a folder of results: of a scan, ``run.json`` has 3 kB and
 ``summary.csv`` up to 18 kB."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from zoomseg.io.files import MAX_RESULTS_BYTES, read_file
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """Text that begins with one of these is a formula for spreadsheet programs."""
@@ -23,7 +27,7 @@ class _Lines(list[str]):
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """A table as CSV, with lines that end in ``\\n``. Names of cases and organs, which may come from others,
     cannot become a formula in a spreadsheet program: text that begins like one and is not a number is
-    prefixed with an apostrophe, which marks it as text in these programs. ``rows_of`` removes it."""
+    prefixed with an apostrophe, which marks it as text in these programs. ``read_rows`` removes it."""
     lines = _Lines()
     table = csv.writer(lines, lineterminator=_ENDS)
     table.writerow(columns)
@@ -31,15 +35,20 @@ def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     return "".join(lines)
 
 
-def rows_of(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """The rows of a table by column, as they were given to ``csv_text``.
-
-    Args:
-        lines: of the text; their ends are kept.
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a table by column, as they were given to ``csv_text``, also if an editor put a byte order
+    mark before them. The file is read at once, rows are checked one by one.
 
     Raises:
+        OSError: the file cannot be read, or is larger than ``MAX_RESULTS_BYTES``.
         csv.Error: it is not CSV, or a row has more or fewer cells than there are columns.
+        UnicodeDecodeError: it is not text.
     """
+    content = io.BytesIO(read_file(path, MAX_RESULTS_BYTES))
+    return _rows(io.TextIOWrapper(content, "utf-8-sig", newline=""))
+
+
+def _rows(lines: Iterable[str]) -> Iterator[dict[str, str]]:
     for row in csv.DictReader(lines):
         if None in row or None in row.values():
             raise csv.Error("a row with more or fewer cells than columns")

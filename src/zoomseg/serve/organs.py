@@ -14,9 +14,9 @@ from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling, read_labels_by_case
-from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT
+from zoomseg.io.files import RUN_ACCOUNT, SUMMARY
 from zoomseg.io.scans import read_label_values
-from zoomseg.io.tables import csv_text, rows_of
+from zoomseg.io.tables import csv_text, read_rows
 
 
 class Organ(BaseModel):
@@ -38,7 +38,7 @@ def organs_of_result(out: Path, case: str) -> list[Organ]:
     Raises:
         DatasetError: they are not there, or damaged.
     """
-    return _organs(schema_of_result(out), _summary(out / "summary.csv", case))
+    return _organs(schema_of_result(out), _summary(out / SUMMARY, case))
 
 
 def schema_of_result(out: Path) -> LabelSchema:
@@ -49,7 +49,7 @@ def schema_of_result(out: Path) -> LabelSchema:
     """
     found = read_labelling(out / RUN_ACCOUNT)
     if found is None:
-        raise DatasetError(f"{out / 'run.json'} names no labels")
+        raise DatasetError(f"{out / RUN_ACCOUNT} names no labels")
     return found[0]
 
 
@@ -87,9 +87,9 @@ def summary_of_result(out: Path, case: str, name: str) -> str:
     Raises:
         DatasetError: it is not there, or damaged.
     """
-    rows = list(_summary(out / "summary.csv", case).values())
+    rows = list(_summary(out / SUMMARY, case).values())
     if not rows:
-        raise DatasetError(f"{out / 'summary.csv'}: no row of this case")
+        raise DatasetError(f"{out / SUMMARY}: no row of this case")
     return csv_text(list(rows[0]), [{**row, "case": name}.values() for row in rows])
 
 
@@ -108,7 +108,7 @@ def organs_of_file(labels: Path, case: str) -> list[Organ]:
         raise ScanError(f"{labels}: holds no label; every voxel is 0")
     if min(counts) < 0:
         raise ScanError(f"{labels}: holds the value {min(counts)}; label maps hold whole numbers from 0 up")
-    summary = labels.parent / "summary.csv"
+    summary = labels.parent / SUMMARY
     rows = _summary(summary, case) if summary.is_file() else {}
     known = {organ.value: organ for organ in _named(labels, case, rows)}
     return [
@@ -145,10 +145,7 @@ def _organs(schema: LabelSchema, rows: Mapping[str, Mapping[str, str]]) -> list[
 def _summary(path: Path, case: str) -> dict[str, dict[str, str]]:
     """Rows of a case by organ."""
     try:
-        if path.stat().st_size > MAX_RESULTS_BYTES:
-            raise DatasetError(f"{path}: larger than {MAX_RESULTS_BYTES} bytes; not a summary of ours")
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["organ"]: row for row in rows_of(file) if row["case"] == case}
+        return {row["organ"]: row for row in read_rows(path) if row["case"] == case}
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, csv.Error) as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 import zoomseg
-from zoomseg.io.tables import csv_text, number_cell, rows_of
+from zoomseg.io import tables
+from zoomseg.io.tables import csv_text, number_cell, read_rows
 
 NAMES = (
     ("=1+2", "'=1+2"),
@@ -46,16 +48,33 @@ def test_numbers_are_no_formulas() -> None:
 
 
 @pytest.mark.parametrize(("name", "written"), NAMES)
-def test_names_are_no_formulas_and_are_read_as_they_were(name: str, written: str) -> None:
+def test_names_are_no_formulas_and_are_read_as_they_were(name: str, written: str, tmp_path: Path) -> None:
     text = csv_text(("case", "n"), [(name, 1)])
     assert list(csv.reader(io.StringIO(text, newline="")))[1] == [written, "1"]
-    assert list(rows_of(io.StringIO(text, newline=""))) == [{"case": name, "n": "1"}]
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    assert list(read_rows(tmp_path / "t.csv")) == [{"case": name, "n": "1"}]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("case,n\nleber,1\n", encoding="utf-8-sig")
+    assert list(read_rows(tmp_path / "t.csv")) == [{"case": "leber", "n": "1"}]
+
+
+def test_only_files_of_a_moderate_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(OSError, match="not a file"):
+        read_rows(tmp_path / "pipe.csv")
+    monkeypatch.setattr(tables, "MAX_RESULTS_BYTES", 5)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(OSError, match="8 bytes"):
+        read_rows(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("row", ["1", "1,2,3"])
-def test_a_row_of_another_length_is_refused(row: str) -> None:
+def test_a_row_of_another_length_is_refused(row: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"a,b\n{row}\n")
     with pytest.raises(csv.Error, match="more or fewer cells"):
-        list(rows_of(["a,b\n", f"{row}\n"]))
+        list(read_rows(tmp_path / "t.csv"))
 
 
 def test_every_other_module_leaves_tables_to_this_one() -> None:

@@ -81,6 +81,15 @@ def test_notes_of_a_result(tmp_path: Path) -> None:
         notes_of_result(tmp_path / "nowhere", "abc")
 
 
+def test_a_summary_that_an_editor_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    write_results(tmp_path / "out", "abc")
+    before = organs_of_result(tmp_path / "out", "abc")
+    path = tmp_path / "out" / "summary.csv"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert organs_of_result(tmp_path / "out", "abc") == before
+    assert before[0].volume_ml is not None
+
+
 def test_a_summary_that_is_none_is_named(tmp_path: Path) -> None:
     write_results(tmp_path / "out", "abc")
     (tmp_path / "out" / "summary.csv").write_text("x,y\n1,2\n")
