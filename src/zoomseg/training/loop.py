@@ -224,7 +224,7 @@ class _Run:
         with ExitStack() as closed:
             log: Log | None = None
             for index, part in enumerate(self.parts):
-                group = self._group(index, part)
+                group = self._group(index)
                 if resumed is not None and index <= resumed.group:
                     self._restore(group, resumed)
                 if resumed is None or index >= resumed.group:
@@ -242,10 +242,11 @@ class _Run:
 
     # --- groups ------------------------------------------------------------------------------------
 
-    def _group(self, index: int, part: GroupRun) -> StageGroup:
+    def _group(self, index: int) -> StageGroup:
         """Networks and new optimiser of one group. Initial weights depend on the seed and group alone; a
         stage that an earlier group has trained continues from there."""
         torch.manual_seed(self.settings.seed * 1000 + index)
+        part = self.parts[index]
         trained = part.trained
         begun = set(self.finished) if part.half is None else set()
         needed = set(trained)

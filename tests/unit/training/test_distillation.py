@@ -48,7 +48,7 @@ def drawn(
     data: Dataset, recipe: Recipe, teachers: distillation.Teachers | None, out: Path
 ) -> tuple[StageGroup, Batch]:
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU, teachers=teachers), Silent())
-    group = run._group(0, ("coarse", "fine"))
+    group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     return group, source.draw(2, np.random.default_rng(0))
 
@@ -122,7 +122,7 @@ def test_a_student_comes_to_say_what_its_teachers_say(data: Dataset, tmp_path: P
     recipe = taught_alone(tiny_recipe(together=False, iterations=80, lr=1e-2))
     teachers = distillation.load([saved(tmp_path / "t", decided(untrained_bundle(11)))], data, recipe)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, teachers=teachers), Silent())
-    group = run._group(0, ("coarse",))
+    group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(2, np.random.default_rng(0))
     seen = batch.stages["coarse"]

@@ -81,7 +81,7 @@ def test_with_the_same_labels_the_first_answer_is_the_old_models(data: Dataset, 
     taken = fine_tuning.match("old", old, recipe, data.schema, 1)
     settings = loop.Settings(CPU, seed=4, init=taken)
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path / "m", settings, Silent())
-    group = run._group(0, ("coarse", "fine"))
+    group = run._group(0)
     before = {stage.name: build_network(stage, old.recipe, SCHEMA, 1) for stage in old.recipe.stages}
     for name, module in before.items():
         module.load_state_dict(state_dict(old, name))

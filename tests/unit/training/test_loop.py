@@ -356,7 +356,7 @@ def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -
 def test_a_budget_shorter_than_what_was_spent_is_told_of(data: Dataset, tmp_path: Path) -> None:
     watch = Recorder()
     run = loop._Run(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=100.0), watch)
-    group = run._group(0, ("coarse", "fine"))
+    group = run._group(0)
     group.step, group.elapsed, group.spent = 7, 40.0, 200.0
     run._set_length(group)
     assert group.length.seconds == 2.0
@@ -406,7 +406,7 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batc
         stages = tuple(s.model_copy(update={"network": UNet3D(channels=(8, 16))}) for s in recipe.stages)
         recipe = recipe.model_copy(update={"stages": stages})
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
-    group = run._group(0, ("coarse", "fine"))
+    group = run._group(0)
     source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
     batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
@@ -509,5 +509,5 @@ def test_an_epoch_is_as_long_as_each_stage_says(data: Dataset, tmp_path: Path) -
         update={"stages": (coarse, fine.model_copy(update={"training": longer}))}
     )
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, epochs=3), Silent())
-    assert run._group(0, ("coarse",)).length.steps == 15
-    assert run._group(1, ("fine",)).length.steps == 21
+    assert run._group(0).length.steps == 15
+    assert run._group(1).length.steps == 21

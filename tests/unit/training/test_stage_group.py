@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[StageGroup, Batch]:
     """Both stages of a recipe, trained together, and a batch for them."""
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU), Silent())
-    group = run._group(0, ("coarse", "fine"))
+    group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     return group, source.draw(2, np.random.default_rng(0))
 
@@ -82,7 +82,7 @@ def test_the_channel_of_a_label_is_found_among_those_that_are_stored(data: Datas
     """Of three labels, those that the stage reads, in the prior's order."""
     recipe = tiny_recipe(together=False)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
-    group = replace(run._group(1, ("fine",)), labels={"coarse": ("aorta", "liver", "spleen")})
+    group = replace(run._group(1), labels={"coarse": ("aorta", "liver", "spleen")})
     image, stored = torch.zeros(1, 1, 2, 2, 2), torch.arange(24.0).reshape(1, 3, 2, 2, 2)
     target, counts = torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.ones(1, 3)
     patch = StageBatch(image, target, counts, (), None, {"coarse": stored}, (), None)
@@ -136,7 +136,7 @@ def shown_brightness(data: Dataset, out: Path) -> tuple[StageGroup, _Norm, Calla
     """A group of one stage with one batch norm, and a training step on one patch with this mean."""
     recipe = retrained(tiny_recipe(together=False), batch=1, ema_decay=0.0)
     run = loop._Run(data, SPLIT, recipe, out, Settings(CPU), Silent())
-    group, module = run._group(0, ("coarse",)), _Norm()
+    group, module = run._group(0), _Norm()
     group.modules["coarse"] = module
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
@@ -293,7 +293,7 @@ def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     recipe = recipe.model_copy(update={"stages": (coarse,)})
     device = Device("cpu", bfloat16=True)
     run = loop._Run(data, SPLIT, recipe, tmp_path, Settings(device), Silent())
-    group = run._group(0, ("coarse",))
+    group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     seen: list[torch.dtype] = []
     group.modules["coarse"].heads[0].register_forward_hook(lambda m, i, out: seen.append(out.dtype))

@@ -60,7 +60,7 @@ def prepared(
 ) -> PackedCases:
     run = loop._Run(data, Split(IDS, ("case_2",)), recipe, out, Settings(CPU), watch)
     run.finished |= finished
-    group = run._group(index, (recipe.stages[index].name,))
+    group = run._group(index)
     preparation = Preprocessing(data, recipe, run.labels, run.cache, 0, CPU, watch, None)
     return preparation.packs(group, IDS, ("case_2",), lambda case: finished, threading.Event())
 
@@ -183,7 +183,7 @@ def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
 
 def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:
     run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, Settings(CPU), Silent())
-    group = run._group(0, ("coarse", "fine"))
+    group = run._group(0)
     preparation = Preprocessing(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
     stop = threading.Event()
     stop.set()
