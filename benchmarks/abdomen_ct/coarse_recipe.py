@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    (coarse,) = recipe["stages"] = recipe["stages"][:1]
-    recipe |= {"name": "abdomen-ct-coarse", "train_together": []}
+    coarse = recipe["stages"][0]
+    recipe |= {"name": "abdomen-ct-coarse", "stages": [coarse], "train_together": []}
     training = coarse["training"]
     training["optimiser"]["lr"] = 0.05  # --init divides it by 10
     training["sampler"]["background_share"] = 0.5
