@@ -61,9 +61,15 @@ def untrained() -> Bundle:
     return Bundle(recipe, SCHEMA, ("CT",), weights, {})
 
 
+def searching_everywhere(model: Bundle) -> Bundle:
+    """The model with its fine stage on the whole scan if nothing is found, as in noise."""
+    recipe = model.recipe.model_copy(update={"on_missing": "whole_volume"})
+    return replace(model, recipe=recipe, folder=None)
+
+
 def predictor(model: str, precision: str, workspace: int) -> Predictor:
     device = Device("cpu", precision == "bfloat16")
-    model_ = untrained() if model == "untrained" else replace(bundle.load(BUNDLED), folder=None)
+    model_ = untrained() if model == "untrained" else searching_everywhere(bundle.load(BUNDLED))
     made = Predictor(model_, device, limits=MemoryLimits(device, 1), any_scan=True)  # noise is not CT
     if workspace:
         for name, network in made._networks.items():

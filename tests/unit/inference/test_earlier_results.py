@@ -108,7 +108,7 @@ def without_case(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def too_large(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoomseg.inference.summary.MAX_RESULTS_BYTES", 100)
+    monkeypatch.setattr("zoomseg.io.tables.MAX_RESULTS_BYTES", 100)
 
 
 @pytest.mark.parametrize(
