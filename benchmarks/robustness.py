@@ -129,11 +129,10 @@ def main() -> None:
         for name, change in CHANGES.items():
             image, labels = change((case.image, case.labels))
             found = predictor.predict(Case(case.id, image)).labels.data
-            voxel_ml = float(np.prod(image.grid.spacing_mm)) / 1000
             for c, organ in enumerate(labels.schema.names, start=1):
                 reference, answer = labels.data == c, found == c
                 if not reference.any():
-                    absent_ml[name] += voxel_ml * int(answer.sum()) / len(dataset.cases)
+                    absent_ml[name] += image.grid.voxel_volume_ml * int(answer.sum()) / len(dataset.cases)
                 if int(reference.sum()) >= LEAST_VOXELS:
                     both = int((reference & answer).sum())
                     dice = 2 * both / (int(reference.sum()) + int(answer.sum()))

@@ -50,28 +50,15 @@ class Recorder(Silent):
 
 
 class StopAfter(Recorder):
-    """Stops the run, like SIGTERM, after ``steps`` rows of training."""
+    """Stops the run, like SIGTERM, after ``steps`` rows of training in its group ``group``."""
 
-    def __init__(self, steps: int, stop: threading.Event) -> None:
+    def __init__(self, steps: int, stop: threading.Event, group: int = 0) -> None:
         super().__init__()
-        self._steps, self._stop = steps, stop
+        self._steps, self._stop, self._group = steps, stop, group
 
     def row(self, row: Row, remaining_seconds: float | None) -> None:
         super().row(row, remaining_seconds)
-        if row.step > self._steps:
-            self._stop.set()
-
-
-class StopIn(Recorder):
-    """Stops the run in its group ``group``, after two steps."""
-
-    def __init__(self, group: int, stop: threading.Event) -> None:
-        super().__init__()
-        self._group, self._stop = group, stop
-
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
-        super().row(row, remaining_seconds)
-        if (row.group, row.step) == (self._group, 2):
+        if row.group == self._group and row.step > self._steps:
             self._stop.set()
 
 
@@ -218,7 +205,7 @@ def test_training_resumes_in_the_second_group_of_a_stage(
     recipe, stop = in_groups(*groups, iterations=4), threading.Event()
     whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn(1, stop))
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(1, stop, group=1))
     with pytest.raises(InterruptedTrainingError):
         run.train(stop)
     watch = Recorder()
@@ -295,7 +282,7 @@ def test_out_of_fold_training_resumes_in_any_part(
     whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
 
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn(kill_in, stop))
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(1, stop, kill_in))
     with pytest.raises(InterruptedTrainingError):
         run.train(stop)
     part = bundle.load(tmp_path / "cut")
