@@ -166,7 +166,7 @@ class Ablation:
 
     dataset: Dataset
     out: Path
-    wish: TrainingRequest
+    request: TrainingRequest
     folds: int
     chosen: tuple[int, ...]
     device: Device
@@ -183,7 +183,7 @@ class Ablation:
             cases = requested_recipe.choose_split(self.dataset, TrainingRequest())
             with TrainingDisplay(Console(stderr=True)) as display:
                 plan = requested_recipe.plan_recipe(
-                    self.dataset, cases, template, self.device, display, self.wish
+                    self.dataset, cases, template, self.device, display, self.request
                 )
             write_text_atomic(file, load.dump(plan.recipe))
         recipe = load.load(str(file))
@@ -199,9 +199,11 @@ class Ablation:
         else:
             file = self.out / f"{folder.name}.yaml"
             write_text_atomic(file, load.dump(recipe))
-            wish = replace(self.wish, recipe=str(file))
+            request = replace(self.request, recipe=str(file))
             with TrainingDisplay(Console(stderr=True)) as display:
-                folds = cross_validation.begin(self.dataset, folder, self.folds, wish, self.device, display)
+                folds = cross_validation.begin(
+                    self.dataset, folder, self.folds, request, self.device, display
+                )
         for fold in self.chosen:
             with TrainingDisplay(Console(stderr=True)) as display:
                 folds.model(fold, self.device, display)
@@ -243,8 +245,8 @@ def main(
     device: str,
 ) -> None:
     writable_directory(out)
-    wish = TrainingRequest(seconds=seconds, seed=seed)
-    ablation = Ablation(open_dataset(source), out, wish, folds, chosen, resolve(device))
+    request = TrainingRequest(seconds=seconds, seed=seed)
+    ablation = Ablation(open_dataset(source), out, request, folds, chosen, resolve(device))
     planned = ablation.planned()
     scores: dict[str, Evaluation] = {}
     trained: dict[str, str] = {}

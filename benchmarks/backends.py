@@ -113,18 +113,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("scan", type=Path)
-    wish = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiles = {
-            stage: spread(found) for stage, found in tiles_of(bundle.load(wish.model), wish.scan).items()
+            stage: spread(found)
+            for stage, found in tiles_of(bundle.load(options.model), options.scan).items()
         }
         for stage, found in tiles.items():
             np.save(folder / f"{stage}.npy", found)
         print("| stage | backend | precision | load, s | tile, s | memory, MB | alike, % | of organs', % |")
         print("|---|---|---|---:|---:|---:|---:|---:|")
         for stage in tiles:
-            figures = {row: in_new_process(wish.model, stage, *row, folder) for row in ROWS}
+            figures = {row: in_new_process(options.model, stage, *row, folder) for row in ROWS}
             truth = np.load(folder / f"{stage}-torch-float32.npy")
             for (backend, precision), told in figures.items():
                 found = np.load(folder / f"{stage}-{backend}-{precision}.npy")

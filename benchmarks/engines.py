@@ -169,10 +169,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("scans", type=Path, nargs="+", metavar="SCAN")
-    wish = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    model = bundle.load(wish.model)
-    *others, of_last = [tiles_of(model, scan) for scan in wish.scans]
+    model = bundle.load(options.model)
+    *others, of_last = [tiles_of(model, scan) for scan in options.scans]
     compared = spread(of_last, COMPARED)
     if others:
         calibrating = [t for tiles in others for t in spread(tiles, -(-CALIBRATING // len(others)))]

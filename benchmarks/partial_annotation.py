@@ -110,9 +110,11 @@ def main(source: Path, out: Path, seconds: float, folds: int, fold: int, seed: i
     recipe = writable_directory(out) / "recipe.yaml"
     scores: dict[str, Evaluation] = {}
     for name, cases in taught.items():
-        wish = requested_recipe.TrainingRequest(str(recipe) if recipe.is_file() else None, seconds, seed=seed)
+        request = requested_recipe.TrainingRequest(
+            str(recipe) if recipe.is_file() else None, seconds, seed=seed
+        )
         with TrainingDisplay(Console(stderr=True)) as display:
-            model = training_run.start(cases, out / name, wish, where, display)
+            model = training_run.start(cases, out / name, request, where, display)
         write_text_atomic(recipe, dump(model.recipe))
         scores[name] = score(model, dataset.subset(split.validation), out / name / "validation", where)
     text = table(taught, scores, {name: steps(out / name) for name in taught})

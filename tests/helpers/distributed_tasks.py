@@ -220,8 +220,8 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
     path = out.with_name(f"recipe-{processes.rank}.yaml")
     if processes.first:
         path.write_text(dump(made))
-    wish = TrainingRequest(str(path), folds=4, fold=2, seed=5)
-    training_run.start(open_dataset(data), out, wish, CPU, Silent(), processes)
+    request = TrainingRequest(str(path), folds=4, fold=2, seed=5)
+    training_run.start(open_dataset(data), out, request, CPU, Silent(), processes)
     model = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
     save_file(
         {n: torch.from_numpy(w).contiguous() for n, w in model.weights["fine"].items()},

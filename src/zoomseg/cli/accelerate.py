@@ -70,8 +70,8 @@ def command(
         given = {name: context.params[name] for name in {"small", "seed"} & given_by_user(context)}
         run = acceleration.reopen(models, scans, out, time_budget, epochs, given)
     else:
-        wish = TrainingRequest(seconds=time_budget, epochs=epochs, seed=seed)
-        run = acceleration.begin(models, scans, out, small, wish)
+        request = TrainingRequest(seconds=time_budget, epochs=epochs, seed=seed)
+        run = acceleration.begin(models, scans, out, small, request)
     with ending(lambda: "--resume continues from here"):
         return _small(run, device) if run.small else _with_regions(run, device)
 

@@ -60,8 +60,8 @@ def command(
     require_one_length(time_budget, epochs)
     data, device = open_dataset(dataset), resolve("auto")
     notes = Console(stderr=True)
-    wish = TrainingRequest(recipe, time_budget, epochs)
-    resolved = _resolve(data, wish, device, notes)
+    request = TrainingRequest(recipe, time_budget, epochs)
+    resolved = _resolve(data, request, device, notes)
     if out is not None:
         writable_directory(out)  # before minutes of computation
     rows, failed = _measure(data, resolved, cases, device, notes)
@@ -74,16 +74,16 @@ def command(
     return 1 if failed else 0
 
 
-def _resolve(data: Dataset, wish: TrainingRequest, device: Device, notes: Console) -> Recipe:
+def _resolve(data: Dataset, request: TrainingRequest, device: Device, notes: Console) -> Recipe:
     """The recipe as trained on all cases; mismatches between recipe and data are reported."""
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.evaluation import upper_bound
     from zoomseg.training import requested_recipe
 
-    wanted = requested_recipe.wanted_recipe(wish, None)
+    wanted = requested_recipe.wanted_recipe(request, None)
     with TrainingDisplay(notes) as display:
-        split = requested_recipe.choose_split(data, wish)
-        resolved = requested_recipe.resolve_recipe(data, split, wanted, device, display, wish)
+        split = requested_recipe.choose_split(data, request)
+        resolved = requested_recipe.resolve_recipe(data, split, wanted, device, display, request)
     missing = upper_bound.check(resolved, data)
     if missing:
         notes.print(f"no stage predicts {', '.join(missing)}", style="yellow", markup=False)

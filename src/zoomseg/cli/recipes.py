@@ -105,10 +105,10 @@ def _planned(name: str, dataset: Path, device: str, seconds: float | None, epoch
             f"recipe '{recipe.name}' is complete, so nothing is planned for a data set; omit --for to print "
             "it, or name a recipe that is planned, such as default"
         )
-    data, wish = open_dataset(dataset), requested_recipe.TrainingRequest(name, seconds, epochs)
+    data, request = open_dataset(dataset), requested_recipe.TrainingRequest(name, seconds, epochs)
     with TrainingDisplay(Console(stderr=True)) as display:
         return requested_recipe.plan_recipe(
-            data, requested_recipe.choose_split(data, wish), recipe, resolve(device), display, wish
+            data, requested_recipe.choose_split(data, request), recipe, resolve(device), display, request
         )
 
 

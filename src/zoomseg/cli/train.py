@@ -158,17 +158,17 @@ def command(
         raise click.UsageError("--unlabelled cannot be combined with --fold all; give one --fold, or none")
     data = open_dataset(dataset)
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
-    wish = requested_recipe.TrainingRequest(
+    request = requested_recipe.TrainingRequest(
         recipe, time_budget, epochs, folds, fold or 0, seed, init, teachers=known
     )
     given = given_by_user(context) - ({"fold"} if fold is None else set())
-    settings = training_run.settings_given(wish, given) if resume else None
+    settings = training_run.settings_given(request, given) if resume else None
     if fold is None or (resume and cross_validation.is_begun(out)):
-        return _train_all(data, out, wish, device, settings)
+        return _train_all(data, out, request, device, settings)
     if unlabelled is not None or (resume and self_training.is_begun(out)):
         if settings is not None and unlabelled is not None:
             settings |= {"unlabelled": str(unlabelled.resolve())}
-        return _train_with_unlabelled(data, out, unlabelled, wish, device, settings)
+        return _train_with_unlabelled(data, out, unlabelled, request, device, settings)
     with joined() as processes:
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
@@ -178,7 +178,9 @@ def command(
                     data, out, where, display, time_budget, epochs, processes, settings
                 )
             else:
-                model = training_run.start(data, out, replace(wish, began=began), where, display, processes)
+                model = training_run.start(
+                    data, out, replace(request, began=began), where, display, processes
+                )
     if not processes.first:
         return 0
     _say_next(out)
@@ -206,7 +208,7 @@ def _train_with_unlabelled(
     data: Dataset,
     out: Path,
     unlabelled: Path | None,
-    wish: TrainingRequest,
+    request: TrainingRequest,
     device: str,
     settings: Mapping[str, Any] | None,
 ) -> int:
@@ -221,10 +223,10 @@ def _train_with_unlabelled(
 
     _require_one_process("--unlabelled", "start one")
     if settings is not None:
-        run = self_training.reopen(data, out, wish.seconds, wish.epochs, settings)
+        run = self_training.reopen(data, out, request.seconds, request.epochs, settings)
     else:
         assert unlabelled is not None
-        run = self_training.begin(data, out, unlabelled, wish)
+        run = self_training.begin(data, out, unlabelled, request)
     where, console, told = resolve(device), Console(stderr=True), _Told()
     with ending(lambda: "--resume continues from here"):
         scores = run.teach(where, lambda: TrainingDisplay(console), told.fold)
@@ -238,7 +240,7 @@ def _train_with_unlabelled(
 
 
 def _train_all(
-    data: Dataset, out: Path, wish: TrainingRequest, device: str, settings: Mapping[str, Any] | None
+    data: Dataset, out: Path, request: TrainingRequest, device: str, settings: Mapping[str, Any] | None
 ) -> int:
     """All folds, one after the other. With ``settings``, the existing cross-validation, which must have had
     them, is resumed; finished folds are not repeated."""
@@ -253,10 +255,10 @@ def _train_all(
     where, console, told = resolve(device), Console(stderr=True), _Told()
     with TrainingDisplay(console) as display:
         if settings is not None:
-            trained = cross_validation.reopen(data, out, wish.seconds, wish.epochs, settings)
+            trained = cross_validation.reopen(data, out, request.seconds, request.epochs, settings)
         else:
-            assert wish.folds is not None
-            trained = cross_validation.begin(data, out, wish.folds, wish, where, display)
+            assert request.folds is not None
+            trained = cross_validation.begin(data, out, request.folds, request, where, display)
     with ending(lambda: "--resume continues from here"):
         scores = trained.run(where, lambda: TrainingDisplay(console), told.fold)
     _tell_all_folds(scores, trained.count, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoomseg.core.errors import DatasetError
@@ -113,22 +113,38 @@ def read_curves(training_log: Path) -> list[Curve]:
             table = csv.DictReader(file)
             if not {"step", "loss", "dice"} <= set(table.fieldnames or ()):
                 raise DatasetError(f"{training_log}: a training log has the columns step, loss and dice")
-            points: dict[str, list[tuple[float, float, float]]] = {}
-            ends: dict[str | None, tuple[str | None, float, float]] = {}
-            """Of each stage: the group, the steps before it, and the last one in it."""
-            for row in table:
-                name = " · ".join(filter(None, (row.get("stage"), row.get("split")))) or "training"
-                try:
-                    point = (float(row["step"]), float(row["loss"]), float(row["dice"]))
-                except (TypeError, ValueError):
-                    continue
-                if math.isfinite(point[0]):
-                    stage, group = row.get("stage"), row.get("group")
-                    known, before, last = ends.get(stage, (group, 0.0, 0.0))
-                    if group != known:
-                        before, last = before + last, 0.0
-                    ends[stage] = (group, before, max(point[0], last))
-                    points.setdefault(name, []).append((before + point[0], *point[1:]))
+            points = _points(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{training_log}: the training log cannot be read ({error})") from error
     return [Curve(name, *(tuple(v) for v in zip(*rows, strict=True))) for name, rows in points.items()]
+
+
+def _points(table: csv.DictReader[str]) -> dict[str, list[tuple[float, float, float]]]:
+    """Step, loss and Dice of each curve; a stage's steps are counted on from its former groups."""
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    counts: dict[str | None, _StepCount] = {}
+    for row in table:
+        try:
+            step, loss, dice = (float(row[column]) for column in ("step", "loss", "dice"))
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(step):
+            count = counts.get(row.get("stage"), _StepCount(row.get("group"))).reached(row.get("group"), step)
+            counts[row.get("stage")] = count
+            name = " · ".join(filter(None, (row.get("stage"), row.get("split")))) or "training"
+            points.setdefault(name, []).append((count.before + step, loss, dice))
+    return points
+
+
+@dataclass(frozen=True)
+class _StepCount:
+    """Steps of a stage: those ``before`` its present ``group``, and the ``last`` one in it."""
+
+    group: str | None
+    before: float = 0.0
+    last: float = 0.0
+
+    def reached(self, group: str | None, step: float) -> _StepCount:
+        if group == self.group:
+            return replace(self, last=max(step, self.last))
+        return _StepCount(group, self.before + self.last, max(step, 0.0))

@@ -210,13 +210,13 @@ class Trainings:
             with self.watch.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.start(training))
-        wish = self._wish(training, recipe, fold)
+        request = self._request(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold, self.dataset, drawn=self._drawn(training, fold))
         with self.watch.training() as observer:
-            return training_run.start(self.dataset, folder, wish, self.device, observer)
+            return training_run.start(self.dataset, folder, request, self.device, observer)
 
-    def _wish(self, training: Training, recipe: Recipe, fold: int) -> requested_recipe.TrainingRequest:
+    def _request(self, training: Training, recipe: Recipe, fold: int) -> requested_recipe.TrainingRequest:
         """The training request of a fold, for the recipe written to disk."""
         file = self.out / "runs" / training.id / "recipe.yaml"
         writable_directory(file.parent)
@@ -242,14 +242,14 @@ class Trainings:
         data = self._of_fold(fold)
         if self_training.is_begun(folder):
             run = self_training.reopen(data, folder)
-            run = replace(run, wish=replace(run.wish, registered=self.registered))
+            run = replace(run, request=replace(run.request, registered=self.registered))
         else:
-            wish = self._wish(training, training.change(self.start(training)), fold)
-            run = self_training.begin(data, folder, self.settings.unlabelled, wish)
+            request = self._request(training, training.change(self.start(training)), fold)
+            run = self_training.begin(data, folder, self.settings.unlabelled, request)
         run.teach(self.device, self.watch.training, self._tell_teacher)
         with self.watch.training() as observer:
             run.label(self.device, observer)
-        recipe = shipped(str(run.wish.recipe))
+        recipe = shipped(str(run.request.recipe))
         if not training_run.is_begun(folder) and atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold, self_training.extended(data, folder))
         with self.watch.training() as observer:

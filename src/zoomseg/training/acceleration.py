@@ -79,14 +79,14 @@ def _write(path: Path, case: Case, result: Prediction) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Acceleration of an ensemble ``models`` with the scans in a folder. ``wish`` gives the training
+    """Acceleration of an ensemble ``models`` with the scans in a folder. ``request`` gives the training
     length."""
 
     models: tuple[str, ...]
     scans: Path
     out: Path
     small: bool
-    wish: TrainingRequest
+    request: TrainingRequest
     longer: bool = False
     """Whether the training continues although it was finished, as a new length was given."""
 
@@ -153,7 +153,7 @@ class Acceleration:
                 f"{len(used)} of the scans in {self.scans} could be used; one is learned from and one kept "
                 "back at least: give more"
             )
-        kept_back = folds(used, min(PARTS, len(used)), self.wish.seed)[0]
+        kept_back = folds(used, min(PARTS, len(used)), self.request.seed)[0]
         return loop.Split(tuple(sorted(set(used) - set(kept_back))), kept_back)
 
     @cached_property
@@ -226,18 +226,22 @@ class Acceleration:
             recipe = self._region_recipe(device, observer)
             writable_directory(folder)
             write_text_atomic(file, dump(recipe))
-        wish = replace(self.wish, recipe=str(file), split=self.split)
-        return self._trained(folder, wish, device, observer)
+        request = replace(self.request, recipe=str(file), split=self.split)
+        return self._trained(folder, request, device, observer)
 
-    def _trained(self, folder: Path, wish: TrainingRequest, device: Device, observer: Observer) -> Bundle:
+    def _trained(self, folder: Path, request: TrainingRequest, device: Device, observer: Observer) -> Bundle:
         if self.longer and training_run.is_begun(folder):
-            return training_run.resume(self.dataset, folder, device, observer, wish.seconds, wish.epochs)
-        return training_run.finished(self.dataset, folder, wish, device, observer)
+            return training_run.resume(
+                self.dataset, folder, device, observer, request.seconds, request.epochs
+            )
+        return training_run.finished(self.dataset, folder, request, device, observer)
 
     def _region_recipe(self, device: Device, observer: Observer) -> Recipe:
         default = load("default")
         assert isinstance(default, PlannedRecipe)
-        planned = requested_recipe.plan_recipe(self.dataset, self.split, default, device, observer, self.wish)
+        planned = requested_recipe.plan_recipe(
+            self.dataset, self.split, default, device, observer, self.request
+        )
         recipe, model = planned.recipe, self.bundles[0].recipe
         if len(recipe.stages) == 1:
             raise TrainingError(
@@ -340,12 +344,12 @@ class Acceleration:
             InterruptedTrainingError: stopped; the next call continues.
             ZoomSegError: as ``training_run.start``.
         """
-        wish = replace(self.wish, split=self.split, part_of=record.ACCELERATION)
-        return self._trained(self.out, wish, device, observer)
+        request = replace(self.request, split=self.split, part_of=record.ACCELERATION)
+        return self._trained(self.out, request, device, observer)
 
 
 def begin(
-    models: tuple[str, ...], scans: Path, out: Path, small: bool, wish: TrainingRequest
+    models: tuple[str, ...], scans: Path, out: Path, small: bool, request: TrainingRequest
 ) -> Acceleration:
     """Check a request and write it down.
 
@@ -363,16 +367,16 @@ def begin(
             "scans"
         )
     known = _paths(models)
-    run = Acceleration(known, scans, out, small, wish)
+    run = Acceleration(known, scans, out, small, request)
     model = run.bundles[0]
     if not small:
         _check_slow(models[0], model.recipe)
     asked = AccelerationRecord(
         channels=model.channel_names,
         labels=model.schema.value_of,
-        seed=wish.seed,
-        seconds=wish.seconds,
-        epochs=wish.epochs,
+        seed=request.seed,
+        seconds=request.seconds,
+        epochs=request.epochs,
         cases=tuple(scan.id for scan in found),
         models=known,
         scans=str(scans.resolve()),
@@ -427,9 +431,9 @@ def reopen(
         raise TrainingError(f"{scans} has other scans than {out} was begun with ({min(changed)})")
     longer = seconds is not None or epochs is not None
     known = before.lasting(seconds, epochs)
-    wish = TrainingRequest(seconds=known.seconds, epochs=known.epochs, seed=known.seed)
+    request = TrainingRequest(seconds=known.seconds, epochs=known.epochs, seed=known.seed)
     record.keep_length(known, before, out, record.ACCELERATION)
-    return Acceleration(known.models, scans, out, known.small, wish, longer)
+    return Acceleration(known.models, scans, out, known.small, request, longer)
 
 
 def scans_in(folder: Path) -> list[ScanInput]:

@@ -44,12 +44,12 @@ OnValidated = Callable[[Path, Validation], None]
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """All ``count`` folds of a data set; ``wish`` says how each is trained."""
+    """All ``count`` folds of a data set; ``request`` says how each is trained."""
 
     dataset: Dataset
     out: Path
     count: int
-    wish: TrainingRequest
+    request: TrainingRequest
 
     def folder(self, fold: int) -> Path:
         return self.out / f"fold-{fold}"
@@ -60,7 +60,7 @@ class CrossValidation:
 
     def held_back(self, fold: int) -> tuple[str, ...]:
         """The cases on which a fold's model is scored."""
-        return requested_recipe.choose_split(self.dataset, self._wish_of(fold)).validation
+        return requested_recipe.choose_split(self.dataset, self._request_of(fold)).validation
 
     def model(self, fold: int, device: Device, observer: Observer) -> Bundle:
         """A fold's model: from disk if it is finished, otherwise trained or resumed.
@@ -70,7 +70,9 @@ class CrossValidation:
             ZoomSegError: as ``training.training_run.start`` and ``resume``.
         """
         observer.message(f"fold {fold} (of 0 to {self.count - 1})")
-        return training_run.finished(self.dataset, self.folder(fold), self._wish_of(fold), device, observer)
+        return training_run.finished(
+            self.dataset, self.folder(fold), self._request_of(fold), device, observer
+        )
 
     def run(
         self,
@@ -99,9 +101,9 @@ class CrossValidation:
         parts = [folder / validation.FOLDER for folder in self.folders]
         return gather(parts, self.dataset, self.out / validation.FOLDER)
 
-    def _wish_of(self, fold: int) -> TrainingRequest:
+    def _request_of(self, fold: int) -> TrainingRequest:
         recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"
-        return replace(self.wish, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
+        return replace(self.request, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
 
 
 def _is_validated(folder: Path, held_back: tuple[str, ...]) -> bool:
@@ -114,42 +116,42 @@ def _is_validated(folder: Path, held_back: tuple[str, ...]) -> bool:
 
 
 def begin(
-    dataset: Dataset, out: Path, count: int, wish: TrainingRequest, device: Device, observer: Observer
+    dataset: Dataset, out: Path, count: int, request: TrainingRequest, device: Device, observer: Observer
 ) -> CrossValidation:
     """Plan a cross-validation and write it down.
 
     Args:
-        wish: how each fold is trained; its length applies to each fold.
+        request: how each fold is trained; its length applies to each fold.
 
     Raises:
-        ModelError: ``out`` already contains a model or a cross-validation, or ``wish.init`` is not a model.
+        ModelError: ``out`` already contains a model or a cross-validation; ``request.init`` is none.
         DatasetError: too few labelled cases for the folds; an organ that only one of them has.
         RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
     record.require_free(out)
-    folds = CrossValidation(dataset, out, count, wish)
+    folds = CrossValidation(dataset, out, count, request)
     held_back = [folds.held_back(fold) for fold in range(count)]
     cases = requested_recipe.choose_split(dataset, TrainingRequest())
-    initial = None if wish.init is None else fine_tuning.load(wish.init, dataset)
-    recipe = requested_recipe.wanted_recipe(wish, initial)
+    initial = None if request.init is None else fine_tuning.load(request.init, dataset)
+    recipe = requested_recipe.wanted_recipe(request, initial)
     organs = requested_recipe.organs_of(recipe, dataset)
     fingerprint.require_in_two(dataset, held_back, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
-            planned = requested_recipe.plan_recipe(dataset, cases, recipe, device, observer, wish)
+            planned = requested_recipe.plan_recipe(dataset, cases, recipe, device, observer, request)
             write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
             recipe = planned.recipe
         write_text_atomic(out / "recipe.yaml", dump(recipe))
         asked = CrossValidationRecord(
-            **training_run.recorded(dataset, wish),
+            **training_run.recorded(dataset, request),
             cases=cases.train,
             folds=count,
         )
-        if wish.init is not None and initial is not None:
-            wish = replace(wish, init=fine_tuning.keep(initial, wish.init, out))
+        if request.init is not None and initial is not None:
+            request = replace(request, init=fine_tuning.keep(initial, request.init, out))
         record.write(asked, out / bundle.FOLDS)
-    return replace(folds, wish=wish)
+    return replace(folds, request=request)
 
 
 def reopen(
@@ -169,11 +171,11 @@ def reopen(
     before = record.read_cross_validation(out)
     known = before.resumed(dataset, out, settings, seconds, epochs)
     init = None if known.init is None else fine_tuning.kept(known.init, out)
-    wish = TrainingRequest(
+    request = TrainingRequest(
         seconds=known.seconds, epochs=known.epochs, seed=known.seed, init=init, teachers=known.teachers
     )
     record.keep_length(known, before, out, bundle.FOLDS)
-    return CrossValidation(dataset, out, known.folds, wish)
+    return CrossValidation(dataset, out, known.folds, request)
 
 
 def is_begun(out: Path) -> bool:

@@ -93,13 +93,13 @@ class _KeptCases(BaseModel):
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """A training of ``dataset`` and the scans in ``unlabelled``. ``wish`` says how teachers and student are
-    trained; its teachers, if there are any, label the scans."""
+    """A training of ``dataset`` and the scans in ``unlabelled``. ``request`` says how teachers and student
+    are trained; its teachers, if there are any, label the scans."""
 
     dataset: Dataset
     out: Path
     unlabelled: Path
-    wish: TrainingRequest
+    request: TrainingRequest
 
     @property
     def folder(self) -> Path:
@@ -109,12 +109,12 @@ class SelfTraining:
     @property
     def held_back(self) -> tuple[str, ...]:
         """The cases on which the student is scored."""
-        return requested_recipe.choose_split(self.dataset, self.wish).validation
+        return requested_recipe.choose_split(self.dataset, self.request).validation
 
     @cached_property
     def labelled(self) -> Dataset:
         """Training cases of the first round: without those on which the student is scored."""
-        return self.dataset.subset(requested_recipe.choose_split(self.dataset, self.wish).train)
+        return self.dataset.subset(requested_recipe.choose_split(self.dataset, self.request).train)
 
     @property
     def folds(self) -> int:
@@ -122,9 +122,9 @@ class SelfTraining:
         return min(FOLDS, len(self.labelled.cases))
 
     @property
-    def teachers_wish(self) -> TrainingRequest:
+    def teachers_request(self) -> TrainingRequest:
         """Settings of the first round."""
-        return replace(self.wish, folds=None, fold=0, split=None)
+        return replace(self.request, folds=None, fold=0, split=None)
 
     def teach(
         self,
@@ -134,14 +134,16 @@ class SelfTraining:
     ) -> Evaluation | None:
         """The first round, started or resumed (``CrossValidation.run``); None if teachers are given, or the
         student's training has begun."""
-        if self.wish.teachers or self._student_begun:
+        if self.request.teachers or self._student_begun:
             return None
         if cross_validation.is_begun(self.folder):
-            first = cross_validation.reopen(self.labelled, self.folder, self.wish.seconds, self.wish.epochs)
+            first = cross_validation.reopen(
+                self.labelled, self.folder, self.request.seconds, self.request.epochs
+            )
         else:
             with watch() as observer:
                 first = cross_validation.begin(
-                    self.labelled, self.folder, self.folds, self.teachers_wish, device, observer
+                    self.labelled, self.folder, self.folds, self.teachers_request, device, observer
                 )
         return first.run(device, watch, on_validated)
 
@@ -168,7 +170,7 @@ class SelfTraining:
         todo = [scan for scan in scans if scan.id not in done or done[scan.id].failed is not None]
         if todo:
             predictor = load_predictor(
-                self.wish.teachers or (self.folder,), device, on_warning=observer.message
+                self.request.teachers or (self.folder,), device, on_warning=observer.message
             )
             self._tell_seen(observer)
             writable_directory(self.out / LABELS)
@@ -203,57 +205,59 @@ class SelfTraining:
         """
         data = extended(self.dataset, self.out)
         if self._student_begun:
-            return training_run.resume(data, self.out, device, observer, self.wish.seconds, self.wish.epochs)
+            return training_run.resume(
+                data, self.out, device, observer, self.request.seconds, self.request.epochs
+            )
         return training_run.start(
-            data, self.out, replace(self.wish, teachers=(), part_of=record.UNLABELLED), device, observer
+            data, self.out, replace(self.request, teachers=(), part_of=record.UNLABELLED), device, observer
         )
 
     def _tell_seen(self, observer: Observer) -> None:
         """Report that teachers may have been trained on the cases on which the student is scored."""
-        models = tuple(bundle.load(model) for model in self.wish.teachers)
-        warning = seen_cases.warning(models, self.wish.teachers, self.held_back, self.dataset)
+        models = tuple(bundle.load(model) for model in self.request.teachers)
+        warning = seen_cases.warning(models, self.request.teachers, self.held_back, self.dataset)
         if warning is not None:
             observer.message(warning)
 
 
-def begin(dataset: Dataset, out: Path, unlabelled: Path, wish: TrainingRequest) -> SelfTraining:
+def begin(dataset: Dataset, out: Path, unlabelled: Path, request: TrainingRequest) -> SelfTraining:
     """Check a request and write it down.
 
     Raises:
-        ModelError: ``out`` already contains a training; a teacher or ``wish.init`` is not a model.
+        ModelError: ``out`` already contains a training; a teacher or ``request.init`` is not a model.
         DatasetError: too few labelled cases; unlabelled scans with a labelled case's name.
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
     record.require_free(out)
     scans_in(unlabelled, dataset)
-    teachers = tuple(str(bundle.find(model).resolve()) for model in wish.teachers)
-    run = SelfTraining(dataset, out, unlabelled, replace(wish, teachers=teachers))
+    teachers = tuple(str(bundle.find(model).resolve()) for model in request.teachers)
+    run = SelfTraining(dataset, out, unlabelled, replace(request, teachers=teachers))
     for model in teachers:
         _require_known(bundle.load(model), dataset.schema)
     if not teachers and len(run.labelled.cases) < 2:
         raise DatasetError(
             "the first round needs at least two labelled cases; label more, or give a --teacher"
         )
-    initial = None if wish.init is None else fine_tuning.load(wish.init, dataset)
-    recipe = load(wish.recipe) if wish.recipe is not None and Path(wish.recipe).is_file() else None
+    initial = None if request.init is None else fine_tuning.load(request.init, dataset)
+    recipe = load(request.recipe) if request.recipe is not None and Path(request.recipe).is_file() else None
     asked = SelfTrainingRecord(
-        **training_run.recorded(dataset, run.wish),
+        **training_run.recorded(dataset, run.request),
         cases=dataset.labelled_ids,
         unlabelled=str(unlabelled.resolve()),
-        recipe=wish.recipe if recipe is None else RECIPE,
-        folds=wish.folds,
-        fold=wish.fold,
-        split=None if wish.split is None else (wish.split.train, wish.split.validation),
+        recipe=request.recipe if recipe is None else RECIPE,
+        folds=request.folds,
+        fold=request.fold,
+        split=None if request.split is None else (request.split.train, request.split.validation),
     )
     with record.alone_in_free(out):
-        init = wish.init
+        init = request.init
         if recipe is not None:
             write_text_atomic(out / RECIPE, dump(recipe))
         if init is not None and initial is not None:
             init = fine_tuning.keep(initial, init, out)
         record.write(asked, out / record.UNLABELLED)
-    return replace(run, wish=replace(run.wish, recipe=_recipe_of(asked, out), init=init))
+    return replace(run, request=replace(run.request, recipe=_recipe_of(asked, out), init=init))
 
 
 def _recipe_of(known: SelfTrainingRecord, out: Path) -> str | None:
@@ -278,7 +282,7 @@ def reopen(
     before = record.read_self_training(out)
     known = before.resumed(dataset, out, settings, seconds, epochs)
     init = None if known.init is None else fine_tuning.kept(known.init, out)
-    wish = TrainingRequest(
+    request = TrainingRequest(
         _recipe_of(known, out),
         known.seconds,
         known.epochs,
@@ -290,7 +294,7 @@ def reopen(
         split=None if known.split is None else Split(*known.split),
     )
     record.keep_length(known, before, out, record.UNLABELLED)
-    return SelfTraining(dataset, out, Path(known.unlabelled), wish)
+    return SelfTraining(dataset, out, Path(known.unlabelled), request)
 
 
 def is_begun(out: Path) -> bool:

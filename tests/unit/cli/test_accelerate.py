@@ -60,7 +60,7 @@ def test_region_recall_tiles_and_dice_are_told(
     assert "(threshold 0.02, radius 4 voxels) holds 99.912% or more" in told
     assert "lowest organ: spleen, 98.50%" in told
     assert "in 1 held-out scans: mean 0.9992, lowest 0.9985 (spleen)" in told
-    assert acceleration.reopen([str(model)], scans, tmp_path / "fast").wish.seconds == 90
+    assert acceleration.reopen([str(model)], scans, tmp_path / "fast").request.seconds == 90
     assert run(*asked) == 2
     assert "give --resume to continue it" in capsys.readouterr().err
     assert run(*asked, "--resume") == 0

@@ -83,18 +83,18 @@ def test_a_table_of_test_cases_is_named_if_there_is_one(
 def test_stopped_it_says_how_to_go_on(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes: list[requested_recipe.TrainingRequest] = []
+    requests: list[requested_recipe.TrainingRequest] = []
 
     def stopped(
-        data: object, out: object, wish: requested_recipe.TrainingRequest, *arguments: object
+        data: object, out: object, request: requested_recipe.TrainingRequest, *arguments: object
     ) -> None:
-        wishes.append(wish)
+        requests.append(request)
         raise InterruptedTrainingError("stopped at step 3; continue with --resume")
 
     monkeypatch.setattr(training_run, "start", stopped)
     arguments = ("--time-budget", "1m30s", "--folds", "2", "--fold", "1", "--seed", "4", "--device", "cpu")
     assert run(data, "--ablation", "roth2018-cascade", "-o", tmp_path / "out", *arguments) == 130
-    assert [(w.seconds, w.folds, w.fold, w.seed, w.init) for w in wishes] == [(90, 2, 1, 4, None)]
+    assert [(w.seconds, w.folds, w.fold, w.seed, w.init) for w in requests] == [(90, 2, 1, 4, None)]
     assert capfd.readouterr().err.splitlines()[-1] == "zoomseg: stopped; the same command resumes from here"
 
 

@@ -542,9 +542,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         maps = torch.ones(3, *image.grid.shape) / 3
         return StagePrediction(maps, image.grid, self.schema.names, Region.whole(image.grid), ATLAS)
 
-    def start(dataset: Dataset, out: Path, wish: requested_recipe.TrainingRequest, *_: object) -> Bundle:
+    def start(dataset: Dataset, out: Path, request: requested_recipe.TrainingRequest, *_: object) -> Bundle:
         calls.append("started")
-        raise StartedError(str(wish.registered))
+        raise StartedError(str(request.registered))
 
     monkeypatch.setattr(AtlasLibrary, "build", collected)
     monkeypatch.setattr(AtlasLibrary, "prior", prior)

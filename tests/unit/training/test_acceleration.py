@@ -98,8 +98,8 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
 
 
 def begin(scans: Path, model: Path, out: Path, small: bool = False) -> Acceleration:
-    wish = TrainingRequest(epochs=1)
-    return acceleration.begin((str(model),), scans, out, small, wish)
+    request = TrainingRequest(epochs=1)
+    return acceleration.begin((str(model),), scans, out, small, request)
 
 
 def test_the_model_computes_around_what_the_coarse_stage_finds(
@@ -188,10 +188,10 @@ def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, 
     again.label(CPU, Silent())
     assert len(oracle.seen) == SCANS
     assert again.split == run.split
-    assert (again.models, again.wish.epochs, again.longer) == ((str(model.resolve()),), 1, False)
+    assert (again.models, again.request.epochs, again.longer) == ((str(model.resolve()),), 1, False)
     assert acceleration.reopen([str(model)], scans, tmp_path / "fast", epochs=2).longer
     last = acceleration.reopen([str(model)], scans, tmp_path / "fast")
-    assert (last.wish.epochs, last.longer) == (2, False)
+    assert (last.request.epochs, last.longer) == (2, False)
     another = shutil.copytree(model, tmp_path / "another")
     with pytest.raises(TrainingError, match="another cannot be given to resume the training in"):
         acceleration.reopen([str(another)], scans, tmp_path / "fast")
@@ -298,14 +298,14 @@ def test_a_small_cascade_learns_the_models_labels(
 ) -> None:
     run = begin(scans, model, tmp_path / "small", small=True)
     run.label(CPU, Silent())
-    run = replace(run, wish=replace(run.wish, recipe=_tiny(tmp_path)))
+    run = replace(run, request=replace(run.request, recipe=_tiny(tmp_path)))
     trained = run.small_cascade(CPU, Silent())
     assert trained.provenance["training_cases"] == list(run.split.train)
     assert trained.provenance["data_set"] == "scans, labelled by slow"
     assert [stage.name for stage in trained.recipe.stages] == ["coarse", "fine"]
     asked: list[object] = []
     monkeypatch.setattr(training_run, "resume", lambda *given: asked.append(given[-2:]))
-    replace(run, longer=True, wish=replace(run.wish, epochs=2)).small_cascade(CPU, Silent())
+    replace(run, longer=True, request=replace(run.request, epochs=2)).small_cascade(CPU, Silent())
     assert asked == [(None, 2)]
 
 

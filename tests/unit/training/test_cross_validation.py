@@ -36,8 +36,8 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
-def begin(data: Dataset, out: Path, wish: TrainingRequest, count: int = 2) -> CrossValidation:
-    return cross_validation.begin(data, out, count, wish, CPU, Silent())
+def begin(data: Dataset, out: Path, request: TrainingRequest, count: int = 2) -> CrossValidation:
+    return cross_validation.begin(data, out, count, request, CPU, Silent())
 
 
 def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ def test_the_initial_model_is_needed_only_at_the_beginning(data: Dataset, tmp_pa
     begun = begin(data, tmp_path / "m", TrainingRequest(init=tmp_path / "old"))
     (tmp_path / "old").rename(tmp_path / "elsewhere")
     again = cross_validation.reopen(data, tmp_path / "m")
-    assert again.wish.init == begun.wish.init == tmp_path / "m" / "init" / "old"
+    assert again.request.init == begun.request.init == tmp_path / "m" / "init" / "old"
     assert again.model(1, CPU, Silent()).provenance["init"] == {
         "model": "old",
         "recipe": "tiny",
         "tensors": 50,
     }
     given = {"init": str((tmp_path / "old").resolve())}
-    assert cross_validation.reopen(data, tmp_path / "m", settings=given).wish == again.wish
+    assert cross_validation.reopen(data, tmp_path / "m", settings=given).request == again.request
 
 
 def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
@@ -136,16 +136,16 @@ def test_folds_are_planned_alike(data: Dataset, tmp_path: Path) -> None:
 
 
 def test_what_was_asked_for_comes_back(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    wish = TrainingRequest(recipe, seconds=60.0, seed=2)
-    begin(data, tmp_path / "m", wish)
+    request = TrainingRequest(recipe, seconds=60.0, seed=2)
+    begin(data, tmp_path / "m", request)
     again = cross_validation.reopen(data, tmp_path / "m")
-    assert (again.count, again.wish) == (2, replace(wish, recipe=None))
+    assert (again.count, again.request) == (2, replace(request, recipe=None))
     for length in ({"epochs": 3}, {}):  # the last one that was given
-        longer = cross_validation.reopen(data, tmp_path / "m", **length).wish
+        longer = cross_validation.reopen(data, tmp_path / "m", **length).request
         assert (longer.seconds, longer.epochs) == (None, 3)
     with pytest.raises(TrainingError, match="epochs must be"):
         cross_validation.reopen(data, tmp_path / "m", epochs=0)
-    assert cross_validation.reopen(data, tmp_path / "m").wish == longer
+    assert cross_validation.reopen(data, tmp_path / "m").request == longer
 
 
 def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(

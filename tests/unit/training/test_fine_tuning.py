@@ -226,8 +226,8 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
     """Killed before its first step, or within its first group: the next groups also start from the model."""
     recipe = tmp_path / "r.yaml"
     recipe.write_text(dump(tiny_recipe(together=False, iterations=4)))
-    wish = TrainingRequest(str(recipe), init=model)
-    whole = training_run.start(data, tmp_path / "whole", wish, CPU, Silent())
+    request = TrainingRequest(str(recipe), init=model)
+    whole = training_run.start(data, tmp_path / "whole", request, CPU, Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     stop = threading.Event()
 
@@ -246,7 +246,7 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", start_and_stop)
         with pytest.raises(InterruptedTrainingError):
-            training_run.start(data, tmp_path / "cut", wish, CPU, Killed())
+            training_run.start(data, tmp_path / "cut", request, CPU, Killed())
     model.rename(tmp_path / "elsewhere")
     resumed = training_run.resume(data, tmp_path / "cut", CPU, Silent())
     for name, state in whole.weights.items():
@@ -298,9 +298,9 @@ def test_other_names_of_channels_are_told_of(data: Dataset, model: Path, tmp_pat
 def test_an_included_model_is_known_by_its_name_from_any_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    wish = TrainingRequest(init=Path(bundle.ABDOMEN_CT))
+    request = TrainingRequest(init=Path(bundle.ABDOMEN_CT))
     monkeypatch.chdir(tmp_path)
-    given = training_run.settings_given(wish, {"init"})
+    given = training_run.settings_given(request, {"init"})
     assert given == {"init": str((bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT).resolve())}
     with pytest.raises(ModelError, match="no model folder at nowhere"):
         training_run.settings_given(TrainingRequest(init=Path("nowhere")), {"init"})

@@ -63,8 +63,8 @@ def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) ->
     assert isinstance(recipe, PlannedRecipe)
     split = choose_split(data, TrainingRequest())
 
-    def told(wish: TrainingRequest) -> dict[str, str]:
-        made = plan_recipe(data, split, recipe, CPU, Silent(), wish)
+    def told(request: TrainingRequest) -> dict[str, str]:
+        made = plan_recipe(data, split, recipe, CPU, Silent(), request)
         return {reason.what: reason.value for reason in made.reasons}
 
     assert told(TrainingRequest(epochs=3))["length"] == "300 steps"

@@ -114,8 +114,8 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Oracle]:
     return stand_in
 
 
-def begin(data: Dataset, out: Path, unlabelled: Path, *teachers: str, **wish: object) -> SelfTraining:
-    asked = TrainingRequest(teachers=teachers, **wish)  # type: ignore[arg-type]
+def begin(data: Dataset, out: Path, unlabelled: Path, *teachers: str, **request: object) -> SelfTraining:
+    asked = TrainingRequest(teachers=teachers, **request)  # type: ignore[arg-type]
     return self_training.begin(data, out, unlabelled, asked)
 
 
@@ -233,12 +233,14 @@ def test_the_recipe_and_the_initial_model_are_kept(
     Path(recipe).write_text(dump(tiny_recipe(together=True, iterations=9)))
     (tmp_path / "old").rename(tmp_path / "elsewhere")
     again = self_training.reopen(data, tmp_path / "m")
-    assert again.wish == run.wish
-    assert load(str(again.wish.recipe)) == tiny_recipe(together=True, iterations=2)
-    assert again.wish.init is not None
-    assert bundle.load(again.wish.init).recipe == untrained_bundle().recipe
+    assert again.request == run.request
+    assert load(str(again.request.recipe)) == tiny_recipe(together=True, iterations=2)
+    assert again.request.init is not None
+    assert bundle.load(again.request.init).recipe == untrained_bundle().recipe
     named = begin(data, tmp_path / "n", unlabelled, recipe="default")
-    assert (named.wish.recipe, self_training.reopen(data, tmp_path / "n").wish.recipe) == ("default",) * 2
+    assert (named.request.recipe, self_training.reopen(data, tmp_path / "n").request.recipe) == (
+        "default",
+    ) * 2
 
 
 def test_teachers_are_not_trained_again_once_the_student_has_begun(
@@ -284,11 +286,11 @@ def test_what_was_asked_for_is_read_back(
     run = begin(data, out, unlabelled, teacher, recipe=recipe, epochs=3, folds=2, fold=1, seed=3)
     assert self_training.is_begun(out)
     again = self_training.reopen(data, out)
-    assert again.wish == run.wish
+    assert again.request == run.request
     assert again.unlabelled == unlabelled.resolve()
     for length in ({"seconds": 9.0}, {}):  # the last one that was given
         again = self_training.reopen(data, out, **length)
-        assert again.wish == replace(run.wish, epochs=None, seconds=9.0)
+        assert again.request == replace(run.request, epochs=None, seconds=9.0)
     with pytest.raises(ModelError, match=r"already holds a training \(unlabelled\.json\)"):
         begin(data, out, unlabelled, teacher)
     with pytest.raises(TrainingError, match="other cases"):
@@ -301,7 +303,7 @@ def test_the_first_round_does_not_see_the_cases_kept_back(
     run = begin(data, tmp_path / "m", unlabelled, folds=2, fold=1, epochs=3)
     assert set(run.labelled.ids) == set(data.ids) - set(run.held_back)
     assert run.folds == 2
-    assert run.teachers_wish == TrainingRequest(epochs=3)
+    assert run.teachers_request == TrainingRequest(epochs=3)
     assert run.folder == tmp_path / "m" / "teachers"
 
 
@@ -312,9 +314,9 @@ def test_named_cases_are_kept_to(
     split = Split(data.ids[:2], data.ids[3:])
     run = begin(data, tmp_path / "m", unlabelled, teacher, recipe=recipe, split=split)
     assert (run.labelled.ids, run.held_back) == (data.ids[:2], data.ids[3:])
-    assert run.teachers_wish.split is None
+    assert run.teachers_request.split is None
     again = self_training.reopen(data, tmp_path / "m")
-    assert again.wish == run.wish
+    assert again.request == run.request
     again.label(CPU, Silent())
     model = again.model(CPU, Silent())
     assert model.provenance["training_cases"] == [*data.ids[:2], "new_10", "new_12"]

@@ -58,12 +58,12 @@ def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: 
 def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: str, tmp_path: Path) -> None:
     """For published and planned recipes alike, without the held-out cases; also when resumed."""
     for name, wanted in (("published", recipe), ("planned", small_plan(tmp_path / "plan.yaml"))):
-        wish = TrainingRequest(wanted, folds=2, fold=1)
-        model = training_run.start(data, tmp_path / name, wish, CPU, Silent())
+        request = TrainingRequest(wanted, folds=2, fold=1)
+        model = training_run.start(data, tmp_path / name, request, CPU, Silent())
         known = bundle.load(tmp_path / name).domain
         assert known is not None
         assert known == model.domain
-        cases = [case for case in data.cases if case.id in requested_recipe.choose_split(data, wish).train]
+        cases = [case for case in data.cases if case.id in requested_recipe.choose_split(data, request).train]
         samples = [training_domain.sample(data.load(case)) for case in cases]
         expected = training_domain.describe(samples, model.recipe.intensity, ["CT"], data.schema.names)
         assert known == expected
