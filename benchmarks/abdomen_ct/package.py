@@ -99,7 +99,7 @@ def include(model: bundle.Bundle, twin: Path, out: Path) -> None:
     model = replace(model, provenance=told_of_it, calibration=bundle.load(twin).calibration)
     bundle.save(model, out, half=True)
     parameters = sum(t.size for tensors in model.weights.values() for t in tensors.values())
-    size = sum(f.stat().st_size for f in (out / "weights").iterdir()) / 1e6
+    size = sum(f.stat().st_size for f in (out / "weights").iterdir()) / 2**20
     if size > LIMIT_MB:
         raise SystemExit(f"the weights take {size:.1f} MB; at most {LIMIT_MB} are allowed in the package")
     text = CARD.read_text(encoding="utf-8").format(

@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "Train a recipe on labelled scans.",
     "stitch": "Join a scan acquired in overlapping stations (whole-body MR).",
     "import": "Convert models of nnU-Net or TotalSegmentator.",
-    "accelerate": "Train a model's region of interest on unlabelled scans.",
+    "accelerate": "Make a model faster: learn from unlabelled scans where its organs are.",
     "predict": "Segment scans with a trained model.",
     "gather": "Summarise what several jobs predicted into one folder.",
     "evaluate": "Score predictions against references: Dice, NSD, HD95, ASSD, volumes.",
