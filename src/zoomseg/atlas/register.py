@@ -16,7 +16,7 @@ import numpy as np
 
 from zoomseg.core.errors import GeometryError, ZoomSegError
 from zoomseg.core.extras import missing
-from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.geometry import LPS_TO_RAS, FloatArray, Grid
 from zoomseg.core.resample import Float32Array, sample_linear, sample_nearest
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.files import reason_of
@@ -167,7 +167,7 @@ def _itk_world(grid: Grid) -> FloatArray:
     u, _, v = np.linalg.svd(grid.affine[:3, :3] / spacing)
     world = grid.affine.copy()
     world[:3, :3] = (u @ v) * spacing
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ world
+    return LPS_TO_RAS @ world
 
 
 def _coordinates(fixed: Grid, moving: Grid, displacement: FloatArray) -> Float32Array:

@@ -234,20 +234,27 @@ class _Work:
         """Submit at most as many scans as there are workers, so that each has one; or a single one, if it is
         suspected."""
         while self.waiting and not self.suspects and len(self.running) < self.workers:
-            scan = self.waiting.popleft()
-            try:
-                self._submit(scan, "")
-            except ScanError as error:
-                self._fail(Failed(scan.id, str(error)))
-        if self.suspects and not self.running and self.workers:
-            self._submit(self.suspects[0], "-alone")
+            self._submit(self.waiting.popleft(), "")
+        if (
+            self.suspects
+            and not self.running
+            and self.workers
+            and not self._submit(self.suspects[0], "-alone")
+        ):
+            self.suspects.popleft()
 
-    def _submit(self, scan: ScanInput, how: str) -> None:
-        given = ShippedScan.of(scan) if self.job.ship else scan
+    def _submit(self, scan: ScanInput, how: str) -> bool:
+        """Submit a scan; False if it has failed, as its files cannot be read any more."""
+        try:
+            given = ShippedScan.of(scan) if self.job.ship else scan
+        except ScanError as error:
+            self._fail(Failed(scan.id, str(error)))
+            return False
         key = f"zoomseg-{self.job.id}-{scan.id}{how}"
         future = self.client.submit(segment_scan, self.job, given, key=key, pure=False)
         self.running[future] = scan
         future.add_done_callback(self.ended.put)
+        return True
 
     def _take(self) -> None:
         """Collect finished scans, after waiting a moment for them."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import ModelError, ScanError
 from zoomseg.io import bundle
 from zoomseg.io.bundle import ATLASES
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.files import reading, stays_inside, write_bytes_atomic
+from zoomseg.io.files import reading, reason_of, stays_inside, write_bytes_atomic
 from zoomseg.io.scans import ScanInput, find_scans, source_files
 
 
@@ -47,11 +47,14 @@ def model_files(folder: Path) -> Files:
     """The files of a model, with its atlases.
 
     Raises:
-        ModelError: no model there, or a damaged one.
-        OSError: one cannot be read.
+        ModelError: no model there, or a damaged or unreadable one.
     """
-    atlases = sorted(path for path in (folder / ATLASES).rglob("*") if path.is_file())
-    return Files.of(folder, (*bundle.files(folder), *atlases))
+    names = bundle.files(folder)
+    try:
+        atlases = sorted(path for path in (folder / ATLASES).rglob("*") if path.is_file())
+        return Files.of(folder, (*names, *atlases))
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read ({reason_of(error)})") from error
 
 
 StoredAt: TypeAlias = tuple[str, str | None, int | None]

@@ -63,7 +63,7 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
         return of_journal(journal.finished(out).values(), run)
     told = before.get("cases")
     kept = {
-        case: of_its_run(account, before, run)
+        case: of_its_run(_readable(account), before, run)
         for case, account in (told.items() if isinstance(told, dict) else ())
         if _is_done(account)
     }
@@ -126,6 +126,11 @@ def _is_done(account: object) -> bool:
     if not isinstance(account, dict) or account.get("status") != "done":
         return False
     return isinstance(account.get("run", {}), dict)
+
+
+def _readable(account: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without what ZoomSeg does not write."""
+    return {key: value for key, value in account.items() if journal.is_account({key: value})}
 
 
 def _label_map_is_there(out: Path, case: str) -> bool:

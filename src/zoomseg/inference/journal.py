@@ -40,6 +40,19 @@ MAX_LINE_BYTES = 16 * 1024**2
 """Of one scan or one run; lines written by ZoomSeg have thousands of bytes."""
 
 
+def is_account(found: object) -> bool:
+    """Whether what a case's entry of ``run.json`` says, little or much, has the types that are written."""
+    if not isinstance(found, dict):
+        return False
+    seconds, run = found.get("seconds", {}), found.get("run", {})
+    timed = isinstance(seconds, dict) and isinstance(seconds.get("total", 0.0), int | float)
+    return timed and isinstance(run, dict) and _are_texts(found.get("notes", []))
+
+
+def _are_texts(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(one, str) for one in found)
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -62,7 +75,7 @@ class Run(_Line):
     @classmethod
     def _is_complete(cls, run: dict[str, Any]) -> dict[str, Any]:
         time.strptime(str(run.get("started")), STARTED_FORMAT)
-        if not (isinstance(run.get("labels"), dict) and isinstance(run.get("notes"), list)):
+        if not (isinstance(run.get("labels"), dict) and _are_texts(run.get("notes"))):
             raise ValueError("says nothing of labels or notes")
         if not set(OF_A_RUN) <= set(run):
             raise ValueError("does not say what ran")
@@ -113,6 +126,8 @@ class Entry(_Line):
                 raise TypeError
         except (KeyError, TypeError) as error:
             raise ValueError("no account of a scan") from error
+        if not is_account(account):
+            raise ValueError("no account of a scan")
         return account
 
     @field_validator("files")

@@ -135,10 +135,19 @@ def centre_of(mask: Mask) -> Index3:
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """Three planes with every organ in its colour, as JPEG; ``where`` names the slices."""
+    """Three planes with every organ in its colour; ``where`` names the slices."""
 
-    jpeg: bytes
+    picture: Image.Image
     where: str
+
+    @property
+    def jpeg(self) -> bytes:
+        return _jpeg(self.picture)
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """``[row, column, RGB]``."""
+        return np.asarray(self.picture)
 
 
 def overview(
@@ -157,7 +166,7 @@ def overview(
         sheet.paste(panel, (left, 0))
         left += panel.width + _GAP
     named = "; ".join(slice_name(p, at[p.across], labels.grid, own) for p in PLANES)
-    return Overview(_jpeg(sheet), named if window is None else f"{named}; window {window.text}")
+    return Overview(sheet, named if window is None else f"{named}; window {window.text}")
 
 
 def _panels(image: Volume | None, window: Window | None, labels: LabelMap, at: Index3) -> list[Image.Image]:
@@ -181,6 +190,12 @@ def centre_of_all(classes: npt.NDArray[np.uint8]) -> Index3:
         return (classes.shape[0] // 2, classes.shape[1] // 2, classes.shape[2] // 2)
     i, j, k = centre_of(some)
     return (i * step, j * step, k * step)
+
+
+def fullest_planes(classes: npt.NDArray[np.uint8]) -> Index3:
+    """On each axis, the plane with the largest area of organs."""
+    i, j, k = (int(np.argmax(np.count_nonzero(classes, axis=rest))) for rest in ((1, 2), (0, 2), (0, 1)))
+    return (i, j, k)
 
 
 def _step(voxels: int) -> int:

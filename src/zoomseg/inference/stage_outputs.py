@@ -27,6 +27,7 @@ from zoomseg.core.geometry import Grid, Orientation, Vector3
 from zoomseg.core.labels import MAX_VALUE, LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io.files import read_file, writable_directory, write_json_atomic, writing
+from zoomseg.io.manifests import first_problem
 from zoomseg.io.scans import ScanInput, write_array, write_labels
 from zoomseg.pipeline import fusion, stage_input
 from zoomseg.pipeline.cascade import Prediction
@@ -195,8 +196,6 @@ def read(folder: Path, case: str) -> CaseStageOutputs:
     try:
         return CaseStageOutputs.model_validate_json(read_file(path, MAX_JSON_BYTES))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ScanError(f"{path}: {where}: {first['msg']}; predict again with --keep-stages") from error
+        raise ScanError(f"{path}: {first_problem(error)}; predict again with --keep-stages") from error
     except OSError as error:
         raise ScanError(f"{path}: cannot be read ({error.strerror}); predict again") from error

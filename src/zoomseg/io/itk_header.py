@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoomseg.core.errors import ScanError
-from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.geometry import LPS_TO_RAS, FloatArray, Grid
 from zoomseg.io.header_limits import MAX_BZIP2, MAX_DEFLATION, check_grid, check_size
 
 MAX_HEADER_BYTES = 1 << 20
@@ -44,7 +44,6 @@ NO_SIZES = "no voxel sizes are stored: interpreted as 1 mm, as in ITK"
 NO_ORIGIN = "no origin is stored: the first voxel is placed at 0 mm, as in ITK"
 
 _MILLIMETRES = re.compile(r"(?:mm|millimet(?:re|er)s?|\?+|)", re.IGNORECASE)
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Packing = Literal["raw", "gzip", "zlib", "bzip2", "text", "hex"]
 _COMPRESSION: Mapping[Packing, int] = {"raw": 1, "bzip2": MAX_BZIP2}
@@ -110,14 +109,14 @@ def checked(
     check_size(path, shape, dtype.itemsize, compression, place.file.stat().st_size, place.begin)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = edges, origin
-    grid = Grid((shape[0], shape[1], shape[2]), _LPS_TO_RAS @ affine)
+    grid = Grid((shape[0], shape[1], shape[2]), LPS_TO_RAS @ affine)
     check_grid(path, grid)
     return ItkHeader(shape, grid, dtype, place, *scaling, notes)
 
 
 def lps(grid: Grid) -> FloatArray:
     """The affine ``[4, 4]`` of a grid to millimetres to the patient's left, back and head."""
-    affine: FloatArray = _LPS_TO_RAS @ grid.affine
+    affine: FloatArray = LPS_TO_RAS @ grid.affine
     return affine
 
 

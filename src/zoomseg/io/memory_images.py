@@ -14,20 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from zoomseg.core.errors import GeometryError, ScanError, ZoomSegError
-from zoomseg.core.geometry import Grid
+from zoomseg.core.geometry import LPS_TO_RAS, Grid
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.io import nifti_header
 from zoomseg.io.header_limits import check_grid
-from zoomseg.io.voxel_checks import check_same_grid, check_scan
+from zoomseg.io.voxel_checks import KEPT_TYPES, check_same_grid, check_scan
 
 KINDS = (
     "a path, a Volume, a nibabel or SimpleITK image, a TorchIO image or subject, a MONAI MetaTensor, or a "
     "numpy array with its affine"
 )
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _HERE = Path("the scan")
-_KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
 
 
 def as_volume(image: Any, affine: npt.ArrayLike | None = None) -> Volume:
@@ -89,7 +87,7 @@ def _kept(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Voxels as float32, or integers of up to 16 bits as they are."""
     if data.dtype.kind not in "iufb":
         raise ScanError(f"a scan's voxels are numbers, got {data.dtype}")
-    return data if data.dtype in _KEPT_TYPES else data.astype(np.float32, copy=False)
+    return data if data.dtype in KEPT_TYPES else data.astype(np.float32, copy=False)
 
 
 def _on_grid(data: npt.NDArray[Any], affine: Any) -> Volume:
@@ -119,7 +117,7 @@ def _of_sitk(image: Any) -> Volume:
     lps[:3, 3] = image.GetOrigin()
     # SimpleITK gives [K, J, I], and the components of a pixel last.
     array = SimpleITK.GetArrayFromImage(image)
-    return _on_grid(array.T, _LPS_TO_RAS @ lps)
+    return _on_grid(array.T, LPS_TO_RAS @ lps)
 
 
 def to_nibabel(labels: LabelMap) -> Any:
@@ -138,7 +136,7 @@ def to_sitk(labels: LabelMap) -> Any:
     except ModuleNotFoundError as error:
         raise ZoomSegError("SimpleITK is not installed: pip install SimpleITK") from error
     image: Any = SimpleITK.GetImageFromArray(np.ascontiguousarray(labels.schema.decode(labels.data).T))
-    lps = _LPS_TO_RAS @ labels.grid.affine
+    lps = LPS_TO_RAS @ labels.grid.affine
     spacing = labels.grid.spacing_mm
     image.SetSpacing(spacing)
     image.SetOrigin(lps[:3, 3].tolist())

@@ -42,7 +42,7 @@ from zoomseg.io.scan_files import (
     the_scan,
 )
 from zoomseg.io.scan_writing import write_array, write_image, write_labels, written_suffix
-from zoomseg.io.voxel_checks import check_same_grid, check_scan, looks_like_labels
+from zoomseg.io.voxel_checks import KEPT_TYPES, check_same_grid, check_scan, looks_like_labels
 
 if TYPE_CHECKING:
     from zoomseg.io.dicom.read.series_discovery import Stack
@@ -87,7 +87,6 @@ _PIECE_VOXELS = 1 << 20
 """Number of label values that are rounded at a time."""
 
 _NUMBER = re.compile(r"[\d.]+(e[+-]\d+)?")
-_KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
 
 _Header = NiftiHeader | ItkHeader
 
@@ -151,7 +150,7 @@ def _voxel_bytes(path: Path, header: _Header) -> int:
     """Memory of a file's voxels while they are read and converted to intensities; label values take no
     more."""
     voxels, size = math.prod(header.shape), header.dtype.itemsize
-    kept = header.dtype in _KEPT_TYPES and not header.scaled
+    kept = header.dtype in KEPT_TYPES and not header.scaled
     work = _work_type(header.dtype).itemsize if header.scaled else 0
     made = 0 if kept else max(work, 4) if work <= 4 else work + 4
     text = itk_voxels.text_bytes(header) if isinstance(header, ItkHeader) else 0
@@ -211,7 +210,7 @@ def _intensities(raw: AnyArray, header: _Header) -> AnyArray:
         values *= work.type(header.slope)
         values += work.type(header.intercept)
         return values.astype(np.float32, copy=False)
-    return raw if raw.dtype in _KEPT_TYPES else raw.astype(np.float32)
+    return raw if raw.dtype in KEPT_TYPES else raw.astype(np.float32)
 
 
 def read_image(paths: Path | str | Sequence[Path], channels_last: bool = False) -> Volume:

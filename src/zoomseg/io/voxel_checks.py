@@ -16,6 +16,9 @@ LABEL_MAP_EQUAL_NEIGHBOURS = 0.8
 """An "image" of few whole numbers, with at least this share of equal neighbours inside its objects, is a
 label map."""
 
+KEPT_TYPES = (np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16))
+"""Types in which voxels stay in memory; others become float32."""
+
 Float32Array = npt.NDArray[np.float32]
 
 

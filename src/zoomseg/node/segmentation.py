@@ -37,7 +37,9 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
 
 
 def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+    from zoomseg.core.geometry import Orientation
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
+    from zoomseg.inference.organ_pictures import fullest_planes, overview
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.summary import OrganRow
     from zoomseg.io.dicom.write.report import Finding, write_report
@@ -66,9 +68,12 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
                 raise ScanError(reason)
             case Segmented(_, _, image, result):
                 model = predictor.bundle.recipe.name
-                if Output.SECONDARY_CAPTURE in outputs:
+                if Output.SECONDARY_CAPTURE in outputs and result.labels.data.any():
+                    turn = Orientation.to_canonical(image.grid)
+                    shown, labels = image.reoriented(turn), result.labels.reoriented(turn)
+                    picture = overview(shown, labels, at=fullest_planes(labels.data)).pixels
                     path = result_path(out, Output.SECONDARY_CAPTURE)
-                    write_capture(path, result.labels, image, series, model, seed)
+                    write_capture(path, picture, series, model, seed)
                 if Output.SR in outputs and result_path(out, Output.SEG).is_file():
                     found = [
                         Finding(row.organ, row.volume_ml, row.mean_intensity, row.confidence)

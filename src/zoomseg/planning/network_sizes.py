@@ -64,7 +64,7 @@ class _Levels:
     """Number of levels for which an axis was not halved, as it was still too coarse."""
 
 
-# --- memory ---------------------------------------------------------------------------------------
+# --- patch and network ----------------------------------------------------------------------------
 
 
 def size_network(

@@ -35,7 +35,7 @@ from zoomseg.serve.organs import (
 from zoomseg.serve.pages import add_pages
 from zoomseg.serve.remaining import remaining_by_others, remaining_by_pace
 from zoomseg.serve.review import Opinion, Review, keep, opinions, review_csv, review_of
-from zoomseg.serve.upload import TooLargeError, TooSlowError, receive, receive_json
+from zoomseg.serve.upload import TooLargeError, TooSlowError, in_threads, receive, receive_json
 from zoomseg.serve.worker import READING, WRITING
 
 LISTED_JOBS = 200
@@ -279,9 +279,9 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         chosen = next(iter(service.models)) if model is None else model
         if chosen not in service.models:
             raise HTTPException(404, f"no model '{chosen}'; there are: {', '.join(service.models)}")
-        with service.jobs.arriving(name, chosen) as (job, path):
+        async with in_threads(service.jobs.arriving(name, chosen)) as (job, path):
             await receive(request, path, service.max_upload)
-        return service.view(job)
+        return await to_thread.run_sync(service.view, job)
 
     @app.get("/jobs")
     def latest_jobs() -> list[JobView]:
@@ -325,7 +325,10 @@ def _add_results(app: FastAPI, service: Service) -> None:
 
 
 def _add_review(app: FastAPI, service: Service) -> None:
-    opinion = {"required": True, "content": {"application/json": {"schema": Opinion.model_json_schema()}}}
+    opinion_body = {
+        "required": True,
+        "content": {"application/json": {"schema": Opinion.model_json_schema()}},
+    }
 
     def review(job_id: str) -> Review:
         job = _finished(service, job_id)
@@ -348,14 +351,14 @@ def _add_review(app: FastAPI, service: Service) -> None:
         "/jobs/{job_id}/review/{value}",
         status_code=204,
         responses=_problems(400, 404, 408, 409, 413),
-        openapi_extra={"requestBody": opinion},
+        openapi_extra={"requestBody": opinion_body},
     )
-    async def say(request: Request, job_id: str, value: int) -> None:
+    async def put_review(request: Request, job_id: str, value: int) -> None:
         """Review an organ, given by its value in the label map; replaces an earlier review."""
-        job = _finished(service, job_id)
+        job = await to_thread.run_sync(_finished, service, job_id)
         body = await receive_json(request, MAX_OPINION_BYTES)
         try:
-            said = Opinion.model_validate(body)
+            opinion = Opinion.model_validate(body)
         except ValidationError as error:
             raise HTTPException(400, "not an opinion of an organ; see /openapi.json") from error
 
@@ -363,7 +366,7 @@ def _add_review(app: FastAPI, service: Service) -> None:
             with _results_of(job):
                 if value not in schema_of_result(service.jobs.out(job)).values:
                     raise HTTPException(404, "no organ has this value")
-                keep(service.jobs.review(job), value, said)
+                keep(service.jobs.review(job), value, opinion)
 
         await to_thread.run_sync(write)
 
@@ -382,11 +385,11 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
     async def correct(request: Request, job_id: str) -> JobView:
         """Create a training case from a job. The body is its corrected label map: NIfTI on the same grid,
         with the same values."""
-        job = _finished(service, job_id)
+        job = await to_thread.run_sync(_finished, service, job_id)
         model = service.models.get(job.model)
         if model is None:
             raise HTTPException(409, f"its model '{job.model}' is not served any more")
-        with service.corrections.arriving(job) as place:
+        async with in_threads(service.corrections.arriving(job)) as place:
             await receive(request, place, service.max_upload)
 
             def add() -> None:
@@ -396,10 +399,14 @@ def _add_corrections(app: FastAPI, service: Service) -> None:
                     service.corrections.add(job, place, scan, labels, schema, model.channels)
 
             await to_thread.run_sync(add)
-        if service.jobs.find(job.id) is None:  # deleted meanwhile, with its training case
-            service.corrections.remove(job)
-            raise HTTPException(404, "no such job")
-        return service.view(job)
+
+        def view() -> JobView:
+            if service.jobs.find(job.id) is None:  # deleted meanwhile, with its training case
+                service.corrections.remove(job)
+                raise HTTPException(404, "no such job")
+            return service.view(job)
+
+        return await to_thread.run_sync(view)
 
     @app.delete("/jobs/{job_id}/corrected.nii.gz", status_code=204, responses=_problems(404, 409))
     def forget(job_id: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from zoomseg.core.errors import DatasetError, ScanError, ZoomSegError
+from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import dataset_description, read_json
 from zoomseg.io.files import atomic_path, link_or_copy, writable_directory, write_json_atomic, writing
@@ -103,6 +104,7 @@ class Corrections:
         Raises:
             ScanError: the upload is not a label map, is on another grid, or contains other values.
             NotCorrectableError: the model reads several channels, or its labels have changed.
+            DatasetError: the label map that was corrected is gone, or damaged.
             OutputError: the disk refuses it.
         """
         if len(channels) != 1:
@@ -174,11 +176,19 @@ class Corrections:
             return None
 
 
+def _grid_of_result(predicted: Path) -> Grid:
+    try:
+        return read_grid(predicted)
+    except ScanError as error:  # the server's file: not an error of what was sent
+        raise DatasetError(str(error)) from error
+
+
 def _checked(uploaded: Path, predicted: Path, schema: LabelSchema) -> AnyArray:
     """The values of an uploaded label map. Its grid is checked before its voxels are read, which limits their
     number to the scan's."""
+    grid = _grid_of_result(predicted)
     try:
-        alike = read_grid(uploaded).same_as(read_grid(predicted))
+        alike = read_grid(uploaded).same_as(grid)
         values, _ = read_label_values(uploaded) if alike else (None, None)
     except ScanError as error:  # the message contains paths of the server
         raise ScanError("what was sent is no label map in NIfTI that can be read") from error

@@ -28,9 +28,9 @@ def remaining_by_others(running: float, earlier: Sequence[float]) -> float | Non
 
     Args:
         running: seconds for which it has been running.
-        earlier: duration of jobs of the same model and file format in seconds, oldest first.
+        earlier: duration of jobs of the same model and file format in seconds, newest first.
     """
     if not earlier:
         return None
-    left = statistics.median(earlier[-RECENT:]) - running
+    left = statistics.median(earlier[:RECENT]) - running
     return left if left > 0 else None

@@ -6,10 +6,11 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from anyio import fail_after, to_thread
+from anyio import CancelScope, fail_after, to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
@@ -29,12 +30,31 @@ LEAST_BYTES_PER_SECOND = 1000
 time are ended, too."""
 
 
+Entered = TypeVar("Entered")
+
+
 class TooSlowError(ZoomSegError):
     """The client sends nothing, or almost nothing."""
 
 
 class TooLargeError(ZoomSegError):
     """The upload exceeds the limit."""
+
+
+@asynccontextmanager
+async def in_threads(blocking: AbstractContextManager[Entered]) -> AsyncIterator[Entered]:
+    """A context whose beginning and end wait for the disk or for locks, outside of the event loop. It is also
+    ended if the request is cancelled."""
+    with CancelScope(shield=True):  # if it begins, it is to end
+        entered = await to_thread.run_sync(blocking.__enter__)
+    try:
+        yield entered
+    except BaseException as error:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(blocking.__exit__, type(error), error, error.__traceback__)
+        raise
+    with CancelScope(shield=True):
+        await to_thread.run_sync(blocking.__exit__, None, None, None)
 
 
 async def receive(request: Request, path: Path, limit: int) -> None:

@@ -153,8 +153,8 @@ class Acceleration:
                 f"{len(used)} of the scans in {self.scans} could be used; one is learned from and one kept "
                 "back at least: give more"
             )
-        kept_back = folds(used, min(PARTS, len(used)), self.request.seed)[0]
-        return loop.Split(tuple(sorted(set(used) - set(kept_back))), kept_back)
+        held_out = folds(used, min(PARTS, len(used)), self.request.seed)[0]
+        return loop.Split(tuple(sorted(set(used) - set(held_out))), held_out)
 
     @cached_property
     def organs(self) -> tuple[str, ...]:
@@ -203,12 +203,12 @@ class Acceleration:
         file = self._labels / f"{case}.nii.gz"
         if set(self._found()[case] or ()) <= set(known.names):
             return file
-        kept = self._labels / "kept-back" / f"{case}.nii.gz"
-        if not kept.is_file():
-            labels = read_labels(file, self.schema)
-            writable_directory(kept.parent)
-            write_labels(kept, LabelMap(_as(labels, known), labels.grid, known))
-        return kept
+        held_out = self._labels / "held-out" / f"{case}.nii.gz"
+        # Written anew each time: which labels are learned depends on the scans of the split.
+        labels = read_labels(file, self.schema)
+        writable_directory(held_out.parent)
+        write_labels(held_out, LabelMap(_as(labels, known), labels.grid, known))
+        return held_out
 
     # --- a coarse stage ----------------------------------------------------------------------------
 
@@ -285,16 +285,16 @@ class Acceleration:
         stages = _everywhere(model.recipe)
         searches = candidate_regions.searches(stages, self.schema, REGION, self.organs)
         predictor = ready_predictor(coarse, device, on_warning=observer.message)
-        kept_back = self.dataset.subset(self.split.validation).cases
-        for number, files in enumerate(kept_back):
-            observer.preparing("choosing the region", number, len(kept_back))
+        held_out = self.dataset.subset(self.split.validation).cases
+        for number, files in enumerate(held_out):
+            observer.preparing("choosing the region", number, len(held_out))
             case = self.dataset.load(files)
             prediction = predictor.predict(Case(case.id, case.image)).stages[REGION]
             answer = stage_input.prepare(case, model.recipe).labels
             assert answer is not None
             for search in searches:
                 search.add(prediction, answer)
-        observer.preparing("choosing the region", len(kept_back), len(kept_back))
+        observer.preparing("choosing the region", len(held_out), len(held_out))
         return {search.stage.name: search.chosen() for search in searches}
 
     def write(self, coarse: Bundle, regions: Mapping[str, ChosenRegion], observer: Observer) -> None:

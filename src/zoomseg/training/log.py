@@ -78,11 +78,12 @@ class Log:
             table.writerow([*_FIXED, *(f"dice {name}" for name in self._labels)])
             table.writerows(kept)
         board = folder / "tensorboard"
+        with writing(self.path):
+            self._file = self.path.open("a", newline="", encoding="utf-8")
         with writing(board):
             board.mkdir(exist_ok=True)
             # Not SummaryWriter: its thread dies if the disk is full, and then blocks all further writes.
             self._board = EventsWriter(str(board / "events"))
-        self._file = self.path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file, lineterminator="\n")
 
     def __enter__(self) -> Log:

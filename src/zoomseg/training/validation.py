@@ -43,8 +43,8 @@ def validate_held_out(dataset: Dataset, out: Path, model: Bundle, device: Device
     return validate(dataset, out, [str(case) for case in held_out], device)
 
 
-def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Device) -> Validation:
-    """Predict and score the cases ``kept_back`` with the model in ``out``, into ``out/validation``, and
+def validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Device) -> Validation:
+    """Predict and score the cases ``held_out`` with the model in ``out``, into ``out/validation``, and
     calibrate the model's confidence on them; the calibration is written to the model.
 
     Raises:
@@ -52,11 +52,11 @@ def validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Devi
         OutputError: nothing can be written there, or another process trains there.
     """
     with record.alone(out):
-        return _validate(dataset, out, kept_back, device)
+        return _validate(dataset, out, held_out, device)
 
 
-def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Device) -> Validation:
-    cases, folder, model = dataset.subset(kept_back), out / FOLDER, bundle.load(out)
+def _validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Device) -> Validation:
+    cases, folder, model = dataset.subset(held_out), out / FOLDER, bundle.load(out)
     predictor = Predictor(replace(model, calibration=None), device, any_scan=True)
     rows: list[OrganRow] = []
     promised: dict[tuple[str, str], float] = {}
@@ -78,7 +78,7 @@ def _validate(dataset: Dataset, out: Path, kept_back: Sequence[str], device: Dev
         raise ScanError(reason)
     log, without = out / "training" / "metrics.csv", {failure.case for failure in failed}
     # Without those that failed now, of which there may be earlier predictions.
-    segmented = dataset.subset(case for case in kept_back if case not in without)
+    segmented = dataset.subset(case for case in held_out if case not in without)
     scores = evaluate(
         folder / "predictions",
         segmented,

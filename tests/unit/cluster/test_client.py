@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
 
 from helpers.clusters import RUN, Told, job_of, tiny_scans
-from zoomseg.cluster import client
+from zoomseg.cluster import client, shipping
 from zoomseg.cluster.client import ClusterError, local_workers
 from zoomseg.core.errors import ModelError
 
@@ -134,3 +135,26 @@ def test_a_scheduler_lost_where_the_client_does_not_know_yet(
             with pytest.raises(ClusterError, match="the scheduler was lost"):
                 client.segment(connection, scans, job, [], RUN, Told())
     assert connection.status == "running"
+
+
+def test_a_scan_that_is_gone_when_it_is_submitted_alone_fails_alone(
+    connection: Client, tmp_path: Path
+) -> None:
+    (scan,) = tiny_scans(tmp_path / "in", "a")
+    job = replace(job_of(tmp_path), id="4f", ship=True)
+    told = Told()
+    work = client._Work(connection, job, deque(), told, Path(job.out), RUN, suspects=deque([scan]), workers=1)
+    scan.paths[0].unlink()
+    work._give()
+    assert (list(work.suspects), dict(work.running)) == ([], {})
+    assert [one.case for one in work.failed] == ["a"]
+
+
+def test_a_model_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shipping.bundle, "files", lambda _: ())
+    monkeypatch.setattr(shipping.Files, "of", unreadable)
+    with pytest.raises(ModelError, match=r"model: cannot be read .*Permission denied"):
+        shipping.model_files(tmp_path / "model")

@@ -197,7 +197,22 @@ def test_notes_that_are_none_of_ours_stop_nothing(
     edit(out, notes=notes)
     segment_to_folder((three[0], three[1]), out, failing(monkeypatch))
     told = json.loads((out / "run.json").read_text())["cases"]["a"]["notes"]
-    assert told[-1] == "this label map is an earlier run's, a later one failed: too dark"
+    assert told == ["this label map is an earlier run's, a later one failed: too dark"]
+
+
+@pytest.mark.parametrize("seconds", [1, ["x"], {"total": "x"}, None])
+def test_a_duration_that_is_none_of_ours_is_left_out_of_the_report(
+    three: tuple[ScanInput, ...], tmp_path: Path, seconds: object
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(three[:1], out, predictor())
+    edit(out, seconds=seconds, notes=[{}])
+    (out / "report.html").unlink()
+    segment_to_folder(three[1:2], out, predictor())
+    assert (out / "report.html").is_file()
+    kept = json.loads((out / "run.json").read_text())["cases"]["a"]
+    assert "seconds" not in kept
+    assert "notes" not in kept
 
 
 def test_keys_of_another_version_are_left_out(three: tuple[ScanInput, ...], tmp_path: Path) -> None:

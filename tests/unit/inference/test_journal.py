@@ -225,3 +225,16 @@ def test_lines_that_are_none_of_ours_are_left_out(
     assert journal.read(out)["a"].entry.done
     file.write_bytes(line + entry)
     assert journal.read(out) == {}
+
+
+@pytest.mark.parametrize("line", [0, 1], ids=["run", "scan"])
+def test_notes_that_are_no_texts_are_none_of_ours(
+    scans: tuple[ScanInput, ...], tmp_path: Path, line: int
+) -> None:
+    out = tmp_path / "out"
+    segment_to_folder(scans[:1], out, predictor())
+    (file,) = (out / "journal").glob("*.jsonl")
+    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    lines[line]["run" if line == 0 else "account"]["notes"] = [{}]
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    assert journal.read(out) == {}

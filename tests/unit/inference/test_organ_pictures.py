@@ -23,6 +23,7 @@ from zoomseg.inference.organ_pictures import (
     bar_mm,
     centre_of,
     contact_sheet,
+    fullest_planes,
     overview,
     slice_name,
     window_of,
@@ -170,3 +171,10 @@ class TestContactSheet:
 
     def test_nothing_found(self) -> None:
         assert contact_sheet(grey(), labels(), ["pancreas"]) is None
+
+
+def test_the_planes_with_the_largest_area_of_organs() -> None:
+    data = np.zeros((6, 5, 4), dtype=np.uint8)
+    data[1:5, 2, 3] = 1
+    data[4, 2, 1:4] = 2
+    assert fullest_planes(data) == (4, 2, 3)

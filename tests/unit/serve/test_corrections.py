@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny_dataset import tiny_case, tiny_recipe
-from zoomseg.core.errors import ScanError
+from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.scans import read_label_values, write_array, write_image, write_labels
@@ -101,6 +101,12 @@ def test_what_is_no_correction_of_the_map_is_refused(case: Case, corrections: Co
     with pytest.raises(NotCorrectableError, match="one channel"):
         case.add(corrections, case.values, job(), ("T1", "T2"))
     assert not corrections.labels(job()).exists()
+
+
+def test_a_result_that_is_gone_is_no_error_of_the_correction(case: Case, corrections: Corrections) -> None:
+    case.predicted.unlink()
+    with pytest.raises(DatasetError, match="no such file"):
+        case.add(corrections, case.values, job())
 
 
 def test_the_data_set_has_the_models_groups_and_its_number_of_cases(

@@ -13,7 +13,7 @@ from zoomseg.serve.remaining import remaining_by_others, remaining_by_pace
         (0.0, [], None),  # nothing is known
         (10.0, [40.0], 30.0),
         (10.0, [30.0, 500.0, 40.0], 30.0),  # a single long job has little influence
-        (10.0, [1000.0] * 9 + [20.0] * 5, 10.0),  # old jobs are ignored
+        (10.0, [20.0] * 5 + [1000.0] * 9, 10.0),  # old jobs are ignored
         (40.0, [40.0], None),  # it takes longer than expected, hence unknown
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from starlette.requests import Request
 from helpers.servers import noise
 from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.serve import upload
-from zoomseg.serve.upload import PIECE_BYTES, TooSlowError, receive
+from zoomseg.serve.upload import PIECE_BYTES, TooSlowError, in_threads, receive
 
 
 def request(*messages: dict[str, Any]) -> Request:
@@ -69,3 +71,53 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"scan\.nii: cannot be written"):
         asyncio.run(receive(request(body(b"second", False)), tmp_path / "scan.nii", 10**9))
     assert (tmp_path / "scan.nii").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_context_begins_and_ends_in_other_threads(fails: bool) -> None:
+    threads: list[int] = []
+
+    @contextmanager
+    def blocking() -> Iterator[str]:
+        threads.append(threading.get_ident())
+        try:
+            yield "entered"
+        finally:
+            threads.append(threading.get_ident())
+
+    async def use() -> None:
+        async with in_threads(blocking()) as found:
+            assert found == "entered"
+            if fails:
+                raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside") if fails else nullcontext():
+        asyncio.run(use())
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+
+
+def test_a_cancelled_request_ends_the_context() -> None:
+    ended: list[str] = []
+
+    @contextmanager
+    def blocking() -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            raise
+
+    async def wait() -> None:
+        async with in_threads(blocking()):
+            await asyncio.Event().wait()
+
+    async def cancel() -> None:
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert ended == ["CancelledError"]

@@ -273,24 +273,27 @@ def test_organs_that_no_scan_learned_from_has_are_told_and_left_out(
     scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(scans, model, tmp_path / "fast")
-    (kept_back,) = acceleration.folds([f"scan_{n}" for n in range(SCANS)], SCANS, 0)[0]
+    (held_out,) = acceleration.folds([f"scan_{n}" for n in range(SCANS)], SCANS, 0)[0]
 
     def right_only_in(case: Case, **_: object) -> object:
         labels = tiny_case(int(case.id[-1]))[1]
-        data = labels.data if case.id == kept_back else np.where(labels.data == 2, 0, labels.data)
+        data = labels.data if case.id == held_out else np.where(labels.data == 2, 0, labels.data)
         return type("Found", (), {"labels": LabelMap(data.astype(np.uint8), labels.grid, SCHEMA)})
 
     monkeypatch.setattr(oracle, "predict", right_only_in)
     notes = Notes()
     run.label(CPU, notes)
-    assert run.split.validation == (kept_back,)
+    assert run.split.validation == (held_out,)
     assert run.organs == ("left kidney",)
     assert any("not looked for by themselves: right kidney" in line for line in notes.told)
-    case = next(case for case in run.dataset.cases if case.id == kept_back)
+    case = next(case for case in run.dataset.cases if case.id == held_out)
     assert case.labels is not None
     labels = read_labels(case.labels, run.dataset.schema)
-    assert np.array_equal(labels.data == 1, tiny_case(int(kept_back[-1]))[1].data == 1)
+    assert np.array_equal(labels.data == 1, tiny_case(int(held_out[-1]))[1].data == 1)
     assert labels.data.max() == 1
+    case.labels.write_bytes(b"of another split")
+    again = acceleration.reopen([str(model)], scans, tmp_path / "fast").dataset
+    assert np.array_equal(read_labels(case.labels, again.schema).data, labels.data)
 
 
 def test_a_small_cascade_learns_the_models_labels(

@@ -36,7 +36,7 @@ _LIMITS = ZipLimits("models", 10_000, file_bytes=40_000_000_000, total_bytes=40_
 _JSON = re.compile(r"(^|/)(plans|dataset)\.json$")
 _WEIGHTS = re.compile(r"(^|/)fold_[^/]+/checkpoint_(final|best)\.pth$")
 _FOLD = re.compile(r"[0-9]+|all")
-_DEPTHS = ("", "*/", "*/*/", "*/*/*/")
+FOLDER_DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 """Of the search in a folder, which may hold anything else."""
 
 
@@ -69,7 +69,7 @@ def opened(
             the disk, or would write outside its folder.
     """
     if source.is_dir():
-        yield _model_in(source, source, _DEPTHS, configuration)
+        yield _model_in(source, source, FOLDER_DEPTHS, configuration)
         return
     if not source.is_file():
         raise ModelError(f"no file or folder at {source}; give a trained nnU-Net model's folder or its zip")

@@ -61,7 +61,7 @@ class _OldNumbers(_Part):
     UNet_class_name: str
     UNet_base_num_features: int
     unet_max_num_features: int
-    n_conv_per_stage_encoder: Annotated[list[int], Field(max_length=MAX_LEVELS)]
+    n_conv_per_stage_encoder: Annotated[list[int], Field(min_length=2, max_length=MAX_LEVELS)]
     n_conv_per_stage_decoder: list[int]
     conv_kernel_sizes: list[list[int]]
     pool_op_kernel_sizes: list[list[int]]
@@ -114,7 +114,8 @@ class Configuration(_Part):
     resampling_fn_seg_kwargs: Resampling = Resampling()
     resampling_fn_probabilities: str = "resample_data_or_seg_to_shape"
     resampling_fn_probabilities_kwargs: Resampling = Resampling()
-    previous_stage: str | None = None
+    previous_stage: Annotated[str | None, Field(pattern=r"^[^/\\\x00]+$")] = None
+    """A configuration, and part of the name of its folder."""
     architecture: Architecture
 
 

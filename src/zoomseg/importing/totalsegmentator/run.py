@@ -10,6 +10,7 @@ from zoomseg.core.errors import ModelError, listed
 from zoomseg.core.labels import LabelSchema
 from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
+from zoomseg.importing.nnunet.files import FOLDER_DEPTHS
 from zoomseg.importing.nnunet.run import read_models, require_free, write_models
 from zoomseg.importing.totalsegmentator.tasks import TASKS, Part, Task
 from zoomseg.io.bundle import Bundle
@@ -21,8 +22,6 @@ FOLD = "0"
 SOURCE = (
     "Wasserthal et al. 2023, TotalSegmentator: robust segmentation of 104 anatomic structures in CT images"
 )
-
-_DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 
 
 def import_task(folder: Path, out: Path, task: str = "total", body: bool = False) -> Path:
@@ -71,7 +70,9 @@ def _folder(folder: Path, task: str, part: Part, trainer: str) -> Path:
     """
     name = f"Dataset{part.dataset:03d}_*"
     found = sorted(
-        plans.parent for depth in _DEPTHS for plans in folder.glob(f"{depth}{name}/{trainer}__*/plans.json")
+        plans.parent
+        for depth in FOLDER_DEPTHS
+        for plans in folder.glob(f"{depth}{name}/{trainer}__*/plans.json")
     )
     if len(found) == 1:
         return found[0]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.geometry import LPS_TO_RAS, FloatArray, Grid
 
 
 def lps(points_ras: FloatArray) -> FloatArray:
     """RAS+ millimetres ``[..., 3]`` to DICOM's LPS+, and back."""
-    return points_ras * (-1.0, -1.0, 1.0)
+    return points_ras * LPS_TO_RAS.diagonal()[:3]
 
 
 def plane_positions(grid: Grid) -> FloatArray:

@@ -97,8 +97,6 @@ def _text(header: Dataset, keyword: str) -> str:
             alone.add(header[keyword])
             written = json.dumps(alone.to_json_dict())
             return written if len(written) <= MAX_CHARACTERS else ""
-        if isinstance(value, MultiValue):
-            return "\\".join(" ".join(str(one).split()) for one in value)[:MAX_CHARACTERS]
         return text(header, keyword)[:MAX_CHARACTERS]
     except Exception:  # on hostile bytes, parsers may raise any exception
         return ""

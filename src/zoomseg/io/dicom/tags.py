@@ -45,8 +45,10 @@ def value_of(header: Dataset, keyword: str) -> Any:
 
 
 def text(header: Dataset, keyword: str) -> str:
+    """A value as text, with single spaces; several ones are separated by a backslash, as in the file."""
     value = value_of(header, keyword)
-    return "" if value is None else " ".join(str(value).split())
+    values = value if isinstance(value, MultiValue) else [value]
+    return "" if value is None else "\\".join(" ".join(str(one).split()) for one in values)
 
 
 def number(source: Source, header: Dataset, keyword: str, low: int, high: int) -> int:

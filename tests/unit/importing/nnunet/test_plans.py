@@ -56,6 +56,7 @@ def test_a_long_chain_is_followed_to_its_end() -> None:
             "resampling_fn_data_kwargs.separate_z_anisotropy_threshold: ",
         ),
         ({"resampling_fn_seg_kwargs": {"order": []}}, "resampling_fn_seg_kwargs.order: "),
+        ({"previous_stage": "../elsewhere"}, "previous_stage: String should match"),
     ],
 )
 def test_numbers_out_of_range_and_of_other_types_are_refused(changes: Any, message: str) -> None:
@@ -65,12 +66,15 @@ def test_numbers_out_of_range_and_of_other_types_are_refused(changes: Any, messa
         configuration_of(parse(given), "3d_fullres")
 
 
-def test_older_plans_have_no_more_levels_than_a_network() -> None:
+@pytest.mark.parametrize(
+    ("levels", "message"), [(100_000, "at most 12 items"), (1, "at least 2 items"), (0, "at least 2 items")]
+)
+def test_older_plans_have_as_many_levels_as_a_network(levels: int, message: str) -> None:
     given = nnunet_models.plans()
     own = given["configurations"]["3d_fullres"]
     del own["architecture"]
-    own |= nnunet_models.old_numbers() | {"n_conv_per_stage_encoder": [0] * 100_000}
-    with pytest.raises(ModelError, match="n_conv_per_stage_encoder: List should have at most 12 items"):
+    own |= nnunet_models.old_numbers() | {"n_conv_per_stage_encoder": [2] * levels}
+    with pytest.raises(ModelError, match=f"n_conv_per_stage_encoder: List should have {message}"):
         configuration_of(parse(given), "3d_fullres")
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from helpers.dicom_series import item, ramp, stack, write
-from zoomseg.io.dicom import patient
+from zoomseg.io.dicom import patient, tags
 from zoomseg.io.dicom.read.series_discovery import the_series
 
 GIVEN = {
@@ -163,3 +163,9 @@ def test_a_header_that_cannot_be_read_hinders_no_scan(tmp_path: Path) -> None:
     assert "PatientWeight" not in found
     assert "PregnancyStatus" not in found
     assert found.PatientAge == "066Y"
+
+
+def test_an_identity_of_several_values_is_the_same_everywhere() -> None:
+    found = Dataset()
+    found.PatientID = ["A", "B"]
+    assert dict(patient.texts(found))["PatientID"] == tags.text(found, "PatientID") == "A\\B"

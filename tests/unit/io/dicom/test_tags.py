@@ -25,6 +25,7 @@ def header(**values: Any) -> Dataset:
 def test_texts_are_one_line() -> None:
     assert tags.text(header(SeriesDescription="  upper\r\nabdomen "), "SeriesDescription") == "upper abdomen"
     assert tags.text(header(), "SeriesDescription") == ""
+    assert tags.text(header(PatientID=["A ", " B"]), "PatientID") == "A\\B"
 
 
 def test_numbers_have_bounds() -> None:

@@ -104,7 +104,7 @@ def _instances(series: Iterable[Dataset]) -> Iterator[Dataset]:
 
 def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple[str, ...]:
     """Refuse an object of another patient, or of images that are not of ``series`` and lie elsewhere. Frames
-    of reference are compared by ``objects.require_frame``.
+    of reference are compared by ``derived_objects.require_frame``.
 
     Returns:
         Notes on uncertainties: one line each, without names or IDs of patients.

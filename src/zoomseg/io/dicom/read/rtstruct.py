@@ -19,7 +19,7 @@ from zoomseg.io.dicom.contours import MAX_IN_SLICE, drawn_mask, xor_mask
 from zoomseg.io.dicom.read import derived_objects
 from zoomseg.io.dicom.read.references import require_drawn_on
 from zoomseg.io.dicom.read.slice_interpolation import InSlice, between
-from zoomseg.io.dicom.read.structures import Indices, Structures, unused_name
+from zoomseg.io.dicom.read.structures import Indices, Structures, require_room, unused_name
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.files import reading
 
@@ -67,12 +67,13 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
             name = unused_name(str(items[0].get("ROIName", "")), voxels)
             try:
                 with reading(path, "DICOM"):
-                    found, said = _structure(path, name, items, drawn.get(number, []), series)
+                    found, structure_notes = _structure(path, name, items, drawn.get(number, []), series)
             except ScanError as error:
                 wrong.append(str(error).removeprefix(f"{path}: "))
                 notes.append(f"structure '{name}' left out: {wrong[-1]}")
                 continue
-            notes += said
+            notes += structure_notes
+            require_room(path, found.size + sum(map(len, voxels.values())))
             if found.size:
                 voxels[name] = found
             else:

@@ -34,7 +34,7 @@ from zoomseg.io.dicom.read import derived_objects
 from zoomseg.io.dicom.read.decoding import decoded
 from zoomseg.io.dicom.read.pixel_storage import Coding, lacks_gdcm
 from zoomseg.io.dicom.read.references import require_drawn_on
-from zoomseg.io.dicom.read.structures import Indices, Structures, unused_name
+from zoomseg.io.dicom.read.structures import Indices, Structures, require_room, unused_name
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.files import reading, reason_of
 
@@ -65,11 +65,14 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
         notes = require_drawn_on(path, dataset, series)
         names = _names(path, dataset)
         found: dict[int, list[Indices]] = {number: [] for number in names}
+        count = 0
         # A frame is decoded only when its place is known to be inside the series.
         for place, frame in zip(_places(path, dataset, series.grid), _frames(path, dataset), strict=True):
             for number, mask in _segments_of(frame, place.segment):
                 if number not in found:
                     raise ScanError(f"{path}: a frame is of segment {number}, which is not described")
+                count += int(np.count_nonzero(mask))
+                require_room(path, count)
                 found[number].append(place.indices(mask, series.grid))
         voxels = {names[n]: np.unique(np.concatenate(parts)) for n, parts in found.items() if parts}
         empty = [f"segment '{names[n]}' is empty" for n, parts in found.items() if not parts]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoomseg.core.errors import ScanError
-from zoomseg.core.geometry import FloatArray, Grid
+from zoomseg.core.geometry import LPS_TO_RAS, FloatArray, Grid
 from zoomseg.io.dicom.read.object_header import StoredSlice
 
 SAME_PLACE_MM = 1e-2
@@ -38,8 +38,6 @@ MAX_UNEVENNESS = 4.0
 
 MAX_GROWTH = 2.0
 """Maximum factor by which in-plane shifts of slices may increase the number of rows or columns."""
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ def _grid(
     affine[:3, :3] = axes * step
     affine[:3, 3] = corner + axes[:, :2] @ (start * step[:2])
     columns, rows = (stop - start).tolist()
-    grid = Grid((columns, rows, planes), _LPS_TO_RAS @ affine)
+    grid = Grid((columns, rows, planes), LPS_TO_RAS @ affine)
     if straight:
         return grid, None, ()
     return grid, tuple((float(x), float(y)) for x, y in shifts - start), (_tilt_note(away, along),)

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.errors import LabelError
+from zoomseg.core.errors import LabelError, ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.core.volume import LabelMap
 
 Indices = npt.NDArray[np.int64]
 """Voxels of a grid as sorted indices into its flattened (C order) array, each once."""
+
+MAX_VOXELS = 2**29
+"""Maximum number of voxels of all structures of a file: twice those of a CT of 512x512x1000, in 4 GB of
+indices."""
+
+
+def require_room(path: Path, voxels: int) -> None:
+    """Check, while structures are read, that they fit into memory: a small file can describe any number.
+
+    Args:
+        voxels: of the structures read so far.
+
+    Raises:
+        ScanError: more than ``MAX_VOXELS``.
+    """
+    if voxels > MAX_VOXELS:
+        raise ScanError(
+            f"{path}: its structures have more than {MAX_VOXELS:,} voxels on the series; give several files "
+            "with a part of them each"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +60,13 @@ class Structures:
                 found[label] = np.union1d(found[label], voxels) if label in found else voxels
         return found
 
-    def label_map(self, schema: LabelSchema | None = None) -> tuple[LabelMap, frozenset[str]]:
+    def label_map(self, schema: LabelSchema) -> tuple[LabelMap, frozenset[str]]:
         """A label map, and its annotated labels. Where structures overlap the smaller one is used: a voxel of
         an organ is the organ's, not the body's.
-
-        Args:
-            schema: None for all structures, in the order of the file.
 
         Raises:
             LabelError: no structure is known to the schema.
         """
-        if schema is None:
-            if not self.voxels:
-                raise LabelError("no structure is annotated, so there is nothing to learn from")
-            schema = LabelSchema.consecutive(self.names)
         drawn = self.named(schema)
         if not drawn:
             raise LabelError(

@@ -19,6 +19,7 @@ from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.dicom.read import rtstruct
+from zoomseg.io.dicom.read import structures as structures_module
 from zoomseg.io.dicom.read.rtstruct import read_rtstruct
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.rtstruct import write_rtstruct
@@ -402,3 +403,16 @@ def test_a_length_of_gigabytes_is_not_allocated(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 50e6
     finally:
         tracemalloc.stop()
+
+
+def test_more_voxels_than_memory_holds_are_refused(
+    tmp_path: Path, series: DicomSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corners = rectangle(series, (1.6, 0.7), (9.3, 7.4), 2)
+    path = of_contours(tmp_path / "r.dcm", **{f"Organ {n}": [contour(corners)] for n in range(3)})
+    voxels = len(read_rtstruct(path, series).voxels["Organ 0"])
+    monkeypatch.setattr(structures_module, "MAX_VOXELS", 3 * voxels)
+    assert len(read_rtstruct(path, series).names) == 3
+    monkeypatch.setattr(structures_module, "MAX_VOXELS", 3 * voxels - 1)
+    with pytest.raises(ScanError, match="structures have more than"):
+        read_rtstruct(path, series)

@@ -30,6 +30,7 @@ from helpers.dicom_series import image
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid
 from zoomseg.io.dicom.read import decoding, seg
+from zoomseg.io.dicom.read import structures as structures_module
 from zoomseg.io.dicom.read.seg import read_seg
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.write.seg import write_seg
@@ -326,3 +327,14 @@ def test_files_that_are_no_dicom_are_refused(tmp_path: Path, series: DicomSeries
     ):
         with pytest.raises(ScanError, match=message):
             read_seg(path, series)
+
+
+def test_more_voxels_than_memory_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = series_on(grid_of("axial", shape=(13, 11, 9)))
+    labels, path = drawn_on(series.grid), tmp_path / "case.seg.dcm"
+    write_seg(path, labels, series, "abdomen-ct")
+    monkeypatch.setattr(structures_module, "MAX_VOXELS", int((labels.data > 0).sum()))
+    assert len(read_seg(path, series).names) == 4
+    monkeypatch.setattr(structures_module, "MAX_VOXELS", int((labels.data > 0).sum()) - 1)
+    with pytest.raises(ScanError, match="structures have more than"):
+        read_seg(path, series)
