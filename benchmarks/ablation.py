@@ -207,9 +207,9 @@ class Ablation:
         for fold in self.chosen:
             with TrainingDisplay(Console(stderr=True)) as display:
                 folds.model(fold, self.device, display)
-            held_back, model = folds.held_back(fold), folds.folder(fold)
-            if read_scores(model / validation.FOLDER, len(held_back)) is None:
-                validation.validate(self.dataset, model, held_back, self.device)
+            held_out, model = folds.held_out(fold), folds.folder(fold)
+            if read_scores(model / validation.FOLDER, len(held_out)) is None:
+                validation.validate(self.dataset, model, held_out, self.device)
         models = [folds.folder(fold) for fold in self.chosen]
         found = gather(
             [model / validation.FOLDER for model in models], self.dataset, folder / validation.FOLDER

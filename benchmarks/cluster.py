@@ -38,7 +38,7 @@ from helpers.clusters import RUN, Told, job_of, label_maps, tiny_model  # noqa: 
 from helpers.tiny_dataset import tiny_case  # noqa: E402
 from zoomseg.cluster import client  # noqa: E402
 from zoomseg.cluster.predict import Request, predict  # noqa: E402
-from zoomseg.cluster.worker import Job, Reply  # noqa: E402
+from zoomseg.cluster.worker import ClusterJob, Reply  # noqa: E402
 from zoomseg.inference.load import PredictionSettings, load_predictor  # noqa: E402
 from zoomseg.inference.outputs import segment_to_folder  # noqa: E402
 from zoomseg.io.scans import ScanInput, write_image  # noqa: E402
@@ -115,7 +115,7 @@ def throughput(options: argparse.Namespace, model: Path) -> None:
         )
 
 
-def nothing(job: Job, scan: ScanInput) -> Reply:
+def nothing(job: ClusterJob, scan: ScanInput) -> Reply:
     return Reply(scan.id, None, (), 0.0)
 
 
@@ -127,7 +127,7 @@ def overhead(options: argparse.Namespace, model: Path) -> None:
             told = Timed()
             with client.connected(f"local:{workers}", 1) as connection:
                 began, cpu = time.perf_counter(), time.process_time()
-                client.segment(connection, scans, job_of(options.out, model), [], RUN, told)
+                client.segment_on_cluster(connection, scans, job_of(options.out, model), [], RUN, told)
                 took, used = time.perf_counter() - began, time.process_time() - cpu
             each = 1000 / len(scans)
             print(f"| {workers} | {len(scans)} | {took * each:.1f} | {used * each:.1f} |", flush=True)

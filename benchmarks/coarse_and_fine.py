@@ -45,8 +45,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, device = bundle.load(options.model), resolve("auto")
-    held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    dataset = open_dataset(options.dataset).subset(held_back)
+    held_out = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    dataset = open_dataset(options.dataset).subset(held_out)
     scans = [ScanInput(case.id, case.images) for case in dataset.cases]
     dice: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}

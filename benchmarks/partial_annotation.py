@@ -56,11 +56,11 @@ def complete_cases(dataset: Dataset, ids: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def score(model: Bundle, held_back: Dataset, folder: Path, device: Device) -> Evaluation:
+def score(model: Bundle, held_out: Dataset, folder: Path, device: Device) -> Evaluation:
     """Predict and score the held-out cases."""
-    scans = [ScanInput(case.id, case.images) for case in held_back.cases]
+    scans = [ScanInput(case.id, case.images) for case in held_out.cases]
     segment_to_folder(scans, folder / "predictions", Predictor(model, device, any_scan=True))
-    return evaluate(folder / "predictions", held_back, folder)
+    return evaluate(folder / "predictions", held_out, folder)
 
 
 def steps(folder: Path) -> str:

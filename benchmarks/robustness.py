@@ -114,8 +114,8 @@ def opened(options: argparse.Namespace) -> tuple[Predictor, Dataset]:
     """The model, and the cases that were held out in its training."""
     options.out.mkdir(parents=True, exist_ok=True)
     model = bundle.load(options.model)
-    held_back = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    return Predictor(model, resolve("auto"), any_scan=True), open_dataset(options.dataset).subset(held_back)
+    held_out = [str(i) for i in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    return Predictor(model, resolve("auto"), any_scan=True), open_dataset(options.dataset).subset(held_out)
 
 
 def main() -> None:

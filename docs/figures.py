@@ -34,7 +34,7 @@ from zoomseg.core.region import Region
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.phantom import phantom_case
-from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES, Attribution, Place, attribute
+from zoomseg.evaluation.attribution import BOUNDARY_MM, LOSSES, Attribution, OrganRegion, attribute
 from zoomseg.evaluation.figures import COLOURS, REGION_COLOUR
 from zoomseg.evaluation.html_report import PARTS
 from zoomseg.pipeline.roi import find_region
@@ -211,7 +211,7 @@ def _draw_shares(panel: Axes) -> None:
 
 
 def wrong_voxels(
-    prediction: Mask, reference: Mask, region: Mask, place: Place, grid: Grid
+    prediction: Mask, reference: Mask, region: Mask, place: OrganRegion, grid: Grid
 ) -> dict[str, Mask]:
     """By part of the loss, which voxels are in it; ``attribute`` only counts them."""
     outside = reference & ~prediction & ~region
@@ -245,7 +245,7 @@ def losses(case: Case) -> Figure:
     for panel, (organ, found) in zip(panels, {"liver": True, "spleen": False}.items(), strict=True):
         reference = case.labels.data == case.labels.schema.class_of(organ)
         prediction = (np.roll(reference, -1, axis=0) | (_ball(grid) if found else False)) & region
-        place = Place(region, found, grid.spacing_mm)
+        place = OrganRegion(region, found, grid.spacing_mm)
         said = attribute(prediction, reference, grid.spacing_mm, place)
         wrong = wrong_voxels(prediction, reference, region, place, grid)
         _check(said, wrong, int(prediction.sum() + reference.sum()))

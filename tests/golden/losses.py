@@ -26,7 +26,7 @@ from zoomseg.atlas.register import Warp  # noqa: E402
 from zoomseg.core.resample import affine_coordinates  # noqa: E402
 from zoomseg.core.volume import Volume  # noqa: E402
 from zoomseg.training import loop  # noqa: E402
-from zoomseg.training.log import Row, Silent  # noqa: E402
+from zoomseg.training.log import LogRow, Silent  # noqa: E402
 
 GOLDEN = HERE / "losses.json"
 STEPS = 20
@@ -39,9 +39,9 @@ def _as_they_lie(fixed: Volume, moving: Volume, kind: str) -> Warp:
 
 class _Rows(Silent):
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         self.rows.append(row)
 
 
@@ -57,7 +57,7 @@ def losses(name: str) -> dict[str, list[float]]:
             data = tiny_dataset(Path(folder) / "data")
             split = loop.Split(data.ids, ())
             recipe = shrunk(name, data, STEPS)
-            loop.train(data, split, recipe, Path(folder) / "model", loop.Settings(CPU, seed=11), watch)
+            loop.train(data, split, recipe, Path(folder) / "model", loop.LoopSettings(CPU, seed=11), watch)
     finally:
         loop.LOG_EVERY_STEPS, register.register, loop.convert = every, found, convert
     out: dict[str, list[float]] = {}

@@ -11,7 +11,7 @@ from helpers.tiny_dataset import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.backends.device import Device
 from zoomseg.recipe.spec import Augmentation
 from zoomseg.training import loop
-from zoomseg.training.log import Row, Silent
+from zoomseg.training.log import LogRow, Silent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -20,7 +20,7 @@ class Losses(Silent):
     def __init__(self) -> None:
         self.found: list[float] = []
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         self.found.append(row.loss)
 
 
@@ -34,7 +34,7 @@ def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytes
     losses = []
     for device in (CPU, Device("cuda:0")):
         watch = Losses()
-        loop.train(data, split, recipe, tmp_path / device.place.type, loop.Settings(device), watch)
+        loop.train(data, split, recipe, tmp_path / device.place.type, loop.LoopSettings(device), watch)
         losses.append(watch.found)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -44,5 +44,5 @@ def test_bfloat16_learns(tmp_path: Path) -> None:
     split = loop.Split(data.ids, ())
     gpu = Device("cuda:0", bfloat16=True)
     recipe = tiny_recipe(together=True, iterations=80, lr=2e-2)
-    loop.train(data, split, recipe, tmp_path / "model", loop.Settings(gpu), watch)
+    loop.train(data, split, recipe, tmp_path / "model", loop.LoopSettings(gpu), watch)
     assert watch.found[-1] < 0.6 * watch.found[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from distributed import Worker, WorkerPlugin
 
 from helpers.tiny_dataset import SCHEMA, tiny_case
-from zoomseg.cluster.worker import Job, Reply
+from zoomseg.cluster.worker import ClusterJob, Reply
 from zoomseg.inference import batch
 from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.journal import Run
@@ -73,9 +73,9 @@ class Told:
         self.workers.append(workers)
 
 
-def job_of(out: Path, *models: Path, ship: bool = False) -> Job:
+def job_of(out: Path, *models: Path, ship: bool = False) -> ClusterJob:
     """A job for the tiny model's organs, on the CPU."""
-    return Job(
+    return ClusterJob(
         id="1f",
         models=tuple(map(str, models)),
         out=str(out),

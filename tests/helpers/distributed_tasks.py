@@ -29,7 +29,7 @@ from zoomseg.training import loop, loss, training_run
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.distributed import ALONE, Processes, joined
 from zoomseg.training.log import Silent
-from zoomseg.training.loop import Settings, Split
+from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.stage_group import StageGroup
 
@@ -141,7 +141,7 @@ def training(
     seconds: float | None = None,
 ) -> None:
     """Train, and record the samples: the cases of every batch, and the patches computed by this process."""
-    settings = Settings(CPU, seconds=seconds, resume=resume, processes=processes)
+    settings = LoopSettings(CPU, seconds=seconds, resume=resume, processes=processes)
     drawn: list[Batch] = []
     exact = nullcontext() if together else _in_float64()
     with exact, _watched(drawn), mock.patch.object(loop, "LOG_EVERY_STEPS", 1):
@@ -206,7 +206,7 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(self, size, rng, share)
 
-    settings = Settings(CPU, processes=processes)
+    settings = LoopSettings(CPU, processes=processes)
     with mock.patch.object(PatchSource, "draw", draw_and_stop):
         try:
             loop.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
@@ -231,7 +231,7 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
 
 def _refused(data: Path, out: Path, processes: Processes) -> None:
     made = retrained(recipe(True), batch=1)
-    settings = Settings(CPU, processes=processes)
+    settings = LoopSettings(CPU, processes=processes)
     try:
         loop.train(open_dataset(data), SPLIT, made, out / "refused", settings, Silent())
     except Exception as error:
@@ -240,7 +240,7 @@ def _refused(data: Path, out: Path, processes: Processes) -> None:
 
 def _deserted(data: Path, out: Path, processes: Processes) -> None:
     """The last process fails in the second step; the first reports it and ends."""
-    settings = Settings(CPU, processes=processes)
+    settings = LoopSettings(CPU, processes=processes)
     draw = PatchSource.draw
 
     def fail(self: PatchSource, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:

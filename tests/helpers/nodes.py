@@ -32,10 +32,10 @@ from zoomseg.core.errors import ZoomSegError
 from zoomseg.io import bundle
 from zoomseg.node.jobs import NodeJob
 from zoomseg.node.run import Node
-from zoomseg.node.segmentation import segment
-from zoomseg.node.settings import Settings
+from zoomseg.node.segmentation import segment_series
+from zoomseg.node.settings import NodeSettings
 from zoomseg.serve.job_queue import State, Step
-from zoomseg.serve.worker import Failure, Task, TemporaryError, WorkerDiedError
+from zoomseg.serve.worker import Task, TaskFailure, TemporaryError, WorkerDiedError
 
 SENDER = "SENDER"
 SECONDS = 180.0
@@ -57,7 +57,7 @@ def series(number: int = 1, study: str = "1.2.3", slices: int | None = None, **t
     return objects
 
 
-def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> Settings:
+def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> NodeSettings:
     """Settings of a node that accepts everything from this machine and sends it to an archive."""
     model = folder / "model" / "tiny"
     if not model.exists():
@@ -81,7 +81,7 @@ def settings(folder: Path, archive: Archive | None = None, **changes: Any) -> Se
         given["destinations"] = {"archive": place}
         rule["send_to"] = ["archive"]
     rules = changes.pop("rules", [{}])
-    return Settings.model_validate({**given, **changes, "rules": [{**rule, **one} for one in rules]})
+    return NodeSettings.model_validate({**given, **changes, "rules": [{**rule, **one} for one in rules]})
 
 
 class HereWorker:
@@ -91,14 +91,14 @@ class HereWorker:
         self.tasks: list[Task] = []
         self.killed = threading.Event()
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
         self.tasks.append(task)
         if self.killed.is_set():
             raise WorkerDiedError("killed")
         try:
-            segment(task, predictor(), tell)
+            segment_series(task, predictor(), tell)
         except ZoomSegError as error:
-            return Failure(str(error), may_pass=isinstance(error, TemporaryError))
+            return TaskFailure(str(error), may_pass=isinstance(error, TemporaryError))
         return None
 
     def kill(self) -> None:
@@ -106,7 +106,7 @@ class HereWorker:
 
 
 @contextmanager
-def running(found: Settings, dry_run: bool = False) -> Iterator[Node]:
+def running(found: NodeSettings, dry_run: bool = False) -> Iterator[Node]:
     """A node that runs until the end of the test."""
     node = Node(found, dry_run, HereWorker)
     node.start()

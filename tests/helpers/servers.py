@@ -26,7 +26,7 @@ from zoomseg.serve.corrections import Corrections
 from zoomseg.serve.job_queue import Step
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
-from zoomseg.serve.worker import Failure, Task, UnexpectedError, WorkerDiedError
+from zoomseg.serve.worker import Task, TaskFailure, UnexpectedError, WorkerDiedError
 
 MODEL = ModelView(
     name="tiny",
@@ -51,7 +51,7 @@ class ScriptedWorker:
         self._killed = threading.Event()
         self.tasks: list[Task] = []
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
         self.tasks.append(task)
         tell(Step("coarse", 1, 4))
         while not self._go.wait(0.01):
@@ -61,7 +61,7 @@ class ScriptedWorker:
         if content == b"fatal":
             raise WorkerDiedError("the process that segments ended by signal 11")
         if content == b"bad":
-            return Failure("the scan: damaged")
+            return TaskFailure("the scan: damaged")
         write_results(Path(task.out), task.case)
         return None
 

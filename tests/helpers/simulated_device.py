@@ -164,7 +164,7 @@ def augmented(together: bool) -> Recipe:
 
 def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:
     split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
-    return loop.train(data, split, recipe, out, loop.Settings(device, seed=1), Silent())
+    return loop.train(data, split, recipe, out, loop.LoopSettings(device, seed=1), Silent())
 
 
 def apart(one: Bundle, two: Bundle) -> float:

@@ -15,12 +15,12 @@ from helpers import dciodvfy, orthanc
 from helpers.nodes import finished, running, series, settings, until
 from zoomseg.cli.main import main
 from zoomseg.node.pull import pull
-from zoomseg.node.settings import DimseDestination, Settings, WebDestination
+from zoomseg.node.settings import DimseDestination, NodeSettings, WebDestination
 
 DSRDUMP = shutil.which("dsrdump")
 
 
-def settings_for(folder: Path, port: int, send_to: str = "") -> Settings:
+def settings_for(folder: Path, port: int, send_to: str = "") -> NodeSettings:
     """Settings of a node with a port that is chosen before Orthanc starts."""
     peers = [{"ae_title": title, "addresses": ["127.0.0.1"]} for title in ("ORTHANC", "ZOOMSEG")]
     rules = [{"send_to": [send_to] if send_to else []}]
@@ -29,7 +29,7 @@ def settings_for(folder: Path, port: int, send_to: str = "") -> Settings:
     return settings(folder, port=port, peers=peers, rules=rules, destinations=placeholder)
 
 
-def reaching(found: Settings, there: orthanc.Orthanc) -> Settings:
+def reaching(found: NodeSettings, there: orthanc.Orthanc) -> NodeSettings:
     places = {
         "pacs": DimseDestination(ae_title="ORTHANC", host="127.0.0.1", port=there.dicom_port),
         "web": WebDestination(url=there.web),

@@ -59,7 +59,7 @@ def test_it_trains_and_predicts_a_scan(
     fitted, _ = graph.fit(recipe.model_copy(update=update), dataset.schema)
     wanted = graph.expand(fitted, dataset.schema)
     assert len(wanted.stages) == stages
-    loop.train(given, loop.Split(given.ids, ()), wanted, tmp_path, loop.Settings(CPU), Silent())
+    loop.train(given, loop.Split(given.ids, ()), wanted, tmp_path, loop.LoopSettings(CPU), Silent())
     case = dataset.load(dataset.cases[2])
     result = Predictor(bundle.load(tmp_path), CPU).predict(replace(case, labels=None))
     assert set(result.stages) == {stage.name for stage in wanted.stages}

@@ -20,16 +20,16 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import loop
-from zoomseg.training.log import Row, Silent
+from zoomseg.training.log import LogRow, Silent
 
 STEPS = 3
 
 
 class _Rows(Silent):
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         self.rows.append(row)
 
 
@@ -43,9 +43,9 @@ def new_case() -> Case:
     return Case("new", image, None)
 
 
-def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[Row], Prediction]:
+def trained(recipe: Recipe, data: Dataset, out: Path) -> tuple[list[LogRow], Prediction]:
     watch = _Rows()
-    loop.train(data, loop.Split(data.ids, ()), recipe, out, loop.Settings(CPU, seed=5), watch)
+    loop.train(data, loop.Split(data.ids, ()), recipe, out, loop.LoopSettings(CPU, seed=5), watch)
     new = new_case()
     result = Predictor(bundle.load(out), CPU).predict(new)
     assert result.labels.grid.same_as(new.image.grid)

@@ -19,7 +19,7 @@ from zoomseg.io.scans import write_labels
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import loop
 from zoomseg.training.log import Silent
-from zoomseg.training.loop import Settings, Split
+from zoomseg.training.loop import LoopSettings, Split
 
 PARTLY = ("case_0", "case_1")
 SPLIT = Split(("case_0", "case_1", "case_2", "case_3"), ())
@@ -53,7 +53,7 @@ def coarse(iterations: int) -> Recipe:
 
 
 def trained(data: Dataset, recipe: Recipe, out: Path) -> Bundle:
-    return loop.train(data, SPLIT, recipe, out, Settings(CPU, seed=1), Silent())
+    return loop.train(data, SPLIT, recipe, out, LoopSettings(CPU, seed=1), Silent())
 
 
 def right_kidney_dice(model: Bundle) -> float:

@@ -91,7 +91,7 @@ def _with_regions(run: Acceleration, device: str) -> int:
         dice = run.compare(regions, where, display)
     click.echo(f"Model: {run.out}")
     for name, own in regions.items():
-        click.echo(_told(name, own))
+        click.echo(_described(name, own))
     if dice:
         worst = min(dice, key=lambda organ: dice[organ])
         click.echo(
@@ -101,7 +101,7 @@ def _with_regions(run: Acceleration, device: str) -> int:
     return 0
 
 
-def _told(stage: str, own: ChosenRegion) -> str:
+def _described(stage: str, own: ChosenRegion) -> str:
     lowest = _lowest(own.organ_recall)
     return (
         f"stage '{stage}': {own.tile_share:.0%} of the tiles; the region (threshold {own.roi.threshold:g}, "

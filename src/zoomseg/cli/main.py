@@ -12,7 +12,7 @@ import click
 
 from zoomseg.core.errors import INTERRUPTED, ZoomSegError
 from zoomseg.core.extras import explained
-from zoomseg.core.interrupts import answering
+from zoomseg.core.interrupts import handling_interrupts
 
 COMMANDS = {
     "demo": "Train, predict and evaluate on synthetic scans, in minutes.",
@@ -89,7 +89,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     try:
-        with answering():
+        with handling_interrupts():
             code = cli.main(args=arguments, standalone_mode=False)
     except ModuleNotFoundError as error:
         command = next((a for a in (sys.argv[1:] if arguments is None else arguments) if a in COMMANDS), "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zoomseg.node.settings import Settings
+    from zoomseg.node.settings import NodeSettings
 
 
 @click.command(name="node")
@@ -82,7 +82,7 @@ def command(settings: Path, dry_run: bool, studies: Path | None, source: str | N
     return 0
 
 
-def _pull(settings: Settings, studies: Path, source: str | None) -> int:
+def _pull(settings: NodeSettings, studies: Path, source: str | None) -> int:
     from zoomseg.node.pull import pull, read_studies
     from zoomseg.node.settings import SettingsError
 
@@ -95,5 +95,5 @@ def _pull(settings: Settings, studies: Path, source: str | None) -> int:
     for one in pull(uids, place, settings):
         failed += one.error is not None
         left = f", {one.left} not taken" if one.left else ""
-        click.echo(f"study {one.number} of {len(uids)}: {one.error or f'{one.told}{left}'}")
+        click.echo(f"study {one.number} of {len(uids)}: {one.error or f'{one.summary}{left}'}")
     return 0 if not failed else 1 if failed < len(uids) else 2

@@ -46,7 +46,7 @@ def command(stations: tuple[Path, ...], out: Path) -> None:
         written_suffix(out, one_channel=cases[0].image.channels == 1)
         joined, matches = stitch(cases)
         for match in matches:
-            click.echo(_told(match))
+            click.echo(_described(match))
         write_image(out, joined)
     shape = " x ".join(str(n) for n in joined.grid.shape)
     click.echo(f"{len(cases)} stations joined to {shape} voxels: {out}")
@@ -60,7 +60,7 @@ def _refuse_overwriting(scans: Sequence[ScanInput], out: Path) -> None:
         raise OutputError(f"{out}: this is one of the stations; choose another output file")
 
 
-def _told(match: Match) -> str:
+def _described(match: Match) -> str:
     from zoomseg.core.errors import quoted
 
     fits = ", ".join(

@@ -11,7 +11,7 @@ import click
 from zoomseg.cli.train import parse_duration
 
 if TYPE_CHECKING:
-    from zoomseg.training.log import Observer
+    from zoomseg.training.log import TrainingObserver
 
 ABLATIONS = (
     "roth2018-cascade",
@@ -143,18 +143,18 @@ def command(
     from zoomseg.study.ablations import STUDIES, RegionCurve
     from zoomseg.study.candidate_region import run_curve
     from zoomseg.study.run import run_ablation
-    from zoomseg.study.trainings import Settings, Watch, open_trainings
+    from zoomseg.study.trainings import StudySettings, Watch, open_trainings
 
     notes = Console(stderr=True)
 
     def say(text: str) -> None:
         notes.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def display() -> AbstractContextManager[Observer]:
+    def display() -> AbstractContextManager[TrainingObserver]:
         return TrainingDisplay(notes)
 
     organs = tuple(organ.strip() for organ in (small or "").split(",") if organ.strip())
-    settings = Settings(
+    settings = StudySettings(
         seconds=time_budget,
         folds=folds,
         fold=fold,

@@ -227,16 +227,16 @@ def _train_with_unlabelled(
     else:
         assert unlabelled is not None
         run = self_training.begin(data, out, unlabelled, request)
-    where, console, told = resolve(device), Console(stderr=True), _Told()
+    where, console, reporter = resolve(device), Console(stderr=True), _FoldReporter()
     with ending(lambda: "--resume continues from here"):
-        scores = run.teach(where, lambda: TrainingDisplay(console), told.fold)
+        scores = run.teach(where, lambda: TrainingDisplay(console), reporter.fold)
         if scores is not None:
             _tell_all_folds(scores, run.folds, run.folder)
         with TrainingDisplay(console) as display:
             run.label(where, display)
             model = run.model(where, display)
     _say_next(out)
-    return max(told.worst, _validate(data, out, model, device))
+    return max(reporter.worst, _validate(data, out, model, device))
 
 
 def _train_all(
@@ -252,7 +252,7 @@ def _train_all(
     from zoomseg.training import cross_validation
 
     _require_one_process("--fold all", "start one command per fold: --fold 0, --fold 1, ...")
-    where, console, told = resolve(device), Console(stderr=True), _Told()
+    where, console, reporter = resolve(device), Console(stderr=True), _FoldReporter()
     with TrainingDisplay(console) as display:
         if settings is not None:
             trained = cross_validation.reopen(data, out, request.seconds, request.epochs, settings)
@@ -260,12 +260,12 @@ def _train_all(
             assert request.folds is not None
             trained = cross_validation.begin(data, out, request.folds, request, where, display)
     with ending(lambda: "--resume continues from here"):
-        scores = trained.run(where, lambda: TrainingDisplay(console), told.fold)
+        scores = trained.run(where, lambda: TrainingDisplay(console), reporter.fold)
     _tell_all_folds(scores, trained.count, out)
-    return told.worst
+    return reporter.worst
 
 
-class _Told:
+class _FoldReporter:
     """Reports the validation of the models of a cross-validation; ``worst`` is 1 if any case could not be
     segmented."""
 

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from zoomseg.training.log import Row
+from zoomseg.training.log import LogRow
 
 PLAIN_EVERY_SECONDS = 30.0
 """Interval between lines if output is not a terminal."""
@@ -24,10 +24,10 @@ class TrainingDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._preparing: Group | None = None
-        self._rows: dict[tuple[str, str], Row] = {}
-        self._newest: Row | None = None
+        self._rows: dict[tuple[str, str], LogRow] = {}
+        self._newest: LogRow | None = None
         self._remaining: float | None = None
-        self._told = 0.0
+        self._last_shown = 0.0
         """Time of the newest row."""
         self._finished = False
         self._last_line = 0.0
@@ -57,11 +57,11 @@ class TrainingDisplay:
         elif done == 0:
             self._last_prepared = time.monotonic()
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         self._rows[(row.stage, row.split)] = row
         self._newest, self._remaining = row, remaining_seconds
         if self._console.is_terminal:
-            self._preparing, self._told = None, time.monotonic()
+            self._preparing, self._last_shown = None, time.monotonic()
             self._live.refresh()
         elif row.split == "validation" or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
             self._last_line = time.monotonic()
@@ -80,8 +80,8 @@ class TrainingDisplay:
             return self._preparing
         return Group() if self._newest is None else self._screen(self._newest)
 
-    def _screen(self, newest: Row) -> Group:
-        since = 0.0 if self._finished else time.monotonic() - self._told
+    def _screen(self, newest: LogRow) -> Group:
+        since = 0.0 if self._finished else time.monotonic() - self._last_shown
         head = Text(
             f"step {newest.step}   learning rate {newest.learning_rate:.2g}   "
             f"{_clock(newest.seconds + since)} done   {self._left(since)}"
@@ -106,7 +106,7 @@ class TrainingDisplay:
             return "the model is being written"
         return f"{_clock(None if self._remaining is None else self._remaining - since)} left in this stage"
 
-    def _in_order(self) -> list[Row]:
+    def _in_order(self) -> list[LogRow]:
         """By stage, training before validation, regardless of their order: a resumed training may begin with
         its validation."""
         stages = list(dict.fromkeys(stage for stage, _ in self._rows))

@@ -17,7 +17,7 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 from zoomseg.cluster.shipping import ShippedScan, model_files
-from zoomseg.cluster.worker import Job, Preparation, Reply, segment_scan
+from zoomseg.cluster.worker import ClusterJob, Preparation, Reply, segment_scan
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.inference.batch import Failed
 from zoomseg.inference.journal import Journal, Run
@@ -56,7 +56,7 @@ class ClusterError(ZoomSegError):
     """The cluster cannot be reached, was lost, or cannot run ZoomSeg."""
 
 
-class Observer(Protocol):
+class ClusterObserver(Protocol):
     """Called during the computation, always in the thread that waits for the scans."""
 
     def leave_out(self, cases: Sequence[str]) -> None:
@@ -146,13 +146,13 @@ def local_workers(address: str) -> int | None:
     return int(number)
 
 
-def segment(
+def segment_on_cluster(
     client: Client,
     scans: Sequence[ScanInput],
-    job: Job,
+    job: ClusterJob,
     folders: Iterable[Path],
     failed_run: Run,
-    observer: Observer,
+    observer: ClusterObserver,
 ) -> tuple[Failed, ...]:
     """Segment scans on the workers of a cluster; returns the failed ones. Workers may join and leave.
 
@@ -183,9 +183,9 @@ def segment(
 @dataclass(eq=False)
 class _Work:
     client: Client
-    job: Job
+    job: ClusterJob
     waiting: deque[ScanInput]
-    observer: Observer
+    observer: ClusterObserver
     out: Path
     failed_run: Run
     running: dict[Future[Reply], ScanInput] = field(default_factory=dict)

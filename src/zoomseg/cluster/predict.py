@@ -12,8 +12,8 @@ from typing import Literal
 
 from zoomseg.backends.cpu import usable_threads
 from zoomseg.cluster import client
-from zoomseg.cluster.client import Observer
-from zoomseg.cluster.worker import Job
+from zoomseg.cluster.client import ClusterObserver
+from zoomseg.cluster.worker import ClusterJob
 from zoomseg.core.memory import free_ram
 from zoomseg.inference import journal
 from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClusterOutcome:
     """``left_out`` scans were complete before; ``found`` is the current content of the folder. Scans are
     ``missing`` if workers reported them, but wrote to another folder."""
 
@@ -64,9 +64,9 @@ def predict(
     out: Path,
     address: str,
     request: Request,
-    observer: Observer,
+    observer: ClusterObserver,
     notes: Sequence[str] = (),
-) -> Outcome:
+) -> ClusterOutcome:
     """Segment scans, given by absolute paths, on the workers of a Dask cluster into ``out``.
 
     Args:
@@ -89,8 +89,8 @@ def predict(
     settings = replace(request.settings, max_ram=_room(address, request.settings.max_ram))
     job = _job(out, replace(request, settings=settings), names, wanted, asked, notes)
     where = {"device": request.device, "precision": "", "backend": settings.backend}
-    told = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
-    run = journal.describe(digests.of_models(models), wanted.recipe, told, asked, settings.any_scan)
+    run_keys = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
+    run = journal.describe(digests.of_models(models), wanted.recipe, run_keys, asked, settings.any_scan)
     whole = journal.whole(out, scans, run, wanted.recipe, wanted.beside) if request.resume else {}
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]
@@ -98,11 +98,11 @@ def predict(
     del models  # the workers load the networks
     try:
         with client.connected(address, _threads(address)) as connection:
-            failed = client.segment(connection, left, job, folders, run, observer)
+            failed = client.segment_on_cluster(connection, left, job, folders, run, observer)
     finally:
         entries = journal.read(out)
         found = gather(out, ids) if entries else Gathered(0, (), 0, ())
-    return Outcome(len(whole), len(failed), missing(out, ids, run, entries), found)
+    return ClusterOutcome(len(whole), len(failed), missing(out, ids, run, entries), found)
 
 
 def _wanted(model: Bundle, request: Request) -> Wanted:
@@ -119,8 +119,8 @@ def _job(
     wanted: Wanted,
     scans: str,
     notes: Sequence[str],
-) -> Job:
-    return Job(
+) -> ClusterJob:
+    return ClusterJob(
         id=secrets.token_hex(4),
         models=tuple(_everywhere(name) for name in names),
         out=str(out),

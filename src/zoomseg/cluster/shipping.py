@@ -17,13 +17,13 @@ from zoomseg.io.scans import ScanInput, find_scans, source_files
 
 
 @dataclass(frozen=True)
-class Files:
+class FileContents:
     """The contents of files by their path relative to a folder, with ``/`` as separator."""
 
     contents: dict[str, bytes]
 
     @classmethod
-    def of(cls, folder: Path, paths: Iterable[Path]) -> Files:
+    def of(cls, folder: Path, paths: Iterable[Path]) -> FileContents:
         """
         Raises:
             OSError: one cannot be read.
@@ -43,7 +43,7 @@ class Files:
             write_bytes_atomic(folder / name, content)
 
 
-def model_files(folder: Path) -> Files:
+def model_files(folder: Path) -> FileContents:
     """The files of a model, with its atlases.
 
     Raises:
@@ -52,7 +52,7 @@ def model_files(folder: Path) -> Files:
     names = bundle.files(folder)
     try:
         atlases = sorted(path for path in (folder / ATLASES).rglob("*") if path.is_file())
-        return Files.of(folder, (*names, *atlases))
+        return FileContents.of(folder, (*names, *atlases))
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read ({reason_of(error)})") from error
 
@@ -67,7 +67,7 @@ class ShippedScan:
     """A scan with all of its files."""
 
     id: str
-    files: Files
+    files: FileContents
     paths: tuple[str, ...]
     """``ScanInput.paths``, in ``files``; empty for DICOM."""
     slices: tuple[StoredAt, ...] = ()
@@ -82,7 +82,7 @@ class ShippedScan:
         with reading(scan.paths[0], "a scan"):
             found = source_files(scan)
             folder = Path(os.path.commonpath([path.parent.absolute() for path in found]))
-            files = Files.of(folder, (path.absolute() for path in found))
+            files = FileContents.of(folder, (path.absolute() for path in found))
             if scan.dicom is not None:
                 return cls(scan.id, files, (), _stored_at(scan.dicom.usable().series, folder))
             paths = tuple(path.absolute().relative_to(folder).as_posix() for path in scan.paths)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from distributed import Worker, WorkerPlugin, get_worker
 
-from zoomseg.cluster.shipping import Files, ShippedScan
+from zoomseg.cluster.shipping import FileContents, ShippedScan
 from zoomseg.core.errors import OutputError, ZoomSegError
 from zoomseg.inference import batch, journal, result_page
-from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome
+from zoomseg.inference.batch import ExtraOutputs, Failed, ScanOutcome
 from zoomseg.inference.journal import Entry, Run
 from zoomseg.inference.load import PredictionSettings, load_predictor
 from zoomseg.inference.outputs import Recorder, Wanted
@@ -29,7 +29,7 @@ PREDICTION_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """The settings common to all scans of a command. Paths are absolute."""
 
     id: str
@@ -57,7 +57,7 @@ class Reply:
     """Reason of its failure."""
     notes: tuple[str, ...]
     seconds: float
-    shipped: tuple[Run, Entry, Files] | None = None
+    shipped: tuple[Run, Entry, FileContents] | None = None
     """The files to be written by the client, with the entry of the journal last."""
 
 
@@ -65,7 +65,7 @@ class Preparation(WorkerPlugin):
     """Prepares every worker for a job, including workers that join later: it may use all its threads, and
     receives the models if they are shipped."""
 
-    def __init__(self, job: Job, models: tuple[Files, ...]) -> None:
+    def __init__(self, job: ClusterJob, models: tuple[FileContents, ...]) -> None:
         self.name = f"zoomseg-{job.id}"
         self._job = job
         self._models = models
@@ -80,7 +80,7 @@ class Preparation(WorkerPlugin):
         shutil.rmtree(_model_folder(worker, self._job, 0).parent, ignore_errors=True)
 
 
-def _model_folder(worker: Worker, job: Job, number: int) -> Path:
+def _model_folder(worker: Worker, job: ClusterJob, number: int) -> Path:
     return Path(worker.local_directory) / f"zoomseg-{job.id}" / f"model-{number}"
 
 
@@ -88,7 +88,7 @@ _one_at_a_time = threading.Lock()
 """A worker computes one scan at a time, of any job, with all its threads or its GPU."""
 
 
-def segment_scan(job: Job, scan: ScanInput | ShippedScan) -> Reply:
+def segment_scan(job: ClusterJob, scan: ScanInput | ShippedScan) -> Reply:
     """Segment a scan and write its results, or return them.
 
     Raises:
@@ -107,10 +107,10 @@ def segment_scan(job: Job, scan: ScanInput | ShippedScan) -> Reply:
             return _sent_back(job, scan, Path(place))
 
 
-def _segmented(job: Job, scan: ScanInput, out: Path, recorder: Recorder) -> Reply:
-    settled: list[tuple[Outcome, Entry]] = []
+def _segmented(job: ClusterJob, scan: ScanInput, out: Path, recorder: Recorder) -> Reply:
+    settled: list[tuple[ScanOutcome, Entry]] = []
     predictor, wanted = _predictor(job)
-    batch.segment(
+    batch.segment_batch(
         [scan],
         out,
         predictor,
@@ -125,7 +125,7 @@ def _segmented(job: Job, scan: ScanInput, out: Path, recorder: Recorder) -> Repl
     return Reply(scan.id, None, outcome.result.notes, outcome.seconds["total"])
 
 
-def _sent_back(job: Job, shipped: ShippedScan, place: Path) -> Reply:
+def _sent_back(job: ClusterJob, shipped: ShippedScan, place: Path) -> Reply:
     out = place / "out"
     for folder in (out, place / "in"):
         folder.mkdir()
@@ -142,12 +142,12 @@ def _sent_back(job: Job, shipped: ShippedScan, place: Path) -> Reply:
         recorder.close()
     results = [out / name for name, digest in entry.files.items() if digest is not None]
     pictures = [path for path in (out / result_page.FOLDER).rglob("*") if path.is_file()]
-    files = Files.of(out, [*pictures, *results])
+    files = FileContents.of(out, [*pictures, *results])
     return replace(reply, shipped=(recorder.run, entry, files))
 
 
 @functools.lru_cache(maxsize=1)
-def _predictor(job: Job) -> tuple[Predictor, Wanted]:
+def _predictor(job: ClusterJob) -> tuple[Predictor, Wanted]:
     """The predictor, loaded once."""
     here = importlib.metadata.version("zoomseg")
     if here != job.zoomseg:
@@ -163,12 +163,12 @@ def _predictor(job: Job) -> tuple[Predictor, Wanted]:
 
 
 @functools.lru_cache(maxsize=1)
-def _recorder(job: Job) -> Recorder:
+def _recorder(job: ClusterJob) -> Recorder:
     """The worker's own journal."""
     return _new_recorder(job, Path(job.out))
 
 
-def _new_recorder(job: Job, out: Path) -> Recorder:
+def _new_recorder(job: ClusterJob, out: Path) -> Recorder:
     predictor, wanted = _predictor(job)
     return Recorder(
         out, predictor, wanted, job.scans, job.notes, {"models": list(job.models), "started": job.started}

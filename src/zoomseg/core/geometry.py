@@ -23,7 +23,7 @@ Sides = tuple[tuple[bool, bool], tuple[bool, bool], tuple[bool, bool]]
 FloatArray = npt.NDArray[np.float64]
 
 LPS_TO_RAS: FloatArray = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""From positions in DICOM and ITK (towards the patient's left, back and head) to those of affines, or back."""
+"""From positions in DICOM and ITK (to the patient's left, back and head) to those of affines, and back."""
 
 ENDS = ("RL", "AP", "SI")
 """Letters of the directions along each canonical axis: towards its end, and towards its start."""

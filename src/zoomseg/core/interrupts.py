@@ -66,7 +66,7 @@ _command = _Command()
 
 
 @contextmanager
-def answering() -> Iterator[None]:
+def handling_interrupts() -> Iterator[None]:
     """Handle signals during a whole command: print a line at once, and raise KeyboardInterrupt unless an
     inner ``asked`` handles the signal. For the main thread only, as no other thread can handle signals."""
     read, write = os.pipe()

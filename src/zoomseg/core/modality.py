@@ -31,6 +31,6 @@ def named(channel: str) -> frozenset[str]:
 def modality_of(channels: Iterable[str]) -> str | None:
     """DICOM's term (CT, MR, PT, NM, US) for all of these channels; None if their names state none or
     several."""
-    said = {modality for channel in channels for modality in (named(channel) or {""})}
-    (one,) = said if len(said) == 1 else ("",)
+    named_modalities = {modality for channel in channels for modality in (named(channel) or {""})}
+    (one,) = named_modalities if len(named_modalities) == 1 else ("",)
     return {CONE_BEAM: "CT"}.get(one, one) or None

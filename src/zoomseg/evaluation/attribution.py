@@ -58,7 +58,7 @@ OF_REGIONS = ("lost_coarse", "lost_region")
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class OrganRegion:
     """The region of the stage that predicts an organ."""
 
     region: Mask | None
@@ -69,7 +69,7 @@ class Place:
     """Of the stage's grid along the maps' axes; zero if its region was empty."""
 
 
-def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Place) -> Attribution:
+def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: OrganRegion) -> Attribution:
     """Attribute the errors of one organ, given as two masks ``[I, J, K]`` that contain all of it.
 
     Raises:
@@ -162,7 +162,9 @@ def attribute_case(
             organ = named[own]
             c = reference.schema.class_of(organ)
             box = union_of(found.get(c) for found in boxes).slices
-            place = Place(None if region is None else region[box], stages.found(answering, own), spacing_mm)
+            place = OrganRegion(
+                None if region is None else region[box], stages.found(answering, own), spacing_mm
+            )
             out[organ] = attribute(predicted[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
     return out
 

@@ -262,9 +262,11 @@ def _left_out(
 ) -> Iterator[str]:
     """Common cases in which an organ has a value in at most one evaluation. Dice and NSD have none if neither
     map has the organ; distances are infinite if only one has it."""
-    told = [_column(evaluation, metric) for evaluation in (first, other)]
+    columns = [_column(evaluation, metric) for evaluation in (first, other)]
     for organ, found in values.items():
-        either = {case for case in cases if any(not math.isnan(t.get((case, organ), math.nan)) for t in told)}
+        either = {
+            case for case in cases if any(not math.isnan(t.get((case, organ), math.nan)) for t in columns)
+        }
         what = f"{organ}: cases left out, as {TITLES[metric]} is not a number on both sides"
         yield from unmatched(what, either - set(found))
 

@@ -25,10 +25,10 @@ from zoomseg.evaluation.flare_efficiency import EFFICIENCY, write_efficiency
 from zoomseg.evaluation.html_report import CasePictures, Picture, render
 from zoomseg.evaluation.metrics import OrganScore, farthest_point, score
 from zoomseg.evaluation.provenance import read_measures, read_origin
-from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.result import CaseResult, Evaluation, UnscoredCase
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_ORGANS, Tolerances
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.organ_pictures import centre_of_all, overview, window_of
+from zoomseg.inference.organ_pictures import centre_of_all, display_window, overview
 from zoomseg.io.files import why, writable_directory, write_json_atomic, write_text_atomic, writing
 from zoomseg.io.scans import header_notes_by_case, read_grid
 from zoomseg.io.tables import csv_text, number_cell
@@ -67,7 +67,7 @@ def evaluate(
     provenance: Mapping[str, object] | None = None,
     on_progress: OnCaseScored | None = None,
     workers: int | None = None,
-    unsegmented: Sequence[Failure] = (),
+    unsegmented: Sequence[UnscoredCase] = (),
 ) -> Evaluation:
     """Score every case that has a prediction and a reference, and write the results to ``out``.
 
@@ -142,8 +142,8 @@ def write_all(
 
 def _score_all(
     pairs: Pairs, rules: Tolerances, on_progress: OnCaseScored | None, workers: int | None
-) -> tuple[list[CaseResult], list[Failure]]:
-    done: dict[str, CaseResult | Failure] = {}
+) -> tuple[list[CaseResult], list[UnscoredCase]]:
+    done: dict[str, CaseResult | UnscoredCase] = {}
     alone = replace(pairs, pairs=())  # everything that another process needs in addition to a pair
     with _pool(workers) as pool:
         waiting = {pool.submit(_score_case, alone, pair, rules): pair for pair in pairs.pairs}
@@ -163,7 +163,7 @@ def _score_all(
     in_order = [done[pair.id] for pair in pairs.pairs]
     return (
         [result for result in in_order if isinstance(result, CaseResult)],
-        [result for result in in_order if isinstance(result, Failure)],
+        [result for result in in_order if isinstance(result, UnscoredCase)],
     )
 
 
@@ -229,7 +229,7 @@ def _is_copy(case: CaseResult) -> bool:
     return bool(drawn) and min(drawn) == 1
 
 
-def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Failure:
+def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | UnscoredCase:
     try:
         prediction, reference = pairs.load(pair)
         scores = score(
@@ -242,9 +242,9 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Fai
         )
         return _attributed(CaseResult(pair.id, scores), pair, prediction, reference)
     except ZoomSegError as error:
-        return Failure(pair.id, str(error))
+        return UnscoredCase(pair.id, str(error))
     except Exception as error:  # the next cases may still be scored
-        return Failure(pair.id, f"{pair.prediction}: {why(error)}")
+        return UnscoredCase(pair.id, f"{pair.prediction}: {why(error)}")
 
 
 def _attributed(result: CaseResult, pair: Pair, prediction: LabelMap, reference: LabelMap) -> CaseResult:
@@ -322,7 +322,7 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
         i, j, k = (inside + part.start for inside, part in zip(near.voxel, box, strict=True))
         farthest = replace(near, voxel=(i, j, k))
     image = None if scene.image is None else scene.image.data[0]
-    window = None if image is None else window_of(image)
+    window = None if image is None else display_window(image)
     view = OrganView(prediction, reference, grid, scene.stored, image, window, region, farthest)
     return Picture(organ, overlay(view), note)
 
@@ -333,9 +333,9 @@ def write_metrics(path: Path, evaluation: Evaluation) -> None:
     rows = []
     for case in evaluation.cases:
         for row in case.scores:
-            told = case.attributions.get(row.organ, NOTHING)
+            attribution = case.attributions.get(row.organ, NOTHING)
             values = [getattr(row, column) for column in SCORES]
-            values += [told.region_recall, *(getattr(told, loss) for loss in LOSSES)]
+            values += [attribution.region_recall, *(getattr(attribution, loss) for loss in LOSSES)]
             rows.append([case.id, row.organ, *map(number_cell, values)])
     write_text_atomic(path, csv_text(COLUMNS, rows))
 

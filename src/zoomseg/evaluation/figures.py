@@ -17,7 +17,15 @@ import numpy.typing as npt
 from zoomseg.core.extras import how_to_install, installed
 from zoomseg.core.geometry import Grid, Index3, Vector3
 from zoomseg.evaluation.metrics import FarthestPoint
-from zoomseg.inference.organ_pictures import PLANES, Plane, Range, Window, bar_mm, centre_of, slice_name
+from zoomseg.inference.organ_pictures import (
+    PLANES,
+    DisplayWindow,
+    Plane,
+    Range,
+    bar_mm,
+    centre_of,
+    slice_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -81,7 +89,7 @@ class OrganView:
     stored: Grid | None = None
     """As in ``organ_pictures.slice_name``."""
     image: npt.NDArray[Any] | None = None
-    window: Window | None = None
+    window: DisplayWindow | None = None
     """For the image, in every panel."""
     region: Mask | None = None
     """Region of the stage that predicts the organ."""
@@ -217,7 +225,9 @@ def _extent(shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[float
     return (0.0, shape[0] * spacing[0], 0.0, shape[1] * spacing[1])
 
 
-def _draw_image(panel: Axes, grey: npt.NDArray[Any], window: Window, spacing: tuple[float, float]) -> None:
+def _draw_image(
+    panel: Axes, grey: npt.NDArray[Any], window: DisplayWindow, spacing: tuple[float, float]
+) -> None:
     panel.imshow(
         grey.T, cmap="gray", vmin=window.low, vmax=window.high, origin="lower",
         extent=_extent(grey.shape, spacing), interpolation="bilinear", aspect="equal",
@@ -347,8 +357,8 @@ def losses_by_organ(losses: Mapping[str, Sequence[float]], parts: Mapping[str, s
     for column, (part, colour) in zip(values.T, parts.items(), strict=True):
         axes.barh(rows, column, left=done, height=0.6, color=colour, label=part)
         done = done + column
-    for row, total, told in zip(rows, done, ~np.isnan(known).any(axis=1), strict=True):
-        text = f"{total:.3f}" if told else "\N{EN DASH}"
+    for row, total, known_total in zip(rows, done, ~np.isnan(known).any(axis=1), strict=True):
+        text = f"{total:.3f}" if known_total else "\N{EN DASH}"
         at = (total, row)
         axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", color=_MUTED, fontsize=10)
     axes.set_yticks(rows, [literal(name) for name in names], color=_INK, fontsize=11)

@@ -40,7 +40,7 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
-class Failure:
+class UnscoredCase:
     """A case that could not be scored, and the reason."""
 
     case: str
@@ -85,7 +85,7 @@ class Evaluation:
     organs: tuple[str, ...]
     tolerances: Tolerances
     cases: tuple[CaseResult, ...]
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[UnscoredCase, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

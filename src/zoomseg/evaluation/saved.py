@@ -15,7 +15,7 @@ from zoomseg.evaluation.case_matching import Pairs, find_pairs
 from zoomseg.evaluation.evaluate import SCORES, write_all
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.provenance import read_origin
-from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.result import CaseResult, Evaluation, UnscoredCase
 from zoomseg.evaluation.tolerances import FLARE22, FLARE22_TOLERANCES, Tolerances
 from zoomseg.io.files import parse_json, read_file, writable_directory
 from zoomseg.io.tables import read_rows
@@ -28,16 +28,18 @@ def read_scores(folder: Path, cases: int | None = None) -> Evaluation | None:
         if cases is not None and summary["cases"] != cases:
             return None
         scores: dict[str, list[OrganScore]] = {}
-        told: dict[str, dict[str, Attribution]] = {}
+        attributions: dict[str, dict[str, Attribution]] = {}
         for line in read_rows(folder / "metrics.csv"):
             case, organ = line["case"], line["organ"]
             values = {key: _number(line[key]) for key in SCORES}
             scores.setdefault(case, []).append(OrganScore(organ, **values))
             lost = {key: _number(line.get(key)) for key in ("region_recall", *LOSSES)}
             if not math.isnan(lost["lost_elsewhere"]):
-                told.setdefault(case, {})[organ] = Attribution(**lost)
-        results = tuple(CaseResult(case, tuple(rows), told.get(case, {})) for case, rows in scores.items())
-        failed = tuple(Failure(str(case), str(why)) for case, why in summary.get("failed", {}).items())
+                attributions.setdefault(case, {})[organ] = Attribution(**lost)
+        results = tuple(
+            CaseResult(case, tuple(rows), attributions.get(case, {})) for case, rows in scores.items()
+        )
+        failed = tuple(UnscoredCase(str(case), str(why)) for case, why in summary.get("failed", {}).items())
         rules = _tolerances(summary["tolerance_mm"], summary.get("rule"))
         return Evaluation(tuple(summary["organs"]), rules, results, failed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, GeometryError):
@@ -79,8 +81,8 @@ def gather(folders: Sequence[Path], dataset: Dataset, out: Path) -> Evaluation:
     pairs = replace(found[0], pairs=tuple(pair for some in found for pair in some.pairs))
     evaluation = pool(parts)
     origins = [read_origin(folder / "predictions") for folder in folders]
-    told = origins[0].about.items()
-    shared = {key: value for key, value in told if all(o.about.get(key) == value for o in origins)}
+    first = origins[0].about.items()
+    shared = {key: value for key, value in first if all(o.about.get(key) == value for o in origins)}
     about = {"predictions": f"{len(folders)} folds", "reference": str(dataset.root), **shared}
     write_all(evaluation, pairs, writable_directory(out), about, recipe=origins[0].recipe)
     return evaluation

@@ -32,6 +32,7 @@ from zoomseg.core.region import Mask, Region, bounding_box, class_counts
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
+from zoomseg.io import markdown
 from zoomseg.io.files import writable_directory, write_text_atomic
 from zoomseg.io.tables import csv_text
 from zoomseg.pipeline import fusion
@@ -102,7 +103,7 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
     return atlas_of
 
 
-def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
+def last_stage_by_organ(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
     """By organ, the stage that predicts it last, also of stages that vote together; organs that no stage
     predicts are omitted."""
     last = graph.answering(recipe, schema)
@@ -130,7 +131,7 @@ def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     for stage in recipe.stages:
         check_tile(stage)
         input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
-    answered = answering(recipe, dataset.schema)
+    answered = last_stage_by_organ(recipe, dataset.schema)
     return tuple(organ for organ in dataset.schema.names if organ not in answered)
 
 
@@ -160,7 +161,7 @@ def measure(case: Case, recipe: Recipe, device: Device) -> tuple[UpperBound, ...
     turn = orientation_of(recipe, case.image.grid)
     reference, schema = case.labels.reoriented(turn), case.labels.schema
     reached = dice(result.labels.reoriented(turn).data, reference)
-    last = answering(recipe, schema)
+    last = last_stage_by_organ(recipe, schema)
     shown = [o for o in last if o in reached and (case.annotated is None or o in case.annotated)]
     stages = {last[organ].name: last[organ] for organ in shown}
     parts = {name: _part(stage, result.stages.get(name), reference) for name, stage in stages.items()}
@@ -299,6 +300,4 @@ def write(rows: Sequence[UpperBound], out: Path, title: str) -> None:
     lines = ([round(v, 5) if isinstance(v, float) else v for v in asdict(row).values()] for row in rows)
     write_text_atomic(out / "ceiling.csv", csv_text([field.name for field in fields(UpperBound)], lines))
     heading, *body = table(rows)
-    rule = ["---", *("---:" for _ in heading[1:])]
-    cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in (heading, rule, *body)]
-    write_text_atomic(out / "ceiling.md", f"# {title}\n\n" + "".join(f"| {line} |\n" for line in cells))
+    write_text_atomic(out / "ceiling.md", f"# {markdown.plain(title)}\n\n{markdown.table(heading, body)}")

@@ -65,8 +65,8 @@ class Failed:
     to use it again."""
 
 
-Outcome = Segmented | Failed
-OnResult = Callable[[Outcome], None]
+ScanOutcome = Segmented | Failed
+OnResult = Callable[[ScanOutcome], None]
 OnScanProgress = Callable[[str, TileProgress], None]
 """Called with the id and the progress of a scan."""
 
@@ -113,7 +113,7 @@ def ignore_progress(case: str, progress: TileProgress) -> None:
     pass
 
 
-def segment(
+def segment_batch(
     scans: Iterable[ScanInput],
     out: Path,
     predictor: Predictor,
@@ -182,7 +182,7 @@ class _Batch:
 
     def _do(self, reading: Future[_Read]) -> None:
         """Process one scan, until the next one can start."""
-        with ResourceMonitor(self.predictor.device) as meter:
+        with ResourceMonitor(self.predictor.device) as monitor:
             began = time.perf_counter()
             read = self._enough_memory(reading.result())
             waited = time.perf_counter() - began
@@ -190,10 +190,10 @@ class _Batch:
                 self._begin_reading()
             found = self._compute(read, waited)
             if not self.coming:  # nothing to overlap with: the time for writing belongs to this scan
-                self._write(found, meter)
+                self._write(found, monitor)
                 self._await_writing()
                 return
-        self._write(found, meter)
+        self._write(found, monitor)
 
     def _begin_reading(self) -> bool:
         """Start reading the next scan; False if there is none."""
@@ -257,9 +257,9 @@ class _Batch:
         seconds = {"read": read.seconds, "waited": waited, **result.seconds}
         return _Computed(scan, read.sha256, case.image, result, seconds, total)
 
-    def _write(self, found: _Computed | Failed, meter: ResourceMonitor) -> None:
+    def _write(self, found: _Computed | Failed, monitor: ResourceMonitor) -> None:
         self._await_writing()  # at most one finished scan is held
-        self.writing = self.writer.submit(self._finish, found, meter)
+        self.writing = self.writer.submit(self._finish, found, monitor)
 
     def _await_writing(self) -> None:
         if self.writing is not None:
@@ -271,14 +271,14 @@ class _Batch:
         if self.writing is not None:
             wait([self.writing])
 
-    def _finish(self, found: _Computed | Failed, meter: ResourceMonitor) -> None:
+    def _finish(self, found: _Computed | Failed, monitor: ResourceMonitor) -> None:
         if isinstance(found, Failed):
             self.settle(found)
             return
         scan = found.scan
-        self.settle(tried(scan.id, scan.paths[0], lambda: self._written(found, meter)))
+        self.settle(tried(scan.id, scan.paths[0], lambda: self._written(found, monitor)))
 
-    def _written(self, found: _Computed, meter: ResourceMonitor) -> Segmented:
+    def _written(self, found: _Computed, monitor: ResourceMonitor) -> Segmented:
         began = time.perf_counter()
         scan, result, path = found.scan, found.result, result_path(self.out, found.scan)
         stage_outputs.forget(self.out, scan.id)
@@ -309,7 +309,7 @@ class _Batch:
         # Last: if it exists, everything has been written.
         write_labels(path, result.labels, like=scan.paths[0])
         write = time.perf_counter() - began
-        meter.end()
+        monitor.end()
         seconds = found.seconds | {"write": write, "total": found.total + write}
         return Segmented(
             scan.id,
@@ -317,7 +317,7 @@ class _Batch:
             found.image,
             replace(result, stages={}, atlas=None),
             seconds,
-            meter.usage,
+            monitor.usage,
             scan,
             found.sha256,
         )

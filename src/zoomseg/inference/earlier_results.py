@@ -61,10 +61,10 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
     before = _account(out)
     if before is None:
         return of_journal(journal.finished(out).values(), run)
-    told = before.get("cases")
+    cases = before.get("cases")
     kept = {
         case: of_its_run(_readable(account), before, run)
-        for case, account in (told.items() if isinstance(told, dict) else ())
+        for case, account in (cases.items() if isinstance(cases, dict) else ())
         if _is_done(account)
     }
     return EarlierResults(kept, tuple(_rows(out, kept)))
@@ -83,8 +83,8 @@ def known_cases(out: Path) -> frozenset[str]:
     """The ids of all scans that earlier or simultaneous runs were to segment into ``out``: the results of
     others were not written by ZoomSeg."""
     account = _account(out)
-    told = None if account is None else account.get("cases")
-    return journal.known(out).union(told if isinstance(told, dict) else ())
+    cases = None if account is None else account.get("cases")
+    return journal.known(out).union(cases if isinstance(cases, dict) else ())
 
 
 def _account(out: Path) -> dict[str, Any] | None:
@@ -117,8 +117,8 @@ def _has_failed(account: Mapping[str, Any]) -> bool:
 
 
 def _noting(account: dict[str, Any], error: str) -> dict[str, Any]:
-    told, note = account.get("notes"), f"this label map is an earlier run's, a later one failed: {error}"
-    notes = told if isinstance(told, list) else []
+    earlier, note = account.get("notes"), f"this label map is an earlier run's, a later one failed: {error}"
+    notes = earlier if isinstance(earlier, list) else []
     return {**account, "notes": notes if note in notes else [*notes, note]}
 
 

@@ -102,8 +102,8 @@ def _account(one: Recorded, head: Mapping[str, Any]) -> dict[str, Any]:
     reason."""
     if not one.entry.done:
         return one.entry.account
-    told = earlier_results.of_its_run(one.entry.account, {**one.run.run, "started": head["started"]}, head)
-    return told if told["run"] else {key: value for key, value in told.items() if key != "run"}
+    account = earlier_results.of_its_run(one.entry.account, {**one.run.run, "started": head["started"]}, head)
+    return account if account["run"] else {key: value for key, value in account.items() if key != "run"}
 
 
 def _seconds(started: str) -> float:

@@ -29,8 +29,8 @@ def page(package: str, template: str, provenance: Mapping[str, object], **conten
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         **provenance,
     }
-    told = {key: readable(value) for key, value in about.items()}
-    return environment(package).get_template(template).render(provenance=told, **content)
+    provenance = {key: readable(value) for key, value in about.items()}
+    return environment(package).get_template(template).render(provenance=provenance, **content)
 
 
 def environment(package: str) -> Environment:

@@ -75,7 +75,7 @@ PLANES = (AXIAL, Plane("coronal", 1, 0, 2, "RLSI"), Plane("sagittal", 0, 1, 2, "
 
 
 @dataclass(frozen=True)
-class Window:
+class DisplayWindow:
     """Intensities shown black and white; ``unit`` is HU for Hounsfield units, otherwise empty."""
 
     low: float
@@ -88,16 +88,16 @@ class Window:
         return f"{self.low:,.4g} to {self.high:,.4g} {self.unit}".replace("-", minus).strip()
 
 
-def window_of(image: npt.NDArray[Any]) -> Window:
+def display_window(image: npt.NDArray[Any]) -> DisplayWindow:
     """The window of a scan ``[I, J, K]``: the same for all CTs, otherwise by its percentiles, so that all
     pictures of a scan have the same grey values."""
     if looks_like_hounsfield(image):
-        return Window(*SOFT_TISSUE_HU, "HU")
+        return DisplayWindow(*SOFT_TISSUE_HU, "HU")
     step = _step(image.size)
     sample = image[::step, ::step, ::step]
     filled = sample[sample > sample.min()]
     low, high = np.percentile(filled if filled.size else sample, PERCENTILES)
-    return Window(float(low), max(float(high), float(low) + 1e-6))
+    return DisplayWindow(float(low), max(float(high), float(low) + 1e-6))
 
 
 def bar_mm(width_mm: float) -> int:
@@ -157,7 +157,7 @@ def overview(
     organs. Both volumes are canonical, on one grid; without an image, the background is black. ``own`` as in
     ``slice_name``."""
     at = centre_of_all(labels.data) if at is None else at
-    window = None if image is None else window_of(image.data[0])
+    window = None if image is None else display_window(image.data[0])
     panels = _panels(image, window, labels, at)
     width = sum(panel.width for panel in panels) + _GAP * (len(panels) - 1)
     sheet = Image.new("RGB", (width, max(panel.height for panel in panels)), _DARK)
@@ -169,7 +169,9 @@ def overview(
     return Overview(sheet, named if window is None else f"{named}; window {window.text}")
 
 
-def _panels(image: Volume | None, window: Window | None, labels: LabelMap, at: Index3) -> list[Image.Image]:
+def _panels(
+    image: Volume | None, window: DisplayWindow | None, labels: LabelMap, at: Index3
+) -> list[Image.Image]:
     grid, table = labels.grid, _colour_table(labels.schema.names)
     tallest = max(grid.extent_mm[plane.vertical] for plane in PLANES)
     per_mm = PANEL_PIXELS / tallest
@@ -219,7 +221,7 @@ def contact_sheet(image: Volume, labels: LabelMap, organs: Sequence[str]) -> Con
     bar. Canonical volumes on one grid; None if nothing was found."""
     numbers = {organ: labels.schema.class_of(organ) for organ in organs}
     boxes = class_boxes(labels.data, numbers.values())
-    window, table = window_of(image.data[0]), _colour_table(labels.schema.names)
+    window, table = display_window(image.data[0]), _colour_table(labels.schema.names)
     found = tuple(organ for organ in organs if numbers[organ] in boxes)
     if not found:
         return None
@@ -231,7 +233,7 @@ def contact_sheet(image: Volume, labels: LabelMap, organs: Sequence[str]) -> Con
 
 
 def _tile(
-    image: Volume, labels: LabelMap, c: int, box: Box, window: Window, table: npt.NDArray[np.uint8]
+    image: Volume, labels: LabelMap, c: int, box: Box, window: DisplayWindow, table: npt.NDArray[np.uint8]
 ) -> Image.Image:
     own = labels.data[box.slices] == c
     k = box.start[2] + int(np.argmax(np.count_nonzero(own, axis=(0, 1))))
@@ -268,7 +270,7 @@ class _Scene:
     def drawn(
         self,
         grey: npt.NDArray[Any] | None,
-        window: Window | None,
+        window: DisplayWindow | None,
         classes: npt.NDArray[np.uint8],
         table: npt.NDArray[np.uint8],
         letters: bool = True,
@@ -322,7 +324,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(13)
 
 
-def _as_grey(values: npt.NDArray[Any], window: Window) -> npt.NDArray[np.uint8]:
+def _as_grey(values: npt.NDArray[Any], window: DisplayWindow) -> npt.NDArray[np.uint8]:
     scaled = (values.astype(np.float32) - window.low) * (255 / (window.high - window.low))
     return np.clip(scaled, 0, 255).astype(np.uint8)
 

@@ -28,7 +28,7 @@ from zoomseg.inference.batch import (
     ExtraOutputs,
     Failed,
     OnScanProgress,
-    Outcome,
+    ScanOutcome,
     Segmented,
     result_path,
 )
@@ -86,7 +86,7 @@ def segment_to_folder(
     out: Path,
     predictor: Predictor,
     organs: tuple[str, ...] | None = None,
-    on_result: Callable[[Outcome], None] | None = None,
+    on_result: Callable[[ScanOutcome], None] | None = None,
     on_progress: OnScanProgress = batch.ignore_progress,
     ahead: bool = True,
     beside: ExtraOutputs = LABELS_ALONE,
@@ -102,7 +102,7 @@ def segment_to_folder(
     Args:
         on_result: called for every processed scan, in order, in the thread that writes.
         on_organs: called before that, in the same thread.
-        on_progress, ahead, beside: as in ``inference.batch.segment``.
+        on_progress, ahead, beside: as in ``inference.batch.segment_batch``.
         notes: on the folders in which the scans were found, for ``run.json``.
         resume: whether scans with complete results in ``out`` (see ``inference.journal``) are skipped.
         part: the part of the scans to be processed; if it is not all of them, the summaries and ``run.json``
@@ -141,7 +141,7 @@ def segment_to_folder(
     if whole:
         rewrite()
 
-    def settle(outcome: Outcome) -> None:
+    def settle(outcome: ScanOutcome) -> None:
         outcome, entry = recorder.record(outcome)
         run["cases"][outcome.case] = entry.account
         match outcome:
@@ -160,7 +160,9 @@ def segment_to_folder(
     left = [scan for scan in mine if scan.id not in whole]
     try:
         with closing(recorder):
-            batch.segment(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside)
+            batch.segment_batch(
+                left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside
+            )
     finally:
         if account is not None and (run["cases"] or whole):
             if account.listed < len(run["cases"]):
@@ -215,15 +217,15 @@ class Recorder:
         wanted: Wanted,
         scans: str,
         notes: Sequence[str] = (),
-        told: Mapping[str, Any] = MappingProxyType({}),
+        command_keys: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """
         Args:
             scans: the scans of the command, as ``journal.request`` returned them.
-            told: keys of ``run.json`` given by the command instead of this process.
+            command_keys: keys of ``run.json`` given by the command instead of this process.
         """
         self._out, self._predictor, self._wanted = out, predictor, wanted
-        self.header = _header(predictor, wanted.organs, notes) | dict(told)
+        self.header = _header(predictor, wanted.organs, notes) | dict(command_keys)
         """``run.json`` without cases."""
         model = predictor.sha256, predictor.bundle.recipe
         self.run = journal.describe(*model, self.header, scans, predictor.any_scan)
@@ -234,7 +236,7 @@ class Recorder:
         wanted = self._wanted
         return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.beside)
 
-    def record(self, outcome: Outcome) -> tuple[Outcome, Entry]:
+    def record(self, outcome: ScanOutcome) -> tuple[ScanOutcome, Entry]:
         """Summarise a scan whose results are written, and record it; an error in its summary is a failure of
         that scan.
 

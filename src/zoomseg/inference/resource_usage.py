@@ -79,18 +79,18 @@ class ResourceMonitor:
         period: float = PERIOD_SECONDS,
     ) -> None:
         self._device = device
-        self._probe = probe or (lambda: take_reading(device))
+        self._probe = probe or (lambda: take_sample(device))
         self._period = period
-        self._readings: list[ResourceSample] = []
+        self._samples: list[ResourceSample] = []
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="zoomseg-meter", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="zoomseg-monitor", daemon=True)
 
     def __enter__(self) -> ResourceMonitor:
         if _is_used_gpu(self._device):
             import torch
 
             torch.cuda.reset_peak_memory_stats(self._device.place)
-        self._readings.append(self._probe())
+        self._samples.append(self._probe())
         self._thread.start()
         return self
 
@@ -105,33 +105,33 @@ class ResourceMonitor:
             return
         self._done.set()
         self._thread.join()
-        self._readings.append(self._probe())
+        self._samples.append(self._probe())
 
     def _watch(self) -> None:
         while not self._done.wait(self._period):
-            self._readings.append(self._probe())
+            self._samples.append(self._probe())
 
     @property
     def usage(self) -> ResourceUsage:
         """The usage, after the monitor has ended."""
-        return used(self._readings)
+        return used(self._samples)
 
 
-def used(readings: Sequence[ResourceSample]) -> ResourceUsage:
-    """Areas (trapezoids between readings) and peaks of at least one reading, in order of time.
+def used(samples: Sequence[ResourceSample]) -> ResourceUsage:
+    """Areas (trapezoids between samples) and peaks of at least one sample, in order of time.
 
     The CPU's areas are exact: the system itself counts the time that its cores spent on the process, and were
     idle.
     """
-    first, last = readings[0], readings[-1]
-    # The system's own peak misses nothing between readings, but belongs to this work only if it rose
+    first, last = samples[0], samples[-1]
+    # The system's own peak misses nothing between samples, but belongs to this work only if it rose
     # meanwhile.
     rose = [last.highest_ram_mb] if last.highest_ram_mb > first.highest_ram_mb else []
     return ResourceUsage(
-        peak_ram_mb=max([*rose, *(r.ram_mb for r in readings)]),
+        peak_ram_mb=max([*rose, *(r.ram_mb for r in samples)]),
         peak_vram_mb=last.highest_vram_mb,
-        ram_area_mb_s=_area([(r.seconds, r.ram_mb) for r in readings]),
-        vram_area_mb_s=_area([(r.seconds, r.vram_mb) for r in readings]),
+        ram_area_mb_s=_area([(r.seconds, r.ram_mb) for r in samples]),
+        vram_area_mb_s=_area([(r.seconds, r.vram_mb) for r in samples]),
         cpu_area_percent_s=100 * (last.cpu_seconds - first.cpu_seconds),
         machine_cpu_area_percent_s=100 * _busy_share(first, last) * (last.seconds - first.seconds),
     )
@@ -148,7 +148,7 @@ def _area(curve: Sequence[tuple[float, float]]) -> float:
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
 
 
-def take_reading(device: Device) -> ResourceSample:
+def take_sample(device: Device) -> ResourceSample:
     """A sample of this process, with GPU memory of ``device``."""
     process = psutil.Process()
     cpu, machine = process.cpu_times(), psutil.cpu_times()

@@ -129,18 +129,22 @@ class _Case:
 
 def render(run: Mapping[str, Any], rows: Sequence[OrganRow], out: Path) -> str:
     """The page of a run, whose pictures are in ``out``. All names and file contents are escaped."""
-    told: Mapping[str, Any] = run["cases"]
-    by_case: dict[str, list[OrganRow]] = {case: [] for case in told}
+    accounts: Mapping[str, Any] = run["cases"]
+    by_case: dict[str, list[OrganRow]] = {case: [] for case in accounts}
     for row in rows:
         by_case.setdefault(row.case, []).append(row)
-    done = [case for case in by_case if told.get(case, {}).get("status") == "done"]
-    cases = [_case(number, case, told[case], by_case[case], out) for number, case in enumerate(done, start=1)]
+    done = [case for case in by_case if accounts.get(case, {}).get("status") == "done"]
+    cases = [
+        _case(number, case, accounts[case], by_case[case], out) for number, case in enumerate(done, start=1)
+    ]
     return page(
         "zoomseg.inference",
         "results.html",
         _provenance(run),
         cases=cases,
-        failed={case: own.get("error", "") for case, own in told.items() if own.get("status") == "failed"},
+        failed={
+            case: own.get("error", "") for case, own in accounts.items() if own.get("status") == "failed"
+        },
         first=least_certain(rows)[:REVIEWED_FIRST],
         anchors={case.id: case.anchor for case in cases},
         words={row: flag_words(row) for row in rows},

@@ -38,6 +38,7 @@ from zoomseg.core.memory import require_ram
 from zoomseg.io.calibration import Calibration
 from zoomseg.io.files import read_file, reason_of, write_bytes_atomic
 from zoomseg.io.manifests import read_manifest, write_content
+from zoomseg.io.markdown import plain, table
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.recipe import load as load_recipe
 from zoomseg.recipe.spec import Recipe
@@ -486,17 +487,17 @@ def _model_card(bundle: Bundle, with_atlases: bool) -> str:
     """Information for a person who finds the folder, in Markdown."""
     recipe, schema = bundle.recipe, bundle.schema
     stages = "\n".join(f"- `{s.name}`: {s.network.kind} on a {s.grid.kind} grid" for s in recipe.stages)
-    labels = "\n".join(f"| {v} | {_plain(n)} |" for n, v in zip(schema.names, schema.values, strict=True))
+    values = zip(map(str, schema.values), schema.names, strict=True)
     known = {
         key.replace("_", " "): value for key, value in bundle.provenance.items() if value not in ("", [])
     }
-    origin = "\n".join(f"- {_plain(key)}: {_brief(value)}" for key, value in known.items())
+    origin = "\n".join(f"- {plain(key)}: {_brief(value)}" for key, value in known.items())
     about = "\n".join(text for text in (recipe.description, recipe.source) if text)
     parameters = sum(t.size for tensors in bundle.weights.values() for t in tensors.values())
-    return f"""# {_plain(recipe.name)}
+    return f"""# {plain(recipe.name)}
 
 A ZoomSeg model: finds {len(schema.names)} structures in scans with the channels
-{", ".join(_plain(c) for c in bundle.channel_names)}.
+{", ".join(plain(c) for c in bundle.channel_names)}.
 
 **For research. Not a medical device; not for diagnosis or treatment.** Its errors are unknown on scans
 unlike those it was trained on: other scanners, protocols, ages, diseases. Inspect every result.
@@ -507,10 +508,7 @@ unlike those it was trained on: other scanners, protocols, ages, diseases. Inspe
 
 ## Labels
 
-| value | name |
-|---|---|
-{labels}
-
+{table(("value", "name"), values, numbers=False)}
 ## Trained on
 
 {origin or "Not recorded."}
@@ -541,15 +539,10 @@ the scans.
 """
 
 
-def _plain(text: str) -> str:
-    """Names come from data sets: they must not break out of their line or table."""
-    return " ".join(text.split()).replace("|", "/").replace("`", "'").replace("<", "(").replace(">", ")")
-
-
 def _brief(value: JSON) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{_plain(key)}: {_brief(item)}" for key, item in value.items())
+        return "; ".join(f"{plain(key)}: {_brief(item)}" for key, item in value.items())
     if isinstance(value, list):
         shown = ", ".join(_brief(item) for item in value[:_SHOWN_ITEMS])
         return shown if len(value) <= _SHOWN_ITEMS else f"{len(value)}: {shown}, ..."
-    return _plain(str(value))
+    return plain(str(value))

@@ -51,7 +51,7 @@ _COMPRESSION: Mapping[Packing, int] = {"raw": 1, "bzip2": MAX_BZIP2}
 
 
 @dataclass(frozen=True)
-class Place:
+class VoxelStorage:
     """Position and storage of voxels."""
 
     file: Path
@@ -73,7 +73,7 @@ class ItkHeader:
     grid: Grid
     dtype: np.dtype[Any]
     """As stored, with its byte order."""
-    place: Place
+    place: VoxelStorage
     slope: float
     intercept: float
     notes: tuple[str, ...]
@@ -88,7 +88,7 @@ def checked(
     path: Path,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
-    place: Place,
+    place: VoxelStorage,
     edges: FloatArray,
     origin: FloatArray,
     notes: tuple[str, ...],

@@ -14,7 +14,7 @@ from isal import igzip_lib
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io import inflate
-from zoomseg.io.itk_header import ItkHeader, Place
+from zoomseg.io.itk_header import ItkHeader, VoxelStorage
 from zoomseg.io.nifti_header import AnyArray
 
 _PIECE_BYTES = 1 << 20
@@ -69,7 +69,7 @@ def _skip_lines(file: BinaryIO, count: int) -> None:
             return
 
 
-def _inflated(file: BinaryIO, place: Place) -> Any:
+def _inflated(file: BinaryIO, place: VoxelStorage) -> Any:
     if place.packing == "bzip2":
         return bz2.BZ2File(file)
     start = file.read(len(_GZIP))

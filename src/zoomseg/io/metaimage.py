@@ -26,7 +26,7 @@ from zoomseg.io.itk_header import (
     REAL,
     TRUTH,
     ItkHeader,
-    Place,
+    VoxelStorage,
     add,
     check_remark,
     checked,
@@ -159,7 +159,7 @@ def _fields(path: Path, start: bytes) -> tuple[dict[str, str], int]:
     return fields, end.end()
 
 
-def _place(path: Path, fields: dict[str, str], end: int) -> Place:
+def _place(path: Path, fields: dict[str, str], end: int) -> VoxelStorage:
     given = fields["ElementDataFile"]
     file = voxels_file(path, None if given.upper() == "LOCAL" else given)
     begin, skip = end if file == path else 0, int(fields.get("HeaderSize", 0))
@@ -171,10 +171,10 @@ def _place(path: Path, fields: dict[str, str], end: int) -> Place:
         packed = int(fields.get("CompressedDataSize", 0))
         if packed > file.stat().st_size:
             raise ScanError(f"{path}: truncated; header promises {packed} bytes of compressed voxels")
-        return Place(file, "zlib", begin)
+        return VoxelStorage(file, "zlib", begin)
     if not _is_true(fields, "BinaryData", True):
-        return Place(file, "text", skip if skip > 0 else begin)
-    return Place(file, "raw", skip if skip > 0 else begin, skip_bytes=min(skip, 0))
+        return VoxelStorage(file, "text", skip if skip > 0 else begin)
+    return VoxelStorage(file, "raw", skip if skip > 0 else begin, skip_bytes=min(skip, 0))
 
 
 def _geometry(path: Path, fields: dict[str, str]) -> tuple[FloatArray, FloatArray]:

@@ -252,8 +252,8 @@ def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator
     edges = fields["pixdim"][1:4].astype(np.float64) * unit
     off = np.abs(edges / grid.spacing_mm - 1) * np.maximum(np.array(grid.shape) - 1, 1)
     if used == "sform" and off.max() > _NOTED_VOX:
-        said, is_so = (" x ".join(f"{float(e):.4g}" for e in mm) for mm in (edges, grid.spacing_mm))
-        apart = f"pixdim gives voxels of {said} mm and the sform of {is_so} mm"
+        pixdim, sform = (" x ".join(f"{float(e):.4g}" for e in mm) for mm in (edges, grid.spacing_mm))
+        apart = f"pixdim gives voxels of {pixdim} mm and the sform of {sform} mm"
         yield f"{apart}: the sform is used; ITK and 3D Slicer use pixdim"
 
 

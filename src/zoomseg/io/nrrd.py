@@ -29,7 +29,7 @@ from zoomseg.io.itk_header import (
     VECTOR,
     ItkHeader,
     Packing,
-    Place,
+    VoxelStorage,
     add,
     check_remark,
     checked,
@@ -194,13 +194,13 @@ def _dtype(path: Path, fields: dict[str, str]) -> np.dtype[Any]:
     return dtype.newbyteorder(">" if fields.get("endian", "").lower() == "big" else "<")
 
 
-def _place(path: Path, fields: dict[str, str], end: int) -> Place:
+def _place(path: Path, fields: dict[str, str], end: int) -> VoxelStorage:
     file = voxels_file(path, fields.get("data file"))
     packing = _ENCODINGS[fields["encoding"].lower()]
     lines, skip = int(fields.get("line skip", 0)), int(fields.get("byte skip", 0))
     if skip < 0 and packing != "raw":
         raise ScanError(f"{path}: a byte skip of -1 is read with raw voxels alone; write them uncompressed")
-    return Place(file, packing, end if file == path else 0, lines, skip)
+    return VoxelStorage(file, packing, end if file == path else 0, lines, skip)
 
 
 def _by_axis(path: Path, fields: dict[str, str], name: str, otherwise: str) -> list[str]:
@@ -210,10 +210,10 @@ def _by_axis(path: Path, fields: dict[str, str], name: str, otherwise: str) -> l
         ScanError: there are more or fewer than axes.
     """
     axes = int(fields["dimension"])
-    said = re.findall(rf"{VECTOR}|[^\s()]+", fields[name]) if name in fields else [otherwise] * axes
-    if len(said) != axes:
-        raise ScanError(f"{path}: {len(said)} values for {name}; {axes} are needed, one per axis")
-    return said
+    entries = re.findall(rf"{VECTOR}|[^\s()]+", fields[name]) if name in fields else [otherwise] * axes
+    if len(entries) != axes:
+        raise ScanError(f"{path}: {len(entries)} values for {name}; {axes} are needed, one per axis")
+    return entries
 
 
 def _geometry(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tuple[FloatArray, FloatArray]:
@@ -225,8 +225,10 @@ def _geometry(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
     if any(name in fields for name in ("space", "space dimension", "space directions", "space origin")):
         return _in_world(path, fields, domain)
     spacings, begins, ends = (
-        np.array([float(said[a]) for a in domain[:3]])
-        for said in (_by_axis(path, fields, name, "nan") for name in ("spacings", "axis mins", "axis maxs"))
+        np.array([float(entries[a]) for a in domain[:3]])
+        for entries in (
+            _by_axis(path, fields, name, "nan") for name in ("spacings", "axis mins", "axis maxs")
+        )
     )
     edges = np.where(np.isnan(spacings), 1.0, spacings)
     check_spacing(path, edges.tolist())
@@ -244,7 +246,7 @@ def _geometry(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
 def _in_world(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tuple[FloatArray, FloatArray]:
     """Edges and origin of a header that defines them in a space."""
     for name in ("spacings", "axis mins", "axis maxs"):
-        if any(said.lower() != "nan" for said in _by_axis(path, fields, name, "nan")):
+        if any(entry.lower() != "nan" for entry in _by_axis(path, fields, name, "nan")):
             raise ScanError(f"{path}: the header gives {name} and a place in space; repair the header")
     if not ("space" in fields or "space dimension" in fields):
         raise ScanError(f"{path}: the header gives a place in space, but not which space; repair the header")
@@ -253,9 +255,9 @@ def _in_world(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
             f"{path}: {len(domain)} axes lie in a space of {fields['space dimension']} dimensions"
         )
     signs = np.array([*_PATIENT.get(fields.get("space", "").lower(), (1, 1)), 1])
-    said = _by_axis(path, fields, "space directions", "none")
+    entries = _by_axis(path, fields, "space directions", "none")
     unsized = "space directions" not in fields
-    edges = np.eye(3) if unsized else np.array([_vector(path, said[a], domain) for a in domain[:3]]).T
+    edges = np.eye(3) if unsized else np.array([_vector(path, entries[a], domain) for a in domain[:3]]).T
     origin = _vector(path, fields["space origin"], domain) if "space origin" in fields else np.zeros(3)
     if not unsized:
         edges = signs[:, None] * edges
@@ -263,11 +265,11 @@ def _in_world(path: Path, fields: dict[str, str], domain: Sequence[int]) -> tupl
     return edges, signs * origin
 
 
-def _vector(path: Path, said: str, domain: Sequence[int]) -> FloatArray:
+def _vector(path: Path, entry: str, domain: Sequence[int]) -> FloatArray:
     """The first three numbers of a vector, which has one for each axis in space or time."""
-    found = [float(one) for one in said.strip("()").split(",")]
+    found = [float(one) for one in entry.strip("()").split(",")]
     if len(found) != len(domain):
-        raise ScanError(f"{path}: {said} is no vector for {len(domain)} axes; repair the header")
+        raise ScanError(f"{path}: {entry} is no vector for {len(domain)} axes; repair the header")
     return np.array(found[:3])
 
 

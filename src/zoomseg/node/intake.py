@@ -13,7 +13,7 @@ from zoomseg.core.errors import OutputError, ScanError
 from zoomseg.io.files import reason_of
 from zoomseg.node.jobs import LOG, Delivery, NodeJob, NodeJobs, Series, SeriesState
 from zoomseg.node.rules import Decision, SeriesFacts, decide
-from zoomseg.node.settings import Rule, Settings
+from zoomseg.node.settings import NodeSettings, Rule
 from zoomseg.node.store import Arrival, Instance, Store, digest, read_instance
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
@@ -41,7 +41,7 @@ class _Open:
 
 
 @dataclass(frozen=True)
-class Model:
+class RuleModel:
     """A model used by rules. ``fingerprint`` identifies what determines its predictions."""
 
     name: str
@@ -53,10 +53,10 @@ class Intake:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: NodeSettings,
         store: Store,
         jobs: NodeJobs,
-        models: Mapping[str, Model],
+        models: Mapping[str, RuleModel],
         dry_run: bool = False,
     ) -> None:
         """

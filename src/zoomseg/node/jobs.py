@@ -30,7 +30,7 @@ from zoomseg.io.files import flush_folder, writing
 from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State, Time
 from zoomseg.serve.organs import notes_of_result, organs_of_result
-from zoomseg.serve.worker import Failure, Task
+from zoomseg.serve.worker import Task, TaskFailure
 
 LOG = logging.getLogger("zoomseg.node")
 """Logs keys of series and ids of jobs, but no content of headers."""
@@ -321,7 +321,7 @@ class NodeJobs(JobQueue[NodeJob]):
         wanted = {"outputs": list(job.outputs), "organs": list(job.organs), "seed": job.seed}
         return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
 
-    def settle(self, job: NodeJob, failure: Failure | None) -> None:
+    def settle(self, job: NodeJob, failure: TaskFailure | None) -> None:
         """Mark a finished job as segmented, or failed.
 
         Raises:
@@ -344,7 +344,7 @@ class NodeJobs(JobQueue[NodeJob]):
                 return
             newer = self._waiting_of_series(now)
             deliveries = now.deliveries if written and not newer else ()
-            notes, found = self._told(now)
+            notes, found = self._notes_and_organs(now)
             if newer:
                 notes += (f"nothing was sent: {MORE_IMAGES}",)
             elif not written:
@@ -380,7 +380,7 @@ class NodeJobs(JobQueue[NodeJob]):
         it would have ended when the running one was created (see ``decide``)."""
         return [j for j in self.in_state(State.QUEUED) if (j.series, j.rule) == (job.series, job.rule)]
 
-    def _told(self, job: NodeJob) -> tuple[tuple[str, ...], tuple[OrganResult, ...]]:
+    def _notes_and_organs(self, job: NodeJob) -> tuple[tuple[str, ...], tuple[OrganResult, ...]]:
         """Notes and organs of a result."""
         try:
             notes = notes_of_result(self.out(job.id), CASE)

@@ -29,7 +29,7 @@ from zoomseg.node.sending import NotSentError, associate, attempted, web_client
 from zoomseg.node.settings import (
     Destination,
     DimseDestination,
-    Settings,
+    NodeSettings,
     SettingsError,
     WebDestination,
 )
@@ -67,7 +67,7 @@ class Pulled:
     """Whether ``images`` is their number; otherwise the archive did not tell it for each series."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What arrived, in words."""
         return f"{self.images} images" if self.counted else "sent; the archive does not tell how many images"
 
@@ -80,7 +80,7 @@ class Transferred:
     refused: int = 0
     foreign: int = 0
     counted: bool = True
-    """Whether the archive told them."""
+    """Whether the archive reported them."""
 
     def __add__(self, other: Transferred) -> Transferred:
         return Transferred(
@@ -120,7 +120,7 @@ def read_studies(path: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def pull(studies: Sequence[str], source: Destination, settings: Settings) -> Iterator[Pulled]:
+def pull(studies: Sequence[str], source: Destination, settings: NodeSettings) -> Iterator[Pulled]:
     """Request studies for the node that runs with these settings; returns the outcome of each, in order."""
     for number, uid in enumerate(studies, start=1):
         found = [Transferred()]
@@ -133,7 +133,7 @@ def pull(studies: Sequence[str], source: Destination, settings: Settings) -> Ite
         yield Pulled(number, done.accepted, done.foreign, error or done.error, done.counted)
 
 
-def _transferred(study_uid: str, source: Destination, settings: Settings) -> Transferred:
+def _transferred(study_uid: str, source: Destination, settings: NodeSettings) -> Transferred:
     match source:
         case DimseDestination():
             return move(study_uid, source, settings)
@@ -144,7 +144,7 @@ def _transferred(study_uid: str, source: Destination, settings: Settings) -> Tra
 # --- DIMSE ----------------------------------------------------------------------------------------
 
 
-def move(study_uid: str, source: DimseDestination, settings: Settings) -> Transferred:
+def move(study_uid: str, source: DimseDestination, settings: NodeSettings) -> Transferred:
     """C-MOVE of the CT and MR series of a study to the node; others, such as the node's own results, would
     count as failed.
 
@@ -181,16 +181,16 @@ def _move_series(association: Association, study_uid: str, series_uid: str, ae_t
     last = _last_status(answers, "C-MOVE", (0, _WARNING))
     # The last response need not contain the numbers (PS3.7 Table 9.1-4); it says what became of the rest.
     counted = [status for status, _ in answers if "NumberOfCompletedSuboperations" in status]
-    told = counted[-1] if counted else last
-    rest = 0 if told is last else _number(told, "Remaining")
-    accepted, refused = _number(told, "Completed") + _number(told, "Warning"), _number(told, "Failed")
+    status = counted[-1] if counted else last
+    rest = 0 if status is last else _number(status, "Remaining")
+    accepted, refused = _number(status, "Completed") + _number(status, "Warning"), _number(status, "Failed")
     if last.Status == 0:
         return Transferred(accepted + rest, refused, counted=bool(counted))
     return Transferred(accepted, refused + rest if counted else 1, counted=bool(counted))
 
 
-def _number(told: Dataset, of: str) -> int:
-    return int(told.get(f"NumberOf{of}Suboperations") or 0)
+def _number(status: Dataset, of: str) -> int:
+    return int(status.get(f"NumberOf{of}Suboperations") or 0)
 
 
 def _identifier(study_uid: str, series_uid: str) -> Dataset:
@@ -217,7 +217,7 @@ def _last_status(answers: Sequence[Answer], service: str, successes: Sequence[in
 # --- DICOMweb -------------------------------------------------------------------------------------
 
 
-def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> Transferred:
+def retrieve(study_uid: str, source: WebDestination, settings: NodeSettings) -> Transferred:
     """Retrieve the CT and MR series of a study by QIDO-RS and WADO-RS, and forward their images to the node.
 
     Raises:
@@ -240,7 +240,7 @@ def retrieve(study_uid: str, source: WebDestination, settings: Settings) -> Tran
     return done
 
 
-def hand_on(images: Sequence[Dataset], settings: Settings) -> Transferred:
+def hand_on(images: Sequence[Dataset], settings: NodeSettings) -> Transferred:
     """C-STORE of images to the node itself.
 
     Raises:

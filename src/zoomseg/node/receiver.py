@@ -51,7 +51,7 @@ from zoomseg.node.intake import Intake
 from zoomseg.node.jobs import LOG
 from zoomseg.node.listening import Door, listen
 from zoomseg.node.message_limits import ObjectLimit, limit_pdus
-from zoomseg.node.settings import Peer, Settings, Tls
+from zoomseg.node.settings import NodeSettings, Peer, Tls
 from zoomseg.node.store import ConflictError, read_instance
 
 IMAGES = (
@@ -117,7 +117,7 @@ class Refusal:
 class Receiver:
     """Listens for associations."""
 
-    def __init__(self, settings: Settings, intake: Intake) -> None:
+    def __init__(self, settings: NodeSettings, intake: Intake) -> None:
         self._settings = settings
         self._intake = intake
         self.refusals: deque[Refusal] = deque(maxlen=LISTED_REFUSALS)

@@ -11,12 +11,12 @@ from zoomseg.core.errors import ModelError, OutputError, ZoomSegError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
-from zoomseg.node.intake import Intake, Model
+from zoomseg.node.intake import Intake, RuleModel
 from zoomseg.node.jobs import LOG, NodeJob, NodeJobs
 from zoomseg.node.receiver import Receiver
-from zoomseg.node.segmentation import segment
+from zoomseg.node.segmentation import segment_series
 from zoomseg.node.sending import Sender
-from zoomseg.node.settings import Settings, SettingsError
+from zoomseg.node.settings import NodeSettings, SettingsError
 from zoomseg.node.store import Store
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_runner import Runner
@@ -30,7 +30,7 @@ class Node:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: NodeSettings,
         dry_run: bool = False,
         start_worker: Callable[[], Worker] | None = None,
     ) -> None:
@@ -56,7 +56,7 @@ class Node:
         self.intake = Intake(settings, self.store, self.jobs, models, dry_run)
         self.receiver = Receiver(settings, self.intake)
         self.sender = Sender(settings, self.jobs)
-        start = start_worker or (lambda: ProcessWorker(settings.device, segment, folders.values()))
+        start = start_worker or (lambda: ProcessWorker(settings.device, segment_series, folders.values()))
         self.runner: Runner[NodeJob] = Runner(self.jobs, folders, start)
         self._stopping = threading.Event()
         self._clearing = threading.Thread(target=self._clear, name="zoomseg-clear", daemon=True)
@@ -101,7 +101,7 @@ class Node:
         ran(lambda: self.intake.clear(now - self.settings.keep_hours * 3600), LOG.error)
 
 
-def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]:
+def found_models(settings: NodeSettings) -> tuple[dict[str, Path], dict[str, RuleModel]]:
     """Folders of models by their names, and models by the names used in rules.
 
     Raises:
@@ -109,15 +109,15 @@ def found_models(settings: Settings) -> tuple[dict[str, Path], dict[str, Model]]
         SettingsError: a rule requests an organ that its model does not have.
     """
     folders: dict[str, Path] = {}
-    known: dict[Path, tuple[LabelSchema, Model]] = {}
-    models: dict[str, Model] = {}
+    known: dict[Path, tuple[LabelSchema, RuleModel]] = {}
+    models: dict[str, RuleModel] = {}
     for rule in settings.rules:
         folder = bundle.find(rule.model).resolve()
         if folders.setdefault(folder.name, folder) != folder:
             raise ModelError(f"two models are called '{folder.name}'; rename the folder of one")
         if folder not in known:
             loaded = bundle.load(folder)
-            known[folder] = loaded.schema, Model(folder.name, _fingerprint(loaded))
+            known[folder] = loaded.schema, RuleModel(folder.name, _fingerprint(loaded))
         schema, models[rule.model] = known[folder]
         unknown = [organ for organ in rule.organs if organ not in {*schema.names, *schema.groups}]
         if unknown:

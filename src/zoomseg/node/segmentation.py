@@ -16,11 +16,11 @@ from zoomseg.serve.job_queue import Step
 from zoomseg.serve.worker import Task, TemporaryError, UnexpectedError, one_scan
 
 if TYPE_CHECKING:
-    from zoomseg.inference.batch import Outcome
+    from zoomseg.inference.batch import ScanOutcome
     from zoomseg.inference.predictor import Predictor
 
 
-def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+def segment_series(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
     """Segment a series and write the objects requested by its job.
 
     Raises:
@@ -42,7 +42,7 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
     from zoomseg.inference.organ_pictures import fullest_planes, overview
     from zoomseg.inference.outputs import segment_to_folder
     from zoomseg.inference.summary import OrganRow
-    from zoomseg.io.dicom.write.report import Finding, write_report
+    from zoomseg.io.dicom.write.report import ReportedOrgan, write_report
     from zoomseg.io.dicom.write.results import DicomResult
     from zoomseg.io.dicom.write.secondary_capture import write_capture
 
@@ -58,7 +58,7 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
     series = scan.dicom.usable().series
     rows: list[OrganRow] = []
 
-    def settle(outcome: Outcome) -> None:
+    def settle(outcome: ScanOutcome) -> None:
         match outcome:
             case Failed(reason=reason, short=True):
                 raise TemporaryError(reason)
@@ -76,7 +76,7 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
                     write_capture(path, picture, series, model, seed)
                 if Output.SR in outputs and result_path(out, Output.SEG).is_file():
                     found = [
-                        Finding(row.organ, row.volume_ml, row.mean_intensity, row.confidence)
+                        ReportedOrgan(row.organ, row.volume_ml, row.mean_intensity, row.confidence)
                         for row in rows
                         if row.mean_intensity is not None
                     ]

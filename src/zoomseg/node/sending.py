@@ -24,7 +24,7 @@ from pydicom.uid import UID
 from zoomseg.core.errors import ZoomSegError
 from zoomseg.node.jobs import LOG, SEE_PAGE, NodeJobs
 from zoomseg.node.receiver import client_context
-from zoomseg.node.settings import Destination, DimseDestination, Settings, WebDestination
+from zoomseg.node.settings import Destination, DimseDestination, NodeSettings, WebDestination
 from zoomseg.node.store import quiet
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
@@ -55,7 +55,7 @@ class NotSentError(Exception):
 class Sender:
     """Sends the results of segmented jobs."""
 
-    def __init__(self, settings: Settings, jobs: NodeJobs) -> None:
+    def __init__(self, settings: NodeSettings, jobs: NodeJobs) -> None:
         self._settings = settings
         self._jobs = jobs
         self._stopping = threading.Event()
@@ -124,7 +124,7 @@ def attempted(work: Callable[[], None]) -> str | None:
     return None
 
 
-def send(files: Sequence[Path], destination: Destination, settings: Settings, on_taken: OnTaken) -> None:
+def send(files: Sequence[Path], destination: Destination, settings: NodeSettings, on_taken: OnTaken) -> None:
     """Send all files, also after one that is refused. An object that the destination has already is accepted:
     its UID stands for its content.
 
@@ -149,7 +149,7 @@ def read(file: Path) -> Dataset:
 
 def associate(
     destination: DimseDestination,
-    settings: Settings,
+    settings: NodeSettings,
     contexts: Iterable[Context],
     answer_seconds: float | None = None,
 ) -> pynetdicom.association.Association:
@@ -196,7 +196,7 @@ def _without_kinds(names: Iterable[str]) -> NotSentError:
 
 
 def store_dimse(
-    files: Sequence[Path], destination: DimseDestination, settings: Settings, on_taken: OnTaken
+    files: Sequence[Path], destination: DimseDestination, settings: NodeSettings, on_taken: OnTaken
 ) -> None:
     """C-STORE."""
     kinds = {file: read_file_meta_info(file) for file in files}
@@ -249,7 +249,7 @@ def web_client(destination: WebDestination, answer_seconds: float) -> DICOMwebCl
 
 
 def store_web(
-    files: Sequence[Path], destination: WebDestination, settings: Settings, on_taken: OnTaken
+    files: Sequence[Path], destination: WebDestination, settings: NodeSettings, on_taken: OnTaken
 ) -> None:
     """STOW-RS."""
     client = web_client(destination, settings.limits.idle_seconds)

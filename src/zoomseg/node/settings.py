@@ -129,7 +129,7 @@ class Tls(_Part):
     """Certificate authorities of the other sides, whose certificates are required."""
 
 
-class Page(_Part):
+class StatusPage(_Part):
     """The status page and the metrics."""
 
     host: str = "127.0.0.1"
@@ -231,7 +231,7 @@ class Retry(_Part):
     give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
 
 
-class Settings(_Part):
+class NodeSettings(_Part):
     """A node's complete settings."""
 
     ae_title: AeTitle = "ZOOMSEG"
@@ -246,7 +246,7 @@ class Settings(_Part):
     keep_hours: Annotated[float, Field(gt=0, le=8760 * 10)] = 48
     """Retention time of received images and results after all processing is finished."""
     tls: Tls | None = None
-    page: Page = Page()
+    page: StatusPage = StatusPage()
     destinations: dict[Name, _Destination] = {}
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
@@ -265,7 +265,7 @@ class Settings(_Part):
         return self
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> NodeSettings:
     """A node's settings; relative paths in them are relative to the file's folder.
 
     Raises:
@@ -280,13 +280,13 @@ def read_settings(path: Path) -> Settings:
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: settings are a mapping of keys, got {short(data)}")
     try:
-        found = Settings.model_validate(data)
+        found = NodeSettings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {describe(error, Settings, data)}") from error
+        raise SettingsError(f"{path}: {describe(error, NodeSettings, data)}") from error
     return _placed(found, path.absolute().parent)
 
 
-def _placed(settings: Settings, folder: Path) -> Settings:
+def _placed(settings: NodeSettings, folder: Path) -> NodeSettings:
     """The settings with absolute paths."""
 
     def absolute(path: Path) -> Path:

@@ -30,7 +30,7 @@ BESIDE_CASES = 20
 
 
 @dataclass(frozen=True)
-class Organ:
+class OrganStatistics:
     """One label in the cases read: medians over those that have it. Axes in canonical (RAS) order."""
 
     name: str
@@ -86,7 +86,7 @@ class Fingerprint:
     read: int
     """Number of these that were read."""
     channels: int = 1
-    organs: tuple[Organ, ...] = ()
+    organs: tuple[OrganStatistics, ...] = ()
     """The organs that were found, in the schema's order."""
     beside: SideBySide | None = None
     """The two organs with the highest such share; None: no two are in ``BESIDE_CASES`` cases together."""
@@ -307,13 +307,13 @@ def _tails(intensities: npt.NDArray[np.number]) -> tuple[float, float]:
 
 def _organs(
     names: Sequence[str], drawn: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
-) -> Iterator[Organ]:
+) -> Iterator[OrganStatistics]:
     tones = [_tones(case) for case in seen]
     for name in names:
         those = [case[name] for case in seen if name in case]
         multiples = [case[name] for case in tones if name in case]
         if those:
-            yield Organ(
+            yield OrganStatistics(
                 name,
                 len(those),
                 sum(name in case for case in drawn),

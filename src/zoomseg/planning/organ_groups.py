@@ -11,7 +11,7 @@ import numpy as np
 
 from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.planning.fingerprint import Fingerprint, Organ, as_vector
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics, as_vector
 from zoomseg.planning.rationale import voxels_of
 
 SMALL_VOXELS = 1000
@@ -59,7 +59,7 @@ def groups_of(data: Fingerprint, margin_mm: float) -> tuple[Group, ...]:
     return tuple(sorted(sorted_, key=lambda group: order[group.organs[0]]))
 
 
-def _alone(organ: Organ, data: Fingerprint, margin_mm: float) -> Group:
+def _alone(organ: OrganStatistics, data: Fingerprint, margin_mm: float) -> Group:
     extent = np.array(data.extent_mm)
     centre = np.array(organ.centre) * extent
     reach = np.array(organ.extent_mm) / 2 + margin_mm

@@ -24,7 +24,7 @@ from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import UNITS, spoken
 from zoomseg.core.tiling import starts
-from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.planning.network_sizes import Cost, costs_of, step_bytes
 from zoomseg.planning.organ_groups import Group, groups_of, why_not
 from zoomseg.planning.rationale import Plan, Reason, about, count, organ_reasons, times
@@ -343,7 +343,7 @@ def _islands(data: Fingerprint) -> tuple[specs.Islands | None, Reason]:
     return found, Reason("islands", value, why)
 
 
-def _is_whole(organ: Organ) -> bool:
+def _is_whole(organ: OrganStatistics) -> bool:
     """Whether a second part of the organ would be an error."""
     filled = 1000 * organ.volume_ml / math.prod(organ.extent_mm)
     return filled >= STOUT and organ.largest_part >= ONE_PIECE and organ.cases >= ONE_PIECE_CASES

@@ -4,12 +4,12 @@ figures."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.io import markdown
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.recipe.spec import Recipe
 
 SMALL_ORGAN_VOXELS = 30
@@ -63,15 +63,15 @@ class Plan:
     def markdown(self, dataset: str) -> str:
         """A page with both tables."""
         rows = [(r.what, r.value, r.why) for r in self.reasons]
-        return f"""# How {_cell(self.recipe.name)} was planned for {_cell(dataset)}
+        return f"""# How {markdown.plain(self.recipe.name)} was planned for {markdown.plain(dataset)}
 
-{_table(HEADING, rows)}
+{markdown.table(HEADING, rows, numbers=False)}
 ## Organs
 
 Medians over the cases that have the organ, of the {self.data.read} that were read. The centre is that of the
 organ's box, as a share of the scan along R, A and S; voxels are those of the finest grid.
 
-{_table(ORGAN_HEADING, self.organ_rows())}"""
+{markdown.table(ORGAN_HEADING, self.organ_rows(), numbers=False)}"""
 
 
 def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) -> list[Reason]:
@@ -98,7 +98,7 @@ def organ_reasons(data: Fingerprint, schema: LabelSchema, finest_mm: Vector3) ->
     return reasons
 
 
-def voxels_of(organ: Organ, spacing_mm: Vector3) -> int:
+def voxels_of(organ: OrganStatistics, spacing_mm: Vector3) -> int:
     """Number of voxels of a spacing that an organ of the median volume fills."""
     return round(1000 * organ.volume_ml / math.prod(spacing_mm))
 
@@ -148,13 +148,3 @@ def millilitres(volume_ml: float) -> str:
 def as_whole(values: Vector3) -> Index3:
     """Rounded."""
     return (round(values[0]), round(values[1]), round(values[2]))
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Names come from data sets: they must stay in their line and column, and contain no markup."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -49,7 +49,7 @@ MAX_OPINION_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultKind:
     """One kind of result: its name in the address, and its content."""
 
     name: str
@@ -58,14 +58,14 @@ class Result:
 
 
 RESULTS = (
-    Result("labels.nii.gz", "application/gzip", "The label map, on the scan's own grid."),
-    Result("corrected.nii.gz", "application/gzip", "The label map as somebody corrected it."),
-    Result("scan.nii.gz", "application/gzip", "The scan, as NIfTI."),
-    Result("seg.nrrd", "application/octet-stream", "The same for 3D Slicer, with names and colours."),
-    Result("summary.csv", "text/csv", "Volume, intensity, confidence and flags of every organ."),
-    Result("run.json", "application/json", "Seconds by step, tiles, memory; label names and values."),
-    Result("seg.dcm", "application/dicom", "DICOM SEG, if the scan came as DICOM."),
-    Result("rtstruct.dcm", "application/dicom", "DICOM RTSTRUCT, if the scan came as DICOM."),
+    ResultKind("labels.nii.gz", "application/gzip", "The label map, on the scan's own grid."),
+    ResultKind("corrected.nii.gz", "application/gzip", "The label map as somebody corrected it."),
+    ResultKind("scan.nii.gz", "application/gzip", "The scan, as NIfTI."),
+    ResultKind("seg.nrrd", "application/octet-stream", "The same for 3D Slicer, with names and colours."),
+    ResultKind("summary.csv", "text/csv", "Volume, intensity, confidence and flags of every organ."),
+    ResultKind("run.json", "application/json", "Seconds by step, tiles, memory; label names and values."),
+    ResultKind("seg.dcm", "application/dicom", "DICOM SEG, if the scan came as DICOM."),
+    ResultKind("rtstruct.dcm", "application/dicom", "DICOM RTSTRUCT, if the scan came as DICOM."),
 )
 
 
@@ -423,7 +423,7 @@ def _results_of(job: Job) -> Iterator[None]:
         raise HTTPException(404, f"the results of {job.id} are gone, or damaged") from error
 
 
-def _add_result(app: FastAPI, service: Service, result: Result) -> None:
+def _add_result(app: FastAPI, service: Service, result: ResultKind) -> None:
     def fetch(job_id: str) -> Response:
         job = _finished(service, job_id)
         filename = f"{job.title}.{result.name}"
@@ -442,7 +442,7 @@ def _add_result(app: FastAPI, service: Service, result: Result) -> None:
     )
 
 
-def _file(path: Path, result: Result, filename: str) -> FileResponse:
+def _file(path: Path, result: ResultKind, filename: str) -> FileResponse:
     """A file to be saved, in ranges if requested."""
     try:
         found = path.stat()

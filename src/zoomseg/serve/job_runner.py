@@ -11,7 +11,7 @@ from typing import Generic, Protocol
 from zoomseg.core.errors import OutputError, without_message
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import J, State, Step
-from zoomseg.serve.worker import Failure, Task, Worker, WorkerDiedError, unexpected
+from zoomseg.serve.worker import Task, TaskFailure, Worker, WorkerDiedError, unexpected
 
 LOOK_EVERY_SECONDS = 0.5
 """Interval at which an idle runner, or one whose disk failed, tries again."""
@@ -31,7 +31,7 @@ class Jobs(Protocol[J]):
     def tell(self, job_id: str, step: Step) -> None: ...
     def end(self, job_id: str, state: State, error: str | None = None) -> bool: ...
     def task(self, job: J, model: Path) -> Task: ...
-    def settle(self, job: J, failure: Failure | None) -> None: ...
+    def settle(self, job: J, failure: TaskFailure | None) -> None: ...
     def interrupt(self, job_id: str, why: str) -> None: ...
 
 
@@ -109,11 +109,11 @@ class Runner(Generic[J]):
                 return  # cancelled meanwhile; or the next server marks it as interrupted
             self._running = job.id
             worker = self._started()
-        failure = Failure(CANNOT_START) if worker is None else self._failure(worker, job)
+        failure = TaskFailure(CANNOT_START) if worker is None else self._failure(worker, job)
         while not self._settled(job, failure):
             self._stopping.wait(LOOK_EVERY_SECONDS)
 
-    def _settled(self, job: J, failure: Failure | None) -> bool:
+    def _settled(self, job: J, failure: TaskFailure | None) -> bool:
         """Whether a job is settled, or left to the next server; False if the disk refuses it."""
         with self._guard:
             try:
@@ -133,7 +133,7 @@ class Runner(Generic[J]):
                 _report(without_message(error))
         return self._worker
 
-    def _failure(self, worker: Worker, job: J, again: bool = True) -> Failure | None:
+    def _failure(self, worker: Worker, job: J, again: bool = True) -> TaskFailure | None:
         """Process a job; None if it succeeded.
 
         Args:
@@ -141,7 +141,7 @@ class Runner(Generic[J]):
         """
         model = self._models.get(job.model)
         if model is None:
-            return Failure(f"its model '{job.model}' is not available any more; submit the scan again")
+            return TaskFailure(f"its model '{job.model}' is not available any more; submit the scan again")
         has_begun = False
 
         def tell(step: Step) -> None:
@@ -154,10 +154,10 @@ class Runner(Generic[J]):
         except WorkerDiedError as died:
             with self._guard:
                 if self._worker is not worker:  # ended by ``cancel`` or ``stop``
-                    return Failure(str(died))
+                    return TaskFailure(str(died))
                 self._worker = None
                 other = self._started() if again and not has_begun else None
-            return Failure(str(died)) if other is None else self._failure(other, job, again=False)
+            return TaskFailure(str(died)) if other is None else self._failure(other, job, again=False)
 
 
 def _report(error: str) -> None:

@@ -32,7 +32,7 @@ from zoomseg.io.files import flush_folder, writing
 from zoomseg.io.scans import SCAN_SUFFIXES
 from zoomseg.serve.job_queue import JobQueue, QueuedJob, State
 from zoomseg.serve.organs import notes_of_result
-from zoomseg.serve.worker import Failure, Task
+from zoomseg.serve.worker import Task, TaskFailure
 
 SUFFIXES = (*(s for s in SCAN_SUFFIXES if s != ".mhd"), ".zip")
 """Suffixes of valid uploads. The voxels of an .mhd are in another file."""
@@ -163,7 +163,7 @@ class Jobs(JobQueue[Job]):
         """The task of a job for the worker."""
         return Task(job.id, str(self.scan(job)), str(self.out(job)), str(model))
 
-    def settle(self, job: Job, failure: Failure | None) -> None:
+    def settle(self, job: Job, failure: TaskFailure | None) -> None:
         """Mark a finished job as done, or failed. Notes of its result are read once, as they do not
         change."""
         notes: tuple[str, ...] = ()

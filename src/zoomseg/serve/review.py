@@ -99,26 +99,26 @@ def keep(file: Path, value: int, opinion: Opinion) -> None:
         OutputError: the disk refuses it.
     """
     with _guard:
-        said = opinions(file)
-        said[value] = KeptOpinion(verdict=opinion.verdict, comment=opinion.comment, changed=time.time())
-        write_json_atomic(file, _File(organs=said).model_dump(mode="json"))
+        kept = opinions(file)
+        kept[value] = KeptOpinion(verdict=opinion.verdict, comment=opinion.comment, changed=time.time())
+        write_json_atomic(file, _File(organs=kept).model_dump(mode="json"))
 
 
-def review_of(scan: str, model: str, organs: Sequence[Organ], said: dict[int, KeptOpinion]) -> Review:
+def review_of(scan: str, model: str, organs: Sequence[Organ], kept: dict[int, KeptOpinion]) -> Review:
     """Every organ of a result with its review."""
-    rows = [_row(organ, said.get(organ.value)) for organ in organs]
+    rows = [_row(organ, kept.get(organ.value)) for organ in organs]
     return Review(scan=scan, model=model, organs=rows)
 
 
-def _row(organ: Organ, said: KeptOpinion | None) -> ReviewRow:
+def _row(organ: Organ, opinion: KeptOpinion | None) -> ReviewRow:
     return ReviewRow(
         organ=organ.name,
         value=organ.value,
         volume_ml=organ.volume_ml,
         confidence=organ.confidence,
-        verdict=said.verdict if said else None,
-        comment=said.comment if said else "",
-        changed=said.changed if said else None,
+        verdict=opinion.verdict if opinion else None,
+        comment=opinion.comment if opinion else "",
+        changed=opinion.changed if opinion else None,
     )
 
 

@@ -39,7 +39,7 @@ class View(BaseModel):
 
 
 @dataclass(frozen=True)
-class Files:
+class ViewedFiles:
     """The files that are served, both NIfTI, and the data for the page."""
 
     scan: Path
@@ -47,7 +47,7 @@ class Files:
     view: View
 
 
-def prepare(scan: Path, labels: Path, room: Path) -> Files:
+def prepare(scan: Path, labels: Path, room: Path) -> ViewedFiles:
     """Check both files, and write to the folder ``room`` those that are not NIfTI, or whose header is
     ambiguous, so that the page places them as ZoomSeg does.
 
@@ -74,7 +74,7 @@ def prepare(scan: Path, labels: Path, room: Path) -> Files:
         organs=organs,
         notes=notes,
     )
-    return Files(shown_scan, shown_labels, view)
+    return ViewedFiles(shown_scan, shown_labels, view)
 
 
 def _is_plain(path: Path) -> bool:
@@ -101,7 +101,7 @@ def _apart(scan: Path, labels: Path) -> list[str]:
     ]
 
 
-def create_app(files: Files, access: Access) -> Guard:
+def create_app(files: ViewedFiles, access: Access) -> Guard:
     """An application that serves only these two files."""
     app = FastAPI(title="ZoomSeg view", openapi_url=None, docs_url=None, redoc_url=None)
 

@@ -26,7 +26,7 @@ from zoomseg.core.errors import ScanError, ZoomSegError, quoted, without_message
 from zoomseg.serve.job_queue import Step
 
 if TYPE_CHECKING:
-    from zoomseg.inference.batch import Outcome
+    from zoomseg.inference.batch import ScanOutcome
     from zoomseg.inference.predictor import Predictor
     from zoomseg.io.scans import ScanInput
     from zoomseg.pipeline.sliding_window import TileProgress
@@ -60,7 +60,7 @@ Segment = Callable[[Task, "Predictor", Callable[[Step], None]], None]
 
 
 @dataclass(frozen=True)
-class Failure:
+class TaskFailure:
     """Why a task failed. ``may_pass``: a later attempt may succeed, as after a full disk; ``unexpected``: the
     error may affect later tasks of the same process, too (see ``batch.Failed``)."""
 
@@ -84,8 +84,8 @@ class WorkerDiedError(Exception):
 class Worker(Protocol):
     """Processes tasks, one after the other."""
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
-        """Process a task, of which at least one step is told; None if it succeeded.
+    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+        """Process a task, of which at least one step is reported; None if it succeeded.
 
         Raises:
             WorkerDiedError: the worker cannot be used any more.
@@ -98,37 +98,37 @@ class Worker(Protocol):
 class ProcessWorker:
     """A worker in a separate process, spawned rather than forked, as the server has threads."""
 
-    def __init__(self, device: str, segment: Segment | None = None, models: Iterable[Path] = ()) -> None:
+    def __init__(self, device: str, run_task: Segment | None = None, models: Iterable[Path] = ()) -> None:
         """
         Args:
             segment: processes a task; a function of a module, as the new process imports it.
-                ``segment`` of this module by default.
+                ``run_task`` of this module by default.
             models: folders of models that are loaded at once, so that the first scan need not wait for them.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=work,
-            args=(theirs, device, segment, [str(folder) for folder in models]),
+            args=(theirs, device, run_task, [str(folder) for folder in models]),
             name="zoomseg-worker",
             daemon=True,
         )
         self._process.start()
         theirs.close()
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
         """As ``Worker.run``."""
         try:
             self._pipe.send_bytes(json.dumps(asdict(task)).encode())
             while True:
-                said = json.loads(self._pipe.recv_bytes())
-                if "step" not in said:
+                message = json.loads(self._pipe.recv_bytes())
+                if "step" not in message:
                     break
-                tell(Step(**said["step"]))
+                tell(Step(**message["step"]))
         except (EOFError, OSError) as error:
             self._process.join()
             raise WorkerDiedError(_how_it_ended(self._process.exitcode)) from error
-        failure = None if said["failure"] is None else Failure(**said["failure"])
+        failure = None if message["failure"] is None else TaskFailure(**message["failure"])
         if failure is not None and failure.unexpected:
             self.kill()
         return failure
@@ -141,7 +141,7 @@ class ProcessWorker:
 
 def _how_it_ended(code: int | None) -> str:
     if code == -signal.SIGKILL:
-        # The process is not told by whom.
+        # The process does not know by whom.
         return "the process that segments was killed: by the system, if memory ran out, or by somebody"
     how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
     return f"the process that segments ended {how}; see the server's output"
@@ -162,7 +162,7 @@ def work(pipe: Connection, device: str, carry_out: Segment | None = None, models
             task = Task(**json.loads(pipe.recv_bytes()))
         except EOFError:
             return
-        failure = _failure(task, predictors, device, _teller(pipe), carry_out or segment)
+        failure = _failure(task, predictors, device, _teller(pipe), carry_out or run_task)
         _send(pipe, {"failure": None if failure is None else asdict(failure)})
 
 
@@ -187,8 +187,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _send(pipe: Connection, said: dict[str, Any]) -> None:
-    pipe.send_bytes(json.dumps(said).encode())
+def _send(pipe: Connection, message: dict[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(message).encode())
 
 
 def _teller(pipe: Connection) -> Callable[[Step], None]:
@@ -210,7 +210,7 @@ def _failure(
     device: str,
     tell: Callable[[Step], None],
     carry_out: Segment,
-) -> Failure | None:
+) -> TaskFailure | None:
     """Process a task; None if it succeeded."""
     try:
         tell(Step(READING, 0, 0))
@@ -218,14 +218,14 @@ def _failure(
             predictors[task.model] = load_predictor(task.model, device, tell)
         carry_out(task, predictors[task.model], tell)
     except ZoomSegError as error:
-        return Failure(
+        return TaskFailure(
             _without_paths(str(error), task),
             may_pass=isinstance(error, TemporaryError),
             unexpected=isinstance(error, UnexpectedError),
         )
     except Exception as error:  # one scan's failure does not affect the server
         print(without_message(error), file=sys.stderr)
-        return Failure(unexpected(error), unexpected=True)
+        return TaskFailure(unexpected(error), unexpected=True)
     return None
 
 
@@ -253,7 +253,7 @@ def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Pre
     return load.load_predictor([model], device, on_registration=register)
 
 
-def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+def run_task(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
     """Segment a scan as `zoomseg predict` does, and write the scan itself as NIfTI beside the result.
 
     Raises:
@@ -275,7 +275,7 @@ def segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> N
         if progress.stage == last and progress.done >= progress.tiles:
             tell(Step(WRITING, 0, 0))
 
-    def settle(outcome: Outcome) -> None:
+    def settle(outcome: ScanOutcome) -> None:
         match outcome:
             case Failed(_, reason, unexpected=True):
                 raise UnexpectedError(reason)

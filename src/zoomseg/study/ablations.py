@@ -45,7 +45,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Training:
+class StudyTraining:
     """One training per fold, in the folder ``id``. ``fine_tuned`` starts from the model given with --init,
     ``recipe`` from that shipped recipe or file instead of the study's."""
 
@@ -65,12 +65,12 @@ AT_1_MM = Tolerances.same(1.0)
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row of the table. ``training`` None: no network, only the atlas prior. ``published`` is of cases
     held out from the paper's training data, ``published_unseen`` of others."""
 
     name: str
-    training: Training | None
+    training: StudyTraining | None
     predict: Edit = unchanged
     published: Published | None = None
     published_unseen: Published | None = None
@@ -99,7 +99,7 @@ class Ablation:
     name: str
     recipe: str | None
     source: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     baseline: str
     folds: int = 5
     pooled: bool = False
@@ -130,7 +130,7 @@ class RegionCurve:
     name: str
     recipe: str
     source: str
-    training: Training
+    training: StudyTraining
     stage: str
     radii_vox: tuple[int, ...]
     folds: int = 5
@@ -191,12 +191,12 @@ VALINDRIA = "valindria2018-small-organs"
 FLARE = "flare22-whole-volume"
 VOTE = "zhou2016-2d-vote"
 
-_CASCADE = Training("cascade")
+_CASCADE = StudyTraining("cascade")
 _GASTRIC = ("artery", "vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
 _TESTED = ("liver", "spleen", "pancreas")
 
 CASCADE_ROWS = (
-    Row(
+    TableRow(
         "stage 1, tiles side by side",
         _CASCADE,
         only("stage1"),
@@ -215,7 +215,7 @@ CASCADE_ROWS = (
             most=(96.8, 95.7, 82.3),
         ),
     ),
-    Row(
+    TableRow(
         "stage 2, tiles side by side",
         _CASCADE,
         overlap("stage2", 0.0),
@@ -234,7 +234,7 @@ CASCADE_ROWS = (
             most=(97.3, 97.4, 91.3),
         ),
     ),
-    Row(
+    TableRow(
         "stage 2, tiles overlapping",
         _CASCADE,
         unchanged,
@@ -271,9 +271,9 @@ _TABLE_4 = (
 
 # Section 3.4 does not describe the tiles; in Section 4.1 they are non-overlapping "as in previous sections".
 VOTE_ROWS = (
-    Row(
+    TableRow(
         "2D, majority vote",
-        Training("2d", recipe=VOTE),
+        StudyTraining("2d", recipe=VOTE),
         published=_spread(
             _row(
                 _TABLE_4,
@@ -288,7 +288,7 @@ VOTE_ROWS = (
             ),
         ),
     ),
-    Row(
+    TableRow(
         "3D, stage 1",
         _CASCADE,
         only("stage1"),
@@ -306,7 +306,7 @@ VOTE_ROWS = (
             ),
         ),
     ),
-    Row(
+    TableRow(
         "3D, stage 2",
         _CASCADE,
         overlap("stage2", 0.0),
@@ -390,11 +390,11 @@ CASCADE_OTHERS = (
     _method("Zhou et al. 2016b", 82, "2D FCN", f"4 folds of {_PUBLIC}", None, pancreas=(82.4, 5.7)),
 )
 
-_APART = Training("apart", trained_apart)
-_ALONE = Training("level2-alone", chain(on_stages(without_auto_context, "level2"), only("level2")))
+_APART = StudyTraining("apart", trained_apart)
+_ALONE = StudyTraining("level2-alone", chain(on_stages(without_auto_context, "level2"), only("level2")))
 
 PYRAMID_ROWS = (
-    Row(
+    TableRow(
         "level 1",
         _APART,
         only("level1"),
@@ -405,7 +405,7 @@ PYRAMID_ROWS = (
             most=(82.3, 70.9, 96.4, 95.8, 96.5, 93.5, 90.6),
         ),
     ),
-    Row(
+    TableRow(
         "level 2, auto-context",
         _APART,
         unchanged,
@@ -416,9 +416,9 @@ PYRAMID_ROWS = (
             most=(90.0, 83.5, 97.9, 98.0, 98.7, 96.0, 93.4),
         ),
     ),
-    Row(
+    TableRow(
         "end-to-end, auto-context",
-        Training("end-to-end"),
+        StudyTraining("end-to-end"),
         unchanged,
         _spread(
             _row(_GASTRIC, 83.0, 79.4, 96.9, 97.2, 96.2, 83.6, 86.7, mean=89.0, unit=100),
@@ -428,7 +428,7 @@ PYRAMID_ROWS = (
         ),
         _row(("liver", "spleen", "gallbladder", "pancreas"), 95.3, 93.6, 80.8, 75.7, mean=86.3, unit=100),
     ),
-    Row(
+    TableRow(
         "level 2, no auto-context",
         _ALONE,
         unchanged,
@@ -451,59 +451,59 @@ _SMALL = (
     "rectum",
     "sacrum",
 )
-_PLAIN = Training("plain", chain(without_atlas, on_stages(without_auto_context), on_stages(unweighted)))
-_WEIGHTED = Training("weighted", without_atlas)
+_PLAIN = StudyTraining("plain", chain(without_atlas, on_stages(without_auto_context), on_stages(unweighted)))
+_WEIGHTED = StudyTraining("weighted", without_atlas)
 
 VALINDRIA_ROWS = (
-    Row(
+    TableRow(
         "multi-atlas alone",
         None,
         unchanged,
         _row(_SMALL, 0.044, 0.298, 0.377, 0.680, 0.135, 0.163, 0.429, 0.466, mean=0.324),
     ),
-    Row(
+    TableRow(
         "FCN",
         _PLAIN,
         only("coarse"),
         _row(_SMALL, 0.006, 0.330, 0.373, 0.401, 0.055, 0.080, 0.346, 0.361, mean=0.244),
     ),
-    Row(
+    TableRow(
         "W",
         _WEIGHTED,
         only("coarse"),
         _row(_SMALL, 0.097, 0.443, 0.465, 0.689, 0.462, 0.484, 0.526, 0.701, mean=0.483),
     ),
-    Row(
+    TableRow(
         "W + CMA",
         _WEIGHTED,
         chain(only("coarse"), times_atlas("coarse", VALINDRIA)),
         _row(_SMALL, 0.203, 0.436, 0.519, 0.717, 0.381, 0.397, 0.549, 0.693, mean=0.487),
     ),
-    Row(
+    TableRow(
         "2SN",
         _PLAIN,
         unchanged,
         _row(_SMALL, 0.046, 0.375, 0.455, 0.594, 0.274, 0.379, 0.393, 0.490, mean=0.376),
     ),
-    Row(
+    TableRow(
         "W + AC + 2SN",
         _WEIGHTED,
         unchanged,
         _row(_SMALL, 0.133, 0.507, 0.612, 0.729, 0.519, 0.535, 0.591, 0.721, mean=0.543),
     ),
-    Row(
+    TableRow(
         "W + AC + 2SN + CMA",
-        Training("full"),
+        StudyTraining("full"),
         unchanged,
         _row(_SMALL, 0.146, 0.532, 0.567, 0.754, 0.541, 0.547, 0.658, 0.735, mean=0.560),
     ),
 )
 
-_WHOLE = Training("whole-volume")
+_WHOLE = StudyTraining("whole-volume")
 
 FLARE_ROWS = (
-    Row("coarse only", _WHOLE, only("coarse"), tolerances=FLARE22_TOLERANCES),
-    Row(
+    TableRow("coarse only", _WHOLE, only("coarse"), tolerances=FLARE22_TOLERANCES),
+    TableRow(
         "coarse to fine",
         _WHOLE,
         unchanged,
@@ -576,18 +576,18 @@ FLARE_ROWS = (
 )
 
 UNLABELLED_ROWS = (
-    Row(
+    TableRow(
         "labelled scans alone",
-        Training("labelled"),
+        StudyTraining("labelled"),
         published=FLARE_ROWS[1].published,
         tolerances=FLARE22_TOLERANCES,
     ),
-    Row(
+    TableRow(
         "labelled and unlabelled scans",
-        Training("unlabelled", unlabelled=True),
+        StudyTraining("unlabelled", unlabelled=True),
         tolerances=FLARE22_TOLERANCES,
     ),
-    Row("all scans labelled", Training("all-labelled", drawn=True), tolerances=FLARE22_TOLERANCES),
+    TableRow("all scans labelled", StudyTraining("all-labelled", drawn=True), tolerances=FLARE22_TOLERANCES),
 )
 
 _TORSO = (
@@ -602,14 +602,14 @@ _TORSO = (
 )
 
 FINETUNE_ROWS = (
-    Row(
+    TableRow(
         "from scratch",
-        Training("scratch"),
+        StudyTraining("scratch"),
         published_unseen=_row(_TORSO, 96.2, 96.3, 94.0, 74.9, 91.0, 87.6, 84.1, 32.0, mean=82.0, unit=100),
     ),
-    Row(
+    TableRow(
         "fine-tuned",
-        Training("fine-tuned", fine_tuned=True),
+        StudyTraining("fine-tuned", fine_tuned=True),
         published_unseen=_row(_TORSO, 96.4, 96.6, 94.9, 76.3, 90.1, 90.5, 88.5, 33.0, mean=83.3, unit=100),
     ),
 )
@@ -631,7 +631,7 @@ STUDIES: Mapping[str, Ablation | RegionCurve] = {
             "roth2018-candidate-region",
             CASCADE,
             "Roth et al. 2018, Comput Med Imaging Graph 66:90-99, Fig. 6",
-            Training("stage1", only("stage1")),
+            StudyTraining("stage1", only("stage1")),
             stage="stage1",
             radii_vox=tuple(range(7)),
         ),

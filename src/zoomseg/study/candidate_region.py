@@ -30,9 +30,9 @@ from zoomseg.pipeline.reference import stage_labels
 from zoomseg.pipeline.roi import dilated_foreground
 from zoomseg.recipe import graph
 from zoomseg.study.ablations import RegionCurve
-from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
+from zoomseg.study.report_page import Plot, Sheet, StudyReport, html, markdown
 from zoomseg.study.run import notes
-from zoomseg.study.steps import told, training_steps
+from zoomseg.study.steps import steps_note, training_steps
 from zoomseg.study.trainings import Trainings
 
 MEAN = "mean"
@@ -119,7 +119,7 @@ def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ..
     if not points:
         raise ScanError(f"the candidate region could not be computed in any case; {failed[0]}")
     steps = training_steps(trainings, study.training)
-    budget = [told(study.training.id, (), steps, len(trainings.folds))] if steps else []
+    budget = [steps_note(study.training.id, (), steps, len(trainings.folds))] if steps else []
     _write(trainings.out, study, points, [*notes(trainings), *budget])
     return points, tuple(failed)
 
@@ -181,7 +181,7 @@ def summarise(split: str, cases: Sequence[Coverage], radii_vox: Sequence[int]) -
 def _write(out: Path, study: RegionCurve, points: Sequence[Point], made: Sequence[str]) -> None:
     write_text_atomic(out / "table.csv", _csv(points))
     splits = list(dict.fromkeys(p.split for p in points))
-    page = Page(
+    page = StudyReport(
         f"{study.name}: candidate region over dilation radius",
         [_finding(split, points) for split in splits],
         [f"The paper's numbers: {study.source}, and Section 2.2.", *_DEFINITIONS, *made],
@@ -190,7 +190,7 @@ def _write(out: Path, study: RegionCurve, points: Sequence[Point], made: Sequenc
     write_text_atomic(out / "table.md", markdown(page))
     plotted = Plot("Sensitivity and false-positive rate over r", plot(points))
     write_text_atomic(
-        out / "report.html", html(Page(page.title, page.findings, page.notes, page.sheets, [plotted]))
+        out / "report.html", html(StudyReport(page.title, page.findings, page.notes, page.sheets, [plotted]))
     )
 
 

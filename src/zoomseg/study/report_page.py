@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zoomseg.inference.html_page import environment
+from zoomseg.io.markdown import plain, table
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Page:
+class StudyReport:
     title: str
     findings: Sequence[str]
     notes: Sequence[str]
@@ -35,27 +35,16 @@ class Page:
     plots: Sequence[Plot] = ()
 
 
-def markdown(page: Page) -> str:
+def markdown(page: StudyReport) -> str:
     """Without the plots."""
-    lines = [f"# {_plain(page.title)}", ""]
-    lines += [f"- {_plain(text)}" for text in page.findings]
+    lines = [f"# {plain(page.title)}", ""]
+    lines += [f"- {plain(text)}" for text in page.findings]
     for sheet in page.sheets:
-        lines += ["", f"## {_plain(sheet.title)}", "", _cells(sheet.head)]
-        lines.append("|" + "---|" + "---:|" * (len(sheet.head) - 1))
-        lines += [_cells(row) for row in sheet.rows]
-    lines += ["", "## Notes", "", *(f"- {_plain(text)}" for text in page.notes)]
+        lines += ["", f"## {plain(sheet.title)}", "", table(sheet.head, sheet.rows).rstrip("\n")]
+    lines += ["", "## Notes", "", *(f"- {plain(text)}" for text in page.notes)]
     return "\n".join(lines) + "\n"
 
 
-def html(page: Page) -> str:
+def html(page: StudyReport) -> str:
     """One self-contained file. All names and paths are escaped."""
     return environment("zoomseg.study").get_template("study.html").render(page=page)
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Names come from data sets: they must not break out of their line or cell."""
-    return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", " ".join(text.split()))

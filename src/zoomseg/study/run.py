@@ -32,18 +32,18 @@ from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import pool, read_scores
 from zoomseg.evaluation.tolerances import FLARE22
 from zoomseg.inference import atlas_priors
-from zoomseg.inference.batch import Failed, Segmented, segment
+from zoomseg.inference.batch import Failed, Segmented, segment_batch
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_json_atomic
 from zoomseg.io.scans import ScanInput
 from zoomseg.recipe import graph
 from zoomseg.study import efficiency, other_methods
-from zoomseg.study.ablations import Ablation, Row
+from zoomseg.study.ablations import Ablation, TableRow
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import Edit
-from zoomseg.study.report_page import Page
-from zoomseg.study.steps import paper_steps, told, training_steps
+from zoomseg.study.report_page import StudyReport
+from zoomseg.study.steps import paper_steps, steps_note, training_steps
 from zoomseg.study.table import RowResult, on_common_organs, write_report, write_table
 from zoomseg.study.trainings import Trainings
 from zoomseg.training import self_training
@@ -52,14 +52,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyOutcome:
     """A finished study: its rows, and the cases and rows that failed, one line each."""
 
     rows: tuple[RowResult, ...]
     failed: tuple[str, ...]
 
 
-def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
+def run_ablation(study: Ablation, trainings: Trainings) -> StudyOutcome:
     """Process every row. A case that fails is reported, and the row is scored on the others; a row that fails
     is reported and omitted, from the table of the test cases alone if only they fail.
 
@@ -71,11 +71,11 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
     done: list[RowResult] = []
     tested: list[RowResult] = []
     failed: list[str] = []
-    left_out: list[tuple[Row, ZoomSegError]] = []
-    untested: list[tuple[Row, ZoomSegError]] = []
+    left_out: list[tuple[TableRow, ZoomSegError]] = []
+    untested: list[tuple[TableRow, ZoomSegError]] = []
     for number, row in enumerate(study.rows, start=1):
         trainings.watch.say(f"row {number} of {len(study.rows)}: {row.name}")
-        scores = _attempted(partial(_held_back, row, trainings, failed))
+        scores = _attempted(partial(_held_out, row, trainings, failed))
         if isinstance(scores, ZoomSegError):
             trainings.watch.say(f"row '{row.name}' is left out: {scores}")
             left_out.append((row, scores))
@@ -97,7 +97,7 @@ def run_ablation(study: Ablation, trainings: Trainings) -> Outcome:
     _report(study, trainings, tested, [*left_out, *untested])
     failed += [f"row '{row.name}': {error}" for row, error in left_out]
     failed += [f"row '{row.name}', test cases: {error}" for row, error in untested]
-    return Outcome(tuple(rows), tuple(failed))
+    return StudyOutcome(tuple(rows), tuple(failed))
 
 
 def _attempted(work: Callable[[], T]) -> T | ZoomSegError:
@@ -114,7 +114,7 @@ def _report(
     study: Ablation,
     trainings: Trainings,
     done: Sequence[RowResult],
-    left_out: Sequence[tuple[Row, ZoomSegError]],
+    left_out: Sequence[tuple[TableRow, ZoomSegError]],
 ) -> list[RowResult]:
     """Write the table of either kind of cases again, with its plots."""
     if not done:
@@ -128,10 +128,10 @@ def _tabulate(
     study: Ablation,
     trainings: Trainings,
     done: Sequence[RowResult],
-    left_out: Sequence[tuple[Row, ZoomSegError]],
-) -> tuple[Page, list[RowResult]]:
+    left_out: Sequence[tuple[TableRow, ZoomSegError]],
+) -> tuple[StudyReport, list[RowResult]]:
     rows = on_common_organs(done, trainings.small)
-    about = [*notes(trainings, _unscored(done, rows)), *_steps_told(rows, len(trainings.folds))]
+    about = [*notes(trainings, _unscored(done, rows)), *_steps_notes(rows, len(trainings.folds))]
     if done and done[0].unseen and trainings.unseen is not None:
         about.insert(1, _told_of_unseen(trainings, trainings.unseen))
     about += [f"Row '{row.name}' is left out: {error}" for row, error in left_out]
@@ -156,13 +156,13 @@ def _told_of_unseen(trainings: Trainings, unseen: Dataset) -> str:
     return f"Scored here: {len(unseen.cases)} cases of '{unseen.name}', {use}{fold}."
 
 
-def _steps_told(rows: Sequence[RowResult], folds: int) -> list[str]:
+def _steps_notes(rows: Sequence[RowResult], folds: int) -> list[str]:
     """One note for every training whose steps are known."""
     shared: dict[str, list[RowResult]] = {}
     for result in rows:
         if result.row.training is not None and result.steps:
             shared.setdefault(result.row.training.id, []).append(result)
-    return [told(id, [r.name for r in of], of[0].steps, folds) for id, of in shared.items()]
+    return [steps_note(id, [r.name for r in of], of[0].steps, folds) for id, of in shared.items()]
 
 
 def notes(trainings: Trainings, unscored: Sequence[str] = ()) -> list[str]:
@@ -216,11 +216,11 @@ def _unscored(before: Sequence[RowResult], after: Sequence[RowResult]) -> list[s
 # --- one row on one fold --------------------------------------------------------------------------
 
 
-def _folder(row: Row, part: str, trainings: Trainings) -> Path:
+def _folder(row: TableRow, part: str, trainings: Trainings) -> Path:
     return trainings.out / "rows" / slug(row.name) / part
 
 
-def _folders(row: Row, trainings: Trainings, unseen: bool) -> list[Path]:
+def _folders(row: TableRow, trainings: Trainings, unseen: bool) -> list[Path]:
     folds = [f"fold-{fold}" for fold in trainings.folds]
     parts = [_test_part(trainings)] if unseen else folds
     return [_folder(row, part, trainings) for part in parts]
@@ -232,7 +232,7 @@ def _test_part(trainings: Trainings) -> str:
     return "test" if first == 0 else f"test-fold-{first}"
 
 
-def _held_back(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation:
+def _held_out(row: TableRow, trainings: Trainings, failed: list[str]) -> Evaluation:
     """Score the held-out cases of all trained folds."""
 
     def scored(fold: int) -> Evaluation:
@@ -242,7 +242,7 @@ def _held_back(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation:
     return pool([scored(fold) for fold in trainings.folds])
 
 
-def _on_unseen(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation | None:
+def _on_unseen(row: TableRow, trainings: Trainings, failed: list[str]) -> Evaluation | None:
     """Score test cases with the models of the first trained fold."""
     if trainings.unseen is None:
         return None
@@ -250,7 +250,7 @@ def _on_unseen(row: Row, trainings: Trainings, failed: list[str]) -> Evaluation 
 
 
 def _scored(
-    row: Row, fold: int, trainings: Trainings, reference: Dataset, part: str, failed: list[str]
+    row: TableRow, fold: int, trainings: Trainings, reference: Dataset, part: str, failed: list[str]
 ) -> Evaluation:
     """The row's scores of the cases in ``reference``, in its folder ``part``."""
     folder = _folder(row, part, trainings)
@@ -275,7 +275,7 @@ def _scored(
     return read_scores(folder, len(scores.cases)) or scores
 
 
-def answering(model: Bundle, change: Edit) -> Bundle:
+def with_changed_prediction(model: Bundle, change: Edit) -> Bundle:
     """A trained model with changed prediction: fewer stages, other tiles, another fusion."""
     recipe = change(model.recipe)
     kept = {stage.name for stage in recipe.stages}
@@ -283,7 +283,7 @@ def answering(model: Bundle, change: Edit) -> Bundle:
     return replace(model, recipe=recipe, weights=weights)
 
 
-def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Path) -> list[str]:
+def _predict(row: TableRow, fold: int, trainings: Trainings, cases: Dataset, out: Path) -> list[str]:
     """Predict the cases without a prediction; returns those that failed, one line each."""
     missing = cases.subset(i for i in cases.ids if not (out / f"{i}.nii.gz").is_file())
     if not missing.cases:
@@ -292,7 +292,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
         schema = trainings.dataset.schema
         _name_labels(out, schema.names, schema)
         return segment_by_atlas(trainings, fold, missing, out)
-    model = answering(trainings.model(row.training, fold), row.predict)
+    model = with_changed_prediction(trainings.model(row.training, fold), row.predict)
     answered = graph.answering(model.recipe, model.schema)
     organs = tuple(organ for organ in model.schema.names if organ in answered)
     _name_labels(out, organs, model.schema)
@@ -307,7 +307,7 @@ def _predict(row: Row, fold: int, trainings: Trainings, cases: Dataset, out: Pat
         else:
             efficiency.record(out.parent, outcome)
 
-    segment(scans, out, _predictor(model, fold, trainings), settle, organs)
+    segment_batch(scans, out, _predictor(model, fold, trainings), settle, organs)
     return problems
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zoomseg.recipe import graph
-from zoomseg.study.ablations import Training
+from zoomseg.study.ablations import StudyTraining
 from zoomseg.study.recipe_edits import shipped
 from zoomseg.study.trainings import Trainings
 
@@ -40,14 +40,14 @@ def mean_steps(folds: Sequence[Steps]) -> dict[str, int]:
     return {name: round(sum(fold[name] for fold in folds) / len(folds)) for name in folds[0]}
 
 
-def training_steps(trainings: Trainings, training: Training | None) -> dict[str, int]:
+def training_steps(trainings: Trainings, training: StudyTraining | None) -> dict[str, int]:
     """For a finished training, the mean over the study's folds; empty without a training."""
     if training is None:
         return {}
     return mean_steps([read_steps(trainings.steps_log(training, fold)) for fold in trainings.folds])
 
 
-def paper_steps(trainings: Trainings, training: Training | None) -> int | None:
+def paper_steps(trainings: Trainings, training: StudyTraining | None) -> int | None:
     """Of the shipped recipe on these labels, all stages together; None if there is no training, or the recipe
     is that of a model to be fine-tuned."""
     if training is None or trainings.study.recipe is None:
@@ -60,7 +60,7 @@ def paper_steps(trainings: Trainings, training: Training | None) -> int | None:
     return sum(graph.stage_of(recipe, group.trained[0]).training.iterations for group in groups)
 
 
-def told(id: str, rows: Sequence[str], steps: Steps, folds: int) -> str:
+def steps_note(id: str, rows: Sequence[str], steps: Steps, folds: int) -> str:
     """The steps of a training, as a sentence for the study's notes."""
     used = f" (rows {'; '.join(rows)})" if rows else ""
     parts = ", ".join(f"{name} {count}" for name, count in steps.items())

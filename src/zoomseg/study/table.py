@@ -16,8 +16,8 @@ from zoomseg.evaluation.result import CaseResult, Evaluation, mean
 from zoomseg.inference.html_page import number, p_value
 from zoomseg.io.files import write_text_atomic
 from zoomseg.io.tables import csv_text, number_cell
-from zoomseg.study.ablations import Ablation, Published, Row, find_organ
-from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
+from zoomseg.study.ablations import Ablation, Published, TableRow, find_organ
+from zoomseg.study.report_page import Plot, Sheet, StudyReport, html, markdown
 from zoomseg.study.steps import Steps
 
 LEAST_CASES = 5
@@ -57,7 +57,7 @@ class RowResult:
     """The scores of one row, with the cases of all its folds, and the steps of its training. ``unseen`` cases
     are of another set than the training and held-out ones."""
 
-    row: Row
+    row: TableRow
     evaluation: Evaluation
     steps: Steps = field(default_factory=dict)
     unseen: bool = False
@@ -293,11 +293,11 @@ def write_table(
     schema: LabelSchema,
     notes: Iterable[str],
     sheets: Sequence[Sheet] = (),
-) -> Page:
+) -> StudyReport:
     """Write ``table.csv`` and ``table.md``; the page has no plots, which take seconds to draw."""
     table = lines(study, results, schema)
     write_text_atomic(out / "table.csv", as_csv(table))
-    page = Page(
+    page = StudyReport(
         f"{study.name}: the paper's study on your data",
         findings(results, schema),
         [*_notes(study, results, table), *notes],
@@ -314,7 +314,7 @@ def write_table(
     return page
 
 
-def write_report(out: Path, page: Page, results: Sequence[RowResult]) -> None:
+def write_report(out: Path, page: StudyReport, results: Sequence[RowResult]) -> None:
     """Write ``report.html``: the page with box plots, one per organ, one box per row."""
     organs = results[0].evaluation.organs if results else ()
     plots = [

@@ -24,7 +24,7 @@ from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
-from zoomseg.study.ablations import Ablation, RegionCurve, Training
+from zoomseg.study.ablations import Ablation, RegionCurve, StudyTraining
 from zoomseg.study.recipe_edits import (
     Edit,
     chain,
@@ -38,13 +38,13 @@ from zoomseg.study.recipe_edits import (
 from zoomseg.study.split_file import CaseSplit, read_splits
 from zoomseg.study.study_record import StudyRecord
 from zoomseg.training import atlases, fine_tuning, requested_recipe, self_training, training_run
-from zoomseg.training.log import Observer, Silent
+from zoomseg.training.log import Silent, TrainingObserver
 from zoomseg.training.loop import Split
 from zoomseg.training.validation import Validation
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """The user's settings. ``seconds`` is for each training; None: the recipe's own number of iterations.
 
     ``folds`` None: the study's own scheme. With ``fold`` only that one is trained. ``recipe`` None: the
@@ -69,7 +69,7 @@ class Settings:
     unlabelled: Path | None = None
 
 
-def _silent() -> AbstractContextManager[Observer]:
+def _silent() -> AbstractContextManager[TrainingObserver]:
     return nullcontext(Silent())
 
 
@@ -78,11 +78,11 @@ class Watch:
     """Observer of a study: the current activity, and a display for each training."""
 
     say: Callable[[str], None] = lambda text: None
-    training: Callable[[], AbstractContextManager[Observer]] = _silent
+    training: Callable[[], AbstractContextManager[TrainingObserver]] = _silent
 
 
 def chosen_folds(
-    study: Ablation | RegionCurve, settings: Settings, splits: int = 0
+    study: Ablation | RegionCurve, settings: StudySettings, splits: int = 0
 ) -> tuple[int, tuple[int, ...]]:
     """The number of folds, and those that are trained: all ``splits`` of a file, if there is one.
 
@@ -110,7 +110,7 @@ class Trainings:
     study: Ablation | RegionCurve
     dataset: Dataset
     out: Path
-    settings: Settings
+    settings: StudySettings
     device: Device
     watch: Watch
     recipe: Recipe
@@ -136,7 +136,7 @@ class Trainings:
     def _listed(self, fold: int) -> Split:
         return Split(self.splits[fold].train, self.splits[fold].validation)
 
-    def start(self, training: Training) -> Recipe:
+    def start(self, training: StudyTraining) -> Recipe:
         """The recipe that a training changes: the study's, or its own, reduced in the same way."""
         return _start(training, self.recipe, self.settings)
 
@@ -148,7 +148,7 @@ class Trainings:
         """Folder of registered atlases, for all trainings and rows."""
         return self.out / "atlases" / "registered"
 
-    def model(self, training: Training, fold: int) -> Bundle:
+    def model(self, training: StudyTraining, fold: int) -> Bundle:
         """The trained model: from disk if it is finished, otherwise, or if it is damaged, trained or resumed
         now.
 
@@ -168,7 +168,7 @@ class Trainings:
         except InterruptedTrainingError as error:
             raise InterruptedTrainingError(f"stopped; {GO_ON}") from error
 
-    def steps_log(self, training: Training, fold: int) -> Path:
+    def steps_log(self, training: StudyTraining, fold: int) -> Path:
         """The file with a training's steps."""
         return self.folder(training.id, fold) / "training" / "metrics.csv"
 
@@ -203,7 +203,7 @@ class Trainings:
         library.save(folder)
         return library
 
-    def _train(self, training: Training, fold: int, folder: Path) -> Bundle:
+    def _train(self, training: StudyTraining, fold: int, folder: Path) -> Bundle:
         if training.unlabelled:
             return self._train_with_unlabelled(training, fold, folder)
         if training_run.is_begun(folder):
@@ -216,7 +216,9 @@ class Trainings:
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, request, self.device, observer)
 
-    def _request(self, training: Training, recipe: Recipe, fold: int) -> requested_recipe.TrainingRequest:
+    def _request(
+        self, training: StudyTraining, recipe: Recipe, fold: int
+    ) -> requested_recipe.TrainingRequest:
         """The training request of a fold, for the recipe written to disk."""
         file = self.out / "runs" / training.id / "recipe.yaml"
         writable_directory(file.parent)
@@ -236,7 +238,7 @@ class Trainings:
             registered=self.registered,
         )
 
-    def _train_with_unlabelled(self, training: Training, fold: int, folder: Path) -> Bundle:
+    def _train_with_unlabelled(self, training: StudyTraining, fold: int, folder: Path) -> Bundle:
         """As ``zoomseg train --unlabelled``; without cases that a split file omits."""
         assert self.settings.unlabelled is not None  # ``open_trainings`` refuses a study without them
         data = self._of_fold(fold)
@@ -259,7 +261,7 @@ class Trainings:
         split = self.split(fold)
         return self.dataset.subset((*split.train, *split.validation)) if self.splits else self.dataset
 
-    def _drawn(self, training: Training, fold: int) -> tuple[str, ...]:
+    def _drawn(self, training: StudyTraining, fold: int) -> tuple[str, ...]:
         """The scans given as unlabelled that a training uses with their own labels."""
         if not (training.drawn and self.splits and self.settings.unlabelled is not None):
             return ()
@@ -291,7 +293,7 @@ def open_trainings(
     study: Ablation | RegionCurve,
     dataset: Dataset,
     out: Path,
-    settings: Settings,
+    settings: StudySettings,
     device: Device,
     watch: Watch | None = None,
 ) -> Trainings:
@@ -331,7 +333,7 @@ def _planned(
     dataset: Dataset,
     cases: tuple[str, ...],
     out: Path,
-    settings: Settings,
+    settings: StudySettings,
     device: Device,
     watch: Watch,
 ) -> Recipe:
@@ -351,7 +353,7 @@ def _planned(
 def _with_unlabelled(
     study: Ablation | RegionCurve,
     dataset: Dataset,
-    settings: Settings,
+    settings: StudySettings,
     splits: tuple[CaseSplit, ...],
     unseen: Dataset | None,
 ) -> Ablation | RegionCurve:
@@ -374,7 +376,7 @@ def _with_unlabelled(
 
 
 def _unseen(
-    study: Ablation | RegionCurve, dataset: Dataset, settings: Settings, split: CaseSplit | None
+    study: Ablation | RegionCurve, dataset: Dataset, settings: StudySettings, split: CaseSplit | None
 ) -> Dataset | None:
     """The test list of the split file, or the test data set with the names of ``dataset``."""
     listed = split.test if split else ()
@@ -420,7 +422,7 @@ def named_alike(test: Dataset, dataset: Dataset) -> Dataset:
     return replace(test, schema=schema, cases=cases)
 
 
-def _small(settings: Settings, dataset: Dataset) -> tuple[str, ...]:
+def _small(settings: StudySettings, dataset: Dataset) -> tuple[str, ...]:
     """The labels of the organs that the user named."""
     found = {organ: label_of(organ, dataset.schema) for organ in settings.small}
     lacking = [organ for organ, own in found.items() if own is None]
@@ -431,11 +433,13 @@ def _small(settings: Settings, dataset: Dataset) -> tuple[str, ...]:
     return tuple(own for own in found.values() if own is not None)
 
 
-def _smaller(settings: Settings) -> Edit:
+def _smaller(settings: StudySettings) -> Edit:
     return chain(coarser(settings.coarser), narrower(settings.narrower))
 
 
-def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset) -> Recipe | PlannedRecipe:
+def _recipe(
+    study: Ablation | RegionCurve, settings: StudySettings, dataset: Dataset
+) -> Recipe | PlannedRecipe:
     """The initial recipe of all trainings; still to be planned if stages may have any names."""
     if study.recipe is not None:
         if settings.init is not None:
@@ -463,17 +467,17 @@ def _recipe(study: Ablation | RegionCurve, settings: Settings, dataset: Dataset)
     return fine_tuning.recipe_of(fine_tuning.load(settings.init, dataset))
 
 
-def _start(training: Training, recipe: Recipe, settings: Settings) -> Recipe:
+def _start(training: StudyTraining, recipe: Recipe, settings: StudySettings) -> Recipe:
     return recipe if training.recipe is None else _smaller(settings)(shipped(training.recipe))
 
 
-def _trained(training: Training, recipe: Recipe, settings: Settings, dataset: Dataset) -> Recipe:
+def _trained(training: StudyTraining, recipe: Recipe, settings: StudySettings, dataset: Dataset) -> Recipe:
     """The recipe of a training, in the form that is trained."""
     fitted = graph.fit(training.change(_start(training, recipe, settings)), dataset.schema)[0]
     return graph.trainable(fitted, dataset.schema)
 
 
-def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Dataset) -> None:
+def _check_rows(study: Ablation, recipe: Recipe, settings: StudySettings, dataset: Dataset) -> None:
     """Refuse a recipe of the user's from which a row cannot be made, and studies whose rows differ only in
     stages for organs that the data set lacks, which would compare a training with itself for hours."""
     seen: dict[tuple[str, str], str] = {}
@@ -500,7 +504,7 @@ def _check_rows(study: Ablation, recipe: Recipe, settings: Settings, dataset: Da
 def _record(
     study: Ablation | RegionCurve,
     dataset: Dataset,
-    settings: Settings,
+    settings: StudySettings,
     count: int,
     splits: tuple[CaseSplit, ...],
     unseen: Dataset | None,

@@ -47,7 +47,7 @@ from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import BodyMask, PlannedRecipe, Recipe, Stage, WholeVolume
 from zoomseg.training import candidate_regions, loop, model_labels, record, requested_recipe, training_run
 from zoomseg.training.candidate_regions import ChosenRegion
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 from zoomseg.training.record import AccelerationRecord
 from zoomseg.training.requested_recipe import TrainingRequest
 
@@ -108,7 +108,7 @@ class Acceleration:
 
     # --- the labels of the model --------------------------------------------------------------------
 
-    def label(self, device: Device, observer: Observer) -> None:
+    def label(self, device: Device, observer: TrainingObserver) -> None:
         """Label the scans that are not yet labelled. A scan that cannot be used is named and left out; until
         a training on the others has begun, the next call tries it again.
 
@@ -163,7 +163,7 @@ class Acceleration:
         known = {name for case in self.split.train for name in found[case] or ()}
         return tuple(name for name in self.schema.names if name in known)
 
-    def _tell(self, observer: Observer) -> None:
+    def _tell(self, observer: TrainingObserver) -> None:
         if not self.organs:
             raise TrainingError(
                 f"the model found nothing in the {len(self.split.train)} scans that would be learned from; "
@@ -212,7 +212,7 @@ class Acceleration:
 
     # --- a coarse stage ----------------------------------------------------------------------------
 
-    def region_stage(self, device: Device, observer: Observer) -> Bundle:
+    def region_stage(self, device: Device, observer: TrainingObserver) -> Bundle:
         """The coarse stage as a separate model: trained, or resumed.
 
         Raises:
@@ -229,14 +229,16 @@ class Acceleration:
         request = replace(self.request, recipe=str(file), split=self.split)
         return self._trained(folder, request, device, observer)
 
-    def _trained(self, folder: Path, request: TrainingRequest, device: Device, observer: Observer) -> Bundle:
+    def _trained(
+        self, folder: Path, request: TrainingRequest, device: Device, observer: TrainingObserver
+    ) -> Bundle:
         if self.longer and training_run.is_begun(folder):
             return training_run.resume(
                 self.dataset, folder, device, observer, request.seconds, request.epochs
             )
         return training_run.finished(self.dataset, folder, request, device, observer)
 
-    def _region_recipe(self, device: Device, observer: Observer) -> Recipe:
+    def _region_recipe(self, device: Device, observer: TrainingObserver) -> Recipe:
         default = load("default")
         assert isinstance(default, PlannedRecipe)
         planned = requested_recipe.plan_recipe(
@@ -275,7 +277,9 @@ class Acceleration:
 
     # --- regions -----------------------------------------------------------------------------------
 
-    def choose(self, coarse: Bundle, device: Device, observer: Observer) -> Mapping[str, ChosenRegion]:
+    def choose(
+        self, coarse: Bundle, device: Device, observer: TrainingObserver
+    ) -> Mapping[str, ChosenRegion]:
         """The regions of all stages whose region was the whole scan.
 
         Raises:
@@ -297,7 +301,7 @@ class Acceleration:
         observer.preparing("choosing the region", len(held_out), len(held_out))
         return {search.stage.name: search.chosen() for search in searches}
 
-    def write(self, coarse: Bundle, regions: Mapping[str, ChosenRegion], observer: Observer) -> None:
+    def write(self, coarse: Bundle, regions: Mapping[str, ChosenRegion], observer: TrainingObserver) -> None:
         """Write the accelerated model, or one for each fold."""
         folders = (
             (self.out,)
@@ -311,7 +315,7 @@ class Acceleration:
             write_json_atomic(self.out / bundle.FOLDS, {"accelerated": list(self.models)})
 
     def compare(
-        self, regions: Mapping[str, ChosenRegion], device: Device, observer: Observer
+        self, regions: Mapping[str, ChosenRegion], device: Device, observer: TrainingObserver
     ) -> Mapping[str, float]:
         """By organ, the Dice between the accelerated model and the model over all voxels of the held-out
         scans; written to ``region.json`` with the regions."""
@@ -331,13 +335,13 @@ class Acceleration:
         stages = {
             name: {**asdict(own), "roi": own.roi.model_dump(mode="json")} for name, own in regions.items()
         }
-        told = {"scans": list(self.split.validation), "stages": stages, "dice": dice}
-        write_json_atomic(self.out / REGIONS, told)
+        content = {"scans": list(self.split.validation), "stages": stages, "dice": dice}
+        write_json_atomic(self.out / REGIONS, content)
         return dice
 
     # --- a small cascade ---------------------------------------------------------------------------
 
-    def small_cascade(self, device: Device, observer: Observer) -> Bundle:
+    def small_cascade(self, device: Device, observer: TrainingObserver) -> Bundle:
         """A cascade of the default recipe that learns the model's labels: trained, or resumed.
 
         Raises:

@@ -17,11 +17,11 @@ from zoomseg.datasets.layouts import CaseFiles, Dataset
 from zoomseg.pipeline import stage_input
 from zoomseg.pipeline.cascade import AtlasPriorOf
 from zoomseg.recipe.spec import ATLAS, Recipe
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 
 
 def collect(
-    dataset: Dataset, ids: Sequence[str], recipe: Recipe, observer: Observer, stop: threading.Event
+    dataset: Dataset, ids: Sequence[str], recipe: Recipe, observer: TrainingObserver, stop: threading.Event
 ) -> AtlasLibrary:
     """The cases ``ids`` as atlases, without partially annotated ones, in which missing labels would vote for
     background. Pseudo-labelled cases are not atlases either.
@@ -49,7 +49,7 @@ class _Step:
 
     name: str
     doing: str
-    observer: Observer
+    observer: TrainingObserver
     stop: threading.Event
 
     def scans(
@@ -74,7 +74,7 @@ def prepare_all(
     dataset: Dataset,
     ids: Sequence[str],
     recipe: Recipe,
-    observer: Observer,
+    observer: TrainingObserver,
     stop: threading.Event,
 ) -> None:
     """Compute and store the priors of the cases ``ids`` before they are needed.

@@ -33,7 +33,7 @@ from zoomseg.planning import fingerprint
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import fine_tuning, record, requested_recipe, training_run, validation
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.validation import Validation
@@ -58,11 +58,11 @@ class CrossValidation:
     def folders(self) -> tuple[Path, ...]:
         return tuple(self.folder(fold) for fold in range(self.count))
 
-    def held_back(self, fold: int) -> tuple[str, ...]:
+    def held_out(self, fold: int) -> tuple[str, ...]:
         """The cases on which a fold's model is scored."""
         return requested_recipe.choose_split(self.dataset, self._request_of(fold)).validation
 
-    def model(self, fold: int, device: Device, observer: Observer) -> Bundle:
+    def model(self, fold: int, device: Device, observer: TrainingObserver) -> Bundle:
         """A fold's model: from disk if it is finished, otherwise trained or resumed.
 
         Raises:
@@ -77,7 +77,7 @@ class CrossValidation:
     def run(
         self,
         device: Device,
-        watch: Callable[[], AbstractContextManager[Observer]],
+        watch: Callable[[], AbstractContextManager[TrainingObserver]],
         on_validated: OnValidated,
     ) -> Evaluation:
         """Train and then validate one fold after the other; finished ones are not repeated.
@@ -95,9 +95,9 @@ class CrossValidation:
         for fold, folder in enumerate(self.folders):
             with watch() as observer:
                 self.model(fold, device, observer)
-            held_back = self.held_back(fold)
-            if not _is_validated(folder, held_back):
-                on_validated(folder, validation.validate(self.dataset, folder, held_back, device))
+            held_out = self.held_out(fold)
+            if not _is_validated(folder, held_out):
+                on_validated(folder, validation.validate(self.dataset, folder, held_out, device))
         parts = [folder / validation.FOLDER for folder in self.folders]
         return gather(parts, self.dataset, self.out / validation.FOLDER)
 
@@ -106,17 +106,22 @@ class CrossValidation:
         return replace(self.request, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
 
 
-def _is_validated(folder: Path, held_back: tuple[str, ...]) -> bool:
+def _is_validated(folder: Path, held_out: tuple[str, ...]) -> bool:
     """Whether each of these cases was scored, or is listed as failed."""
     known = read_scores(folder / validation.FOLDER)
     if known is None:
         return False
     listed = [case.id for case in known.cases] + [failure.case for failure in known.failures]
-    return sorted(listed) == sorted(held_back)
+    return sorted(listed) == sorted(held_out)
 
 
 def begin(
-    dataset: Dataset, out: Path, count: int, request: TrainingRequest, device: Device, observer: Observer
+    dataset: Dataset,
+    out: Path,
+    count: int,
+    request: TrainingRequest,
+    device: Device,
+    observer: TrainingObserver,
 ) -> CrossValidation:
     """Plan a cross-validation and write it down.
 
@@ -131,12 +136,12 @@ def begin(
     """
     record.require_free(out)
     folds = CrossValidation(dataset, out, count, request)
-    held_back = [folds.held_back(fold) for fold in range(count)]
+    held_out = [folds.held_out(fold) for fold in range(count)]
     cases = requested_recipe.choose_split(dataset, TrainingRequest())
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
     recipe = requested_recipe.wanted_recipe(request, initial)
     organs = requested_recipe.organs_of(recipe, dataset)
-    fingerprint.require_in_two(dataset, held_back, organs, partial(observer.preparing, "folds"))
+    fingerprint.require_in_two(dataset, held_out, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
             planned = requested_recipe.plan_recipe(dataset, cases, recipe, device, observer, request)

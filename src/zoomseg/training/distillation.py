@@ -57,7 +57,7 @@ class Teachers:
         ]
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What a user should know about them."""
         return f"half of the loss is from what {', '.join(self.names)} say"
 

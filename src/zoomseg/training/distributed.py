@@ -120,7 +120,7 @@ class Processes:
             return
         import torch.distributed as dist
 
-        with _loss_told():
+        with _lost_process_as_error():
             barrier = dist.barrier(self._patient, async_op=True)
             assert barrier is not None
             while not barrier.is_completed():
@@ -185,19 +185,19 @@ def joined() -> Iterator[Processes]:
 def _all_reduce(tensor: Tensor) -> None:
     import torch.distributed as dist
 
-    with _loss_told():
+    with _lost_process_as_error():
         dist.all_reduce(tensor)
 
 
 def _broadcast(tensor: Tensor) -> None:
     import torch.distributed as dist
 
-    with _loss_told():
+    with _lost_process_as_error():
         dist.broadcast(tensor, src=0)
 
 
 @contextmanager
-def _loss_told() -> Iterator[None]:
+def _lost_process_as_error() -> Iterator[None]:
     """Torch's message about a lost process, as one line."""
     try:
         yield

@@ -71,7 +71,7 @@ class StageTransfer:
         """Number of tensors that are adopted completely."""
         return sum(p.whole and p.values.is_floating_point() for p in self.pieces.values())
 
-    def told(self, stage: str) -> str:
+    def summary(self, stage: str) -> str:
         if not self.pieces:
             return f"stage '{stage}': all {self.tensors} tensors are new"
         partly = sum(not p.whole for p in self.pieces.values())

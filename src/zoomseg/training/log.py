@@ -21,7 +21,7 @@ _FIXED = ("group", "step", "seconds", "progress", "learning_rate", "split", "sta
 
 
 @dataclass(frozen=True)
-class Row:
+class LogRow:
     """One stage's loss and Dice on patches. ``split`` is ``train`` (running) or ``validation``."""
 
     group: int
@@ -41,12 +41,12 @@ class Row:
         return sum(values) / len(values) if values else math.nan
 
 
-class Observer(Protocol):
+class TrainingObserver(Protocol):
     """Observer of a run: a terminal, a notebook, a test."""
 
     def preparing(self, stage: str, done: int, total: int) -> None: ...
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None: ...
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None: ...
 
     def message(self, text: str) -> None: ...
 
@@ -57,7 +57,7 @@ class Silent:
     def preparing(self, stage: str, done: int, total: int) -> None:
         return
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         return
 
     def message(self, text: str) -> None:
@@ -104,7 +104,7 @@ class Log:
             rows = [r for r in csv.reader(file) if len(r) == width and r[0].isdigit() and r[1].isdigit()]
         return [r for r in rows if (int(r[0]), int(r[1])) <= resume_at]
 
-    def write(self, row: Row) -> None:
+    def write(self, row: LogRow) -> None:
         """Append a row to both.
 
         Raises:
@@ -131,7 +131,7 @@ class Log:
             self._board.flush()
 
 
-def _scalars(row: Row) -> dict[str, float]:
+def _scalars(row: LogRow) -> dict[str, float]:
     tag = f"{row.stage}/{row.split}"
     by_label = {f"{tag}/dice/{name}": value for name, value in row.label_dice.items()}
     mean = {f"{tag}/dice": row.dice} if row.label_dice else {}  # no label in the patches, no mean

@@ -53,7 +53,7 @@ from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, chec
 from zoomseg.training.distillation import Teachers
 from zoomseg.training.distributed import ALONE, Processes
 from zoomseg.training.fine_tuning import Transfer
-from zoomseg.training.log import Log, Observer, Row, RunningDice, Silent
+from zoomseg.training.log import Log, LogRow, RunningDice, Silent, TrainingObserver
 from zoomseg.training.out_of_fold import GroupRun, group_runs, split_in_halves
 from zoomseg.training.stage_group import StageGroup
 
@@ -69,7 +69,7 @@ BAD_STEPS_ALLOWED = 10
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoopSettings:
     """Length, device and start of a training: ``init`` are the weights that networks adopt from a trained
     model before their first step. With neither ``seconds`` nor ``epochs``, the recipe's iterations apply."""
 
@@ -103,7 +103,12 @@ class Split:
 
 
 def train(
-    dataset: Dataset, split: Split, recipe: Recipe, out: Path, settings: Settings, observer: Observer
+    dataset: Dataset,
+    split: Split,
+    recipe: Recipe,
+    out: Path,
+    settings: LoopSettings,
+    observer: TrainingObserver,
 ) -> bundle.Bundle:
     """Train every stage of ``recipe`` and write the model to ``out``.
 
@@ -113,6 +118,7 @@ def train(
     Raises:
         TrainingError: no training data, losses that stay NaN, a checkpoint of another run, a GPU without
             enough memory.
+        RecipeError: the recipe does not fit the scans' sizes, the labels or the memory.
         InterruptedTrainingError: SIGINT or SIGTERM was received; ``resume`` continues from here.
     """
     run = _Run(dataset, split, recipe, out, settings, observer)
@@ -127,7 +133,7 @@ def train(
         ) from error
 
 
-def convert(out: Path, observer: Observer) -> None:
+def convert(out: Path, observer: TrainingObserver) -> None:
     """Write the networks of the model in ``out`` as ONNX graphs. A model without them is complete, but slower
     on CPUs; the observer receives the reason if there are none.
 
@@ -149,8 +155,8 @@ class _Run:
         split: Split,
         recipe: Recipe,
         out: Path,
-        settings: Settings,
-        observer: Observer,
+        settings: LoopSettings,
+        observer: TrainingObserver,
     ) -> None:
         if not split.train:
             raise TrainingError("there are no training cases; add labelled cases or use fewer folds")
@@ -487,7 +493,7 @@ class _Run:
         if log is None:
             return
         for name in group.trained:
-            row = Row(
+            row = LogRow(
                 group.index,
                 group.step,
                 group.elapsed,

@@ -18,7 +18,7 @@ from zoomseg.io.files import check_name, read_file, reason_of
 from zoomseg.io.manifests import first_problem
 from zoomseg.io.scans import ScanInput, read_scan
 from zoomseg.pipeline.cascade import Prediction
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 
 T = TypeVar("T")
 ListT = TypeVar("ListT", bound=BaseModel)
@@ -34,7 +34,7 @@ def label(
     out: Path,
     use: Use[T],
     step: str,
-    observer: Observer,
+    observer: TrainingObserver,
 ) -> Iterator[tuple[ScanInput, T | Failed]]:
     """Every scan with what ``use`` returns for its prediction. Any error in one scan, even a bug of ours, is
     a failure of that scan only: it is reported, and the next one is labelled.

@@ -22,7 +22,7 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import STEPS_PER_EPOCH, PlannedRecipe, Recipe
 from zoomseg.training import checkpoint, fine_tuning, loop
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 
 DEFAULT = "default"
 """The recipe if neither another one nor an initial model is given."""
@@ -85,8 +85,8 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     if not 0 <= request.fold < request.folds:
         raise DatasetError(f"fold must be 0 to {request.folds - 1}, got {request.fold}")
     validation = parts[request.fold]
-    held_back = frozenset(validation)
-    return loop.Split((*(i for i in labelled if i not in held_back), *pseudo), validation)
+    held_out = frozenset(validation)
+    return loop.Split((*(i for i in labelled if i not in held_out), *pseudo), validation)
 
 
 def resolve_recipe(
@@ -94,7 +94,7 @@ def resolve_recipe(
     split: loop.Split,
     recipe: Recipe | PlannedRecipe,
     device: Device,
-    observer: Observer,
+    observer: TrainingObserver,
     request: TrainingRequest,
 ) -> Recipe:
     """The complete recipe: a planned one is completed as by ``plan_recipe``; a published one is fitted to the
@@ -112,7 +112,7 @@ def plan_recipe(
     split: loop.Split,
     recipe: PlannedRecipe,
     device: Device,
-    observer: Observer,
+    observer: TrainingObserver,
     request: TrainingRequest,
     look: Callable[[Case], None] | None = None,
 ) -> Plan:

@@ -56,7 +56,7 @@ from zoomseg.training import (
     training_run,
 )
 from zoomseg.training.cross_validation import OnValidated
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 from zoomseg.training.loop import Split
 from zoomseg.training.record import SelfTrainingRecord
 from zoomseg.training.requested_recipe import TrainingRequest
@@ -107,7 +107,7 @@ class SelfTraining:
         return self.out / TEACHERS
 
     @property
-    def held_back(self) -> tuple[str, ...]:
+    def held_out(self) -> tuple[str, ...]:
         """The cases on which the student is scored."""
         return requested_recipe.choose_split(self.dataset, self.request).validation
 
@@ -129,7 +129,7 @@ class SelfTraining:
     def teach(
         self,
         device: Device,
-        watch: Callable[[], AbstractContextManager[Observer]],
+        watch: Callable[[], AbstractContextManager[TrainingObserver]],
         on_validated: OnValidated,
     ) -> Evaluation | None:
         """The first round, started or resumed (``CrossValidation.run``); None if teachers are given, or the
@@ -147,7 +147,7 @@ class SelfTraining:
                 )
         return first.run(device, watch, on_validated)
 
-    def label(self, device: Device, observer: Observer) -> None:
+    def label(self, device: Device, observer: TrainingObserver) -> None:
         """Label the scans that are not yet labelled, unless the student's training has begun. A scan that
         cannot be used is named and left out, and tried again by the next call.
 
@@ -165,7 +165,7 @@ class SelfTraining:
     def _student_begun(self) -> bool:
         return training_run.is_begun(self.out)
 
-    def _label(self, device: Device, observer: Observer) -> None:
+    def _label(self, device: Device, observer: TrainingObserver) -> None:
         scans, done = scans_in(self.unlabelled, self.dataset), _read_kept(self.out, self.dataset.schema)
         todo = [scan for scan in scans if scan.id not in done or done[scan.id].failed is not None]
         if todo:
@@ -184,7 +184,7 @@ class SelfTraining:
         _tell_kept(done, self.dataset.schema, observer)
 
     def _labelled(
-        self, scans: Sequence[ScanInput], predictor: Predictor, observer: Observer
+        self, scans: Sequence[ScanInput], predictor: Predictor, observer: TrainingObserver
     ) -> Iterator[tuple[ScanInput, tuple[str, ...] | Failed]]:
         """Each scan with its kept organs, whose labels are written."""
 
@@ -196,7 +196,7 @@ class SelfTraining:
 
         return model_labels.label(scans, predictor, self.out / LABELS, keep, LABELS, observer)
 
-    def model(self, device: Device, observer: Observer) -> Bundle:
+    def model(self, device: Device, observer: TrainingObserver) -> Bundle:
         """The student: trained, or resumed.
 
         Raises:
@@ -212,10 +212,10 @@ class SelfTraining:
             data, self.out, replace(self.request, teachers=(), part_of=record.UNLABELLED), device, observer
         )
 
-    def _tell_seen(self, observer: Observer) -> None:
+    def _tell_seen(self, observer: TrainingObserver) -> None:
         """Report that teachers may have been trained on the cases on which the student is scored."""
         models = tuple(bundle.load(model) for model in self.request.teachers)
-        warning = seen_cases.warning(models, self.request.teachers, self.held_back, self.dataset)
+        warning = seen_cases.warning(models, self.request.teachers, self.held_out, self.dataset)
         if warning is not None:
             observer.message(warning)
 
@@ -382,12 +382,12 @@ def _organs_by_case(known: _KeptCases) -> dict[str, tuple[str, ...]]:
     return {case: kept.organs for case, kept in known.cases.items()}
 
 
-def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: Observer) -> None:
+def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: TrainingObserver) -> None:
     counts = {name: sum(name in kept.organs for kept in done.values()) for name in schema.names}
     if not any(counts.values()):
         raise TrainingError(
             f"of {len(done)} unlabelled scans, the teachers predict no organ with a confidence of "
             f"{LEAST_CONFIDENCE} or more; train them for longer, or train without --unlabelled"
         )
-    told = ", ".join(f"{name} {count}" for name, count in counts.items())
-    observer.message(f"of {len(done)} unlabelled scans, organs to learn from: {told}")
+    organs = ", ".join(f"{name} {count}" for name, count in counts.items())
+    observer.message(f"of {len(done)} unlabelled scans, organs to learn from: {organs}")

@@ -28,7 +28,7 @@ from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
 from zoomseg.training import distillation, fine_tuning, loop, record, seen_cases
 from zoomseg.training.distributed import ALONE, Processes
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 from zoomseg.training.requested_recipe import (
     DEFAULT,
     TrainingRequest,
@@ -46,7 +46,7 @@ def start(
     out: Path,
     request: TrainingRequest,
     device: Device,
-    observer: Observer,
+    observer: TrainingObserver,
     processes: Processes = ALONE,
 ) -> bundle.Bundle:
     """Train a new model into ``out``. Of several processes, the first one decides; the others read the
@@ -87,18 +87,7 @@ def _train_new(new: _New, started: float) -> bundle.Bundle:
         )
     record.write(known, new.out / record.FILE)
     new.processes.wait_for_first(threading.Event())
-    settings = loop.Settings(
-        new.device,
-        known.seconds_left,
-        request.epochs,
-        request.seed,
-        init=decided.taken,
-        registered=request.registered,
-        processes=new.processes,
-        teachers=decided.teachers,
-        recorded=known.recipe,
-        domain=decided.domain,
-    )
+    settings = _loop_settings(known, new.device, new.processes, decided.taken, decided.teachers)
     return loop.train(new.dataset, decided.split, decided.recipe, new.out, settings, new.observer)
 
 
@@ -120,7 +109,7 @@ class _New:
     request: TrainingRequest
     asked: _Asked
     device: Device
-    observer: Observer
+    observer: TrainingObserver
     processes: Processes
 
 
@@ -136,7 +125,7 @@ class _Decided:
     teachers: distillation.Teachers | None
 
 
-def _asked(dataset: Dataset, request: TrainingRequest, observer: Observer) -> _Asked:
+def _asked(dataset: Dataset, request: TrainingRequest, observer: TrainingObserver) -> _Asked:
     split = choose_split(dataset, request)
     left_out = [case.id for case in dataset.cases if case.labels is None]
     if left_out:
@@ -170,11 +159,11 @@ def _decide(new: _New) -> _Decided:
         taken = _transfer(request.init, initial, recipe, dataset)
         observer.message(f"starting from {request.init}; learning rates are a tenth of the recipe's")
         for name, stage in taken.stages.items():
-            observer.message(stage.told(name))
+            observer.message(stage.summary(name))
         bundle.save(initial, _initial_folder(new.out))
     teachers = _teachers(request.teachers, dataset, recipe)
     if teachers is not None:
-        observer.message(teachers.told)
+        observer.message(teachers.summary)
     _warn_of_seen_cases(new, teachers)
     return _Decided(split, recipe, domain, taken, teachers)
 
@@ -184,8 +173,8 @@ def _warn_of_seen_cases(new: _New, teachers: distillation.Teachers | None) -> No
     models = dict(zip(request.teachers, () if teachers is None else teachers.models, strict=True))
     if initial is not None:
         models[str(request.init)] = initial
-    held_back = new.asked.split.validation
-    warning = seen_cases.warning(tuple(models.values()), tuple(models), held_back, new.dataset)
+    held_out = new.asked.split.validation
+    warning = seen_cases.warning(tuple(models.values()), tuple(models), held_out, new.dataset)
     if warning is not None:
         new.observer.message(warning)
 
@@ -270,7 +259,7 @@ def settings_given(request: TrainingRequest, given: Collection[str]) -> dict[str
 
 
 def finished(
-    dataset: Dataset, out: Path, request: TrainingRequest, device: Device, observer: Observer
+    dataset: Dataset, out: Path, request: TrainingRequest, device: Device, observer: TrainingObserver
 ) -> bundle.Bundle:
     """A model that is one of several to be trained: from disk if it is finished, otherwise trained or resumed
     now.
@@ -297,7 +286,7 @@ def complete_model(out: Path) -> bundle.Bundle | None:
     return model if model.provenance.get("complete") is True else None
 
 
-def with_graphs(model: bundle.Bundle, out: Path, observer: Observer) -> bundle.Bundle:
+def with_graphs(model: bundle.Bundle, out: Path, observer: TrainingObserver) -> bundle.Bundle:
     """A complete model, converted if its training was stopped before that."""
     if not model.graphs:
         loop.convert(out, observer)
@@ -308,7 +297,7 @@ def resume(
     dataset: Dataset,
     out: Path,
     device: Device,
-    observer: Observer,
+    observer: TrainingObserver,
     seconds: float | None = None,
     epochs: int | None = None,
     processes: Processes = ALONE,
@@ -349,26 +338,38 @@ def resume(
 
 def _recorded(
     known: record.TrainingRecord, dataset: Dataset, out: Path, device: Device, processes: Processes
-) -> tuple[loop.Split, Recipe, loop.Settings]:
+) -> tuple[loop.Split, Recipe, loop.LoopSettings]:
     """The decisions made at the start."""
     recipe = known.resolved_recipe(out)
     taken: fine_tuning.Transfer | None = None
     if known.init is not None:
         initial = fine_tuning.load(_initial_folder(out), dataset)
         taken = _transfer(Path(known.init), initial, recipe, dataset)
-    settings = loop.Settings(
+    teachers = _teachers(known.teachers, dataset, recipe)
+    settings = _loop_settings(known, device, processes, taken, teachers)
+    return loop.Split(known.train, known.validation), recipe, settings
+
+
+def _loop_settings(
+    known: record.TrainingRecord,
+    device: Device,
+    processes: Processes,
+    init: fine_tuning.Transfer | None,
+    teachers: distillation.Teachers | None,
+) -> loop.LoopSettings:
+    """As recorded at the start, for a new and a resumed training."""
+    return loop.LoopSettings(
         device,
         known.seconds_left,
         known.epochs,
         known.seed,
-        init=taken,
+        init=init,
         registered=None if known.registered is None else Path(known.registered),
         processes=processes,
-        teachers=_teachers(known.teachers, dataset, recipe),
+        teachers=teachers,
         recorded=known.recipe,
         domain=known.training_domain,
     )
-    return loop.Split(known.train, known.validation), recipe, settings
 
 
 def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:

@@ -12,8 +12,8 @@ from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.calibration import calibrate, scored
 from zoomseg.evaluation.evaluate import evaluate
-from zoomseg.evaluation.result import Evaluation, Failure
-from zoomseg.inference.batch import ExtraOutputs, Failed, Outcome, Segmented
+from zoomseg.evaluation.result import Evaluation, UnscoredCase
+from zoomseg.inference.batch import ExtraOutputs, Failed, ScanOutcome, Segmented
 from zoomseg.inference.outputs import segment_to_folder
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.summary import OrganRow
@@ -61,7 +61,7 @@ def _validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Devi
     rows: list[OrganRow] = []
     promised: dict[tuple[str, str], float] = {}
 
-    def keep(outcome: Outcome) -> None:
+    def keep(outcome: ScanOutcome) -> None:
         if isinstance(outcome, Segmented):  # before it is lowered for an unlike scan
             promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
 
@@ -84,7 +84,7 @@ def _validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Devi
         segmented,
         folder,
         training_log=log,
-        unsegmented=[Failure(failure.case, failure.reason) for failure in failed],
+        unsegmented=[UnscoredCase(failure.case, failure.reason) for failure in failed],
     )
     found = {(row.case, row.organ) for row in rows if row.confidence is not None}
     known = scored({key: dice for key, dice in promised.items() if key in found}, scores)

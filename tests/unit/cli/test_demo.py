@@ -113,7 +113,7 @@ def test_a_stopped_training_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     write = log.Log.write
     asked: list[int] = []
 
-    def stopped_by_user(self: log.Log, row: log.Row) -> None:
+    def stopped_by_user(self: log.Log, row: log.LogRow) -> None:
         if not asked:  # a second request would not wait for the checkpoint
             os.kill(os.getpid(), signal.SIGINT)
             asked.append(row.step)

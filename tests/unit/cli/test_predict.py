@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("predict")
     data = tiny_dataset(root / "data")
     recipe = tiny_recipe(together=True, iterations=120, lr=2e-2)
-    loop.train(data, loop.Split(data.ids, ()), recipe, root / "model", loop.Settings(CPU), Silent())
+    loop.train(data, loop.Split(data.ids, ()), recipe, root / "model", loop.LoopSettings(CPU), Silent())
     return root / "model"
 
 

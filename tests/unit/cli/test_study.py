@@ -12,7 +12,7 @@ from zoomseg.cli.study import ABLATIONS
 from zoomseg.core.interrupts import InterruptedTrainingError
 from zoomseg.recipe.load import dump
 from zoomseg.study import ablations
-from zoomseg.study.ablations import STUDIES, Ablation, Row, Training
+from zoomseg.study.ablations import STUDIES, Ablation, StudyTraining, TableRow
 from zoomseg.study.recipe_edits import only
 from zoomseg.training import requested_recipe, training_run
 
@@ -27,8 +27,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``roth2018-cascade`` on the tiny recipe."""
     path = tmp_path / "tiny.yaml"
     path.write_text(dump(tiny_recipe(together=True, iterations=4)))
-    both = Training("both")
-    rows = (Row("coarse", both, only("coarse")), Row("fine", both))
+    both = StudyTraining("both")
+    rows = (TableRow("coarse", both, only("coarse")), TableRow("fine", both))
     study = Ablation("roth2018-cascade", str(path), "nowhere", rows, baseline="coarse", folds=4)
     monkeypatch.setattr(ablations, "STUDIES", {study.name: study})
 

@@ -406,14 +406,14 @@ def test_unlabelled_scans_are_labelled_by_a_first_round_and_learned_from(
     recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
     assert run("train", data, "-o", out, "-r", recipe, "--unlabelled", unlabelled, *how) == 0
     model = bundle.load(out)
-    held_back = model.provenance["validation_cases"]
-    assert len(held_back) == 2  # type: ignore[arg-type]
+    held_out = model.provenance["validation_cases"]
+    assert len(held_out) == 2  # type: ignore[arg-type]
     assert set(model.provenance["pseudo_labelled_cases"]) <= {"new_10", "new_11"}  # type: ignore[arg-type]
     assert model.provenance["pseudo_labelled_cases"]
     for fold in range(2):
         teacher = bundle.load(out / "teachers" / f"fold-{fold}")
         assert teacher.calibration is not None
-        assert set(held_back).isdisjoint(teacher.provenance["training_cases"])  # type: ignore[arg-type]
+        assert set(held_out).isdisjoint(teacher.provenance["training_cases"])  # type: ignore[arg-type]
     assert json.loads((out / "validation" / "summary.json").read_text())["cases"] == 2
     assert "of 2 unlabelled scans, organs to learn from: " in capfd.readouterr().err
     before = (out / "teachers" / "fold-0" / "model.json").read_bytes()

@@ -7,11 +7,11 @@ from rich.console import Console
 
 from zoomseg.cli import training_display
 from zoomseg.cli.training_display import TrainingDisplay
-from zoomseg.training.log import Row
+from zoomseg.training.log import LogRow
 
 
-def row(step: int = 120, split: str = "train", **dice: float) -> Row:
-    return Row(0, step, 75.0, 0.25, 1e-3, split, "coarse", 0.4321, dice)
+def row(step: int = 120, split: str = "train", **dice: float) -> LogRow:
+    return LogRow(0, step, 75.0, 0.25, 1e-3, split, "coarse", 0.4321, dice)
 
 
 def shown(terminal: bool, *acts: tuple) -> str:

@@ -95,7 +95,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_batch(connection: Client, tmp_pa
     scans = tiny_scans(tmp_path / "in", "a", "b")
     job = job_of(tmp_path, tmp_path / "model")
     with pytest.raises(ModelError, match="no model folder at"):
-        client.segment(connection, scans, job, [], RUN, Told())
+        client.segment_on_cluster(connection, scans, job, [], RUN, Told())
 
 
 def test_what_is_no_error_of_ours_is_told_in_one_line(
@@ -108,7 +108,7 @@ def test_what_is_no_error_of_ours_is_told_in_one_line(
     with pytest.raises(
         ClusterError, match=r"cannot do what .* \(No module named 'zoomseg'\); they need this"
     ):
-        client.segment(
+        client.segment_on_cluster(
             connection, tiny_scans(tmp_path, "a"), replace(job_of(tmp_path), id="2f"), [], RUN, Told()
         )
 
@@ -126,14 +126,14 @@ def test_a_scheduler_lost_where_the_client_does_not_know_yet(
     with monkeypatch.context() as patched:
         patched.setattr(connection, "register_plugin", gone)
         with pytest.raises(ClusterError, match="the scheduler was lost"):
-            client.segment(connection, scans, job, [], RUN, Told())
+            client.segment_on_cluster(connection, scans, job, [], RUN, Told())
     for called in ("nthreads", "submit"):
         with monkeypatch.context() as patched:
             for tidying in ("cancel", "unregister_worker_plugin"):
                 patched.setattr(connection, tidying, gone)
             patched.setattr(connection, called, gone)
             with pytest.raises(ClusterError, match="the scheduler was lost"):
-                client.segment(connection, scans, job, [], RUN, Told())
+                client.segment_on_cluster(connection, scans, job, [], RUN, Told())
     assert connection.status == "running"
 
 
@@ -155,6 +155,6 @@ def test_a_model_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(shipping.bundle, "files", lambda _: ())
-    monkeypatch.setattr(shipping.Files, "of", unreadable)
+    monkeypatch.setattr(shipping.FileContents, "of", unreadable)
     with pytest.raises(ModelError, match=r"model: cannot be read .*Permission denied"):
         shipping.model_files(tmp_path / "model")

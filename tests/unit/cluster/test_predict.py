@@ -27,7 +27,7 @@ from zoomseg.cli.main import main
 from zoomseg.cluster import client
 from zoomseg.cluster.client import ClusterError, crashed, started
 from zoomseg.cluster.predict import Request, predict
-from zoomseg.cluster.worker import Job, Reply
+from zoomseg.cluster.worker import ClusterJob, Reply
 from zoomseg.core.errors import RecipeError
 from zoomseg.inference.batch import ExtraOutputs
 from zoomseg.inference.load import PredictionSettings, load_predictor
@@ -79,7 +79,7 @@ def test_missing_are_the_scans_of_this_command_that_its_workers_wrote_elsewhere(
         return ()
 
     monkeypatch.setattr(client, "connected", lambda address, threads: nullcontext())
-    monkeypatch.setattr(client, "segment", segment)
+    monkeypatch.setattr(client, "segment_on_cluster", segment)
     outcome = predict(scans[3:5], out, "tcp://nowhere:1", request_of(model), Told())
     assert outcome.missing == 2 - len(written)
 
@@ -120,14 +120,14 @@ def test_workers_write_what_one_process_writes(
 def test_the_settings_of_a_request_reach_the_workers(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[Job] = []
+    jobs: list[ClusterJob] = []
 
-    def segment(connection: object, scans: object, job: Job, *_: object) -> list[str]:
+    def segment(connection: object, scans: object, job: ClusterJob, *_: object) -> list[str]:
         jobs.append(job)
         return []
 
     monkeypatch.setattr(client, "connected", lambda *_: nullcontext())
-    monkeypatch.setattr(client, "segment", segment)
+    monkeypatch.setattr(client, "segment_on_cluster", segment)
     settings = PredictionSettings("openvino", 8 * 2**30, 2**30, any_scan=True, overlap=0.0)
     request, scans = replace(request_of(model), settings=settings), tiny_scans(tmp_path / "in", "a")
     predict(scans, tmp_path / "out", "tcp://nowhere:1", request, Told())

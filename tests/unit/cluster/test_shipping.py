@@ -11,7 +11,7 @@ import pytest
 from helpers.dicom_series import AXIAL, item, multi_frame, numbered_series, ramp, stack, uneven, write
 from helpers.tiny_dataset import tiny_case
 from helpers.untrained_models import untrained_bundle
-from zoomseg.cluster.shipping import Files, ShippedScan, model_files
+from zoomseg.cluster.shipping import FileContents, ShippedScan, model_files
 from zoomseg.core.errors import ScanError
 from zoomseg.io import bundle, digests
 from zoomseg.io.scans import ScanInput, find_scans, read_scan, write_image
@@ -115,5 +115,5 @@ def test_a_model_without_its_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../a", "/tmp/a", "b/../../a"])
 def test_no_file_leaves_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="leaves its folder"):
-        Files({name: b""}).write(tmp_path / "folder")
+        FileContents({name: b""}).write(tmp_path / "folder")
     assert not (tmp_path / "a").exists()

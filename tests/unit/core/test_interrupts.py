@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from zoomseg.core import interrupts as module
-from zoomseg.core.interrupts import InterruptedWorkError, answering, asked, ending, stop_signals
+from zoomseg.core.interrupts import InterruptedWorkError, asked, ending, handling_interrupts, stop_signals
 
 
 def test_the_first_signal_asks_the_second_ends() -> None:
@@ -25,7 +25,7 @@ def test_the_first_signal_asks_the_second_ends() -> None:
 def test_a_command_that_is_not_asked_leaves_the_signals_as_they_were() -> None:
     before = [signal.getsignal(number) for number in module.SIGNALS]
     threads = threading.active_count()
-    with answering():
+    with handling_interrupts():
         assert [signal.getsignal(number) for number in module.SIGNALS] != before
     assert [signal.getsignal(number) for number in module.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1

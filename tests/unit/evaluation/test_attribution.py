@@ -17,7 +17,7 @@ from zoomseg.core.errors import GeometryError, ScanError
 from zoomseg.core.geometry import Grid, Orientation
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.volume import LabelMap
-from zoomseg.evaluation.attribution import LOSSES, Attribution, Place, attribute, attribute_case
+from zoomseg.evaluation.attribution import LOSSES, Attribution, OrganRegion, attribute, attribute_case
 from zoomseg.io.scans import write_array
 
 MM = (1.0, 1.0, 1.0)
@@ -30,8 +30,8 @@ def block(shape: tuple[int, int, int], *ranges: tuple[int, int]) -> np.ndarray:
     return out
 
 
-def everywhere(spacing_mm: tuple[float, float, float] = MM) -> Place:
-    return Place(None, True, spacing_mm)
+def everywhere(spacing_mm: tuple[float, float, float] = MM) -> OrganRegion:
+    return OrganRegion(None, True, spacing_mm)
 
 
 def losses(found: Attribution) -> list[float]:
@@ -56,13 +56,13 @@ class TestParts:
     TOTAL = 1728 + (1728 - 288 - 64 + 120 + 8)
 
     def test_each_is_what_was_made_wrong(self) -> None:
-        found = attribute(self.PREDICTION, self.REFERENCE, MM, Place(self.REGION, True, MM))
+        found = attribute(self.PREDICTION, self.REFERENCE, MM, OrganRegion(self.REGION, True, MM))
         assert found.region_recall == 1440 / 1728
         assert losses(found) == [0, 288 / self.TOTAL, 120 / self.TOTAL, 72 / self.TOTAL]
         assert math.fsum(losses(found)) == pytest.approx(1 - dice(self.PREDICTION, self.REFERENCE), abs=1e-15)
 
     def test_what_the_coarse_stage_did_not_find_is_its_own(self) -> None:
-        found = attribute(self.PREDICTION, self.REFERENCE, MM, Place(self.REGION, False, MM))
+        found = attribute(self.PREDICTION, self.REFERENCE, MM, OrganRegion(self.REGION, False, MM))
         assert losses(found) == [288 / self.TOTAL, 0, 120 / self.TOTAL, 72 / self.TOTAL]
 
     def test_everywhere_nothing_is_cut(self) -> None:
@@ -72,12 +72,12 @@ class TestParts:
         assert losses(found) == [0, 0, (288 + 120) / self.TOTAL, 72 / self.TOTAL]
 
     def test_what_an_earlier_stage_found_outside_the_region_is_not_lost(self) -> None:
-        found = attribute(self.REFERENCE, self.REFERENCE, MM, Place(self.REGION, True, MM))
+        found = attribute(self.REFERENCE, self.REFERENCE, MM, OrganRegion(self.REGION, True, MM))
         assert (found.region_recall, losses(found)) == (1440 / 1728, [0, 0, 0, 0])
 
     def test_masks_that_do_not_fit(self) -> None:
         with pytest.raises(GeometryError, match="differ in shape"):
-            attribute(self.PREDICTION, self.REFERENCE, MM, Place(self.REGION[1:], True, MM))
+            attribute(self.PREDICTION, self.REFERENCE, MM, OrganRegion(self.REGION[1:], True, MM))
 
 
 class TestBoundary:
@@ -140,7 +140,7 @@ def test_parts_of_any_masks(seed, shape, spacing_mm, stage_mm, shares, found) ->
     """They sum to one minus Dice; the boundary agrees with two distance transforms."""
     rng = np.random.default_rng(seed)
     prediction, reference, region = (rng.random(shape) < share for share in shares)
-    parts = attribute(prediction, reference, spacing_mm, Place(region, found, stage_mm))
+    parts = attribute(prediction, reference, spacing_mm, OrganRegion(region, found, stage_mm))
     total = prediction.sum() + reference.sum()
     if total == 0:
         assert all(math.isnan(loss) for loss in losses(parts))

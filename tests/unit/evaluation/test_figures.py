@@ -21,7 +21,7 @@ from zoomseg.evaluation.figures import (
     training_curves,
 )
 from zoomseg.evaluation.metrics import FarthestPoint
-from zoomseg.inference.organ_pictures import Window
+from zoomseg.inference.organ_pictures import DisplayWindow
 
 SPACING = (1.0, 1.0, 5.0)
 SHAPE = (60, 50, 12)
@@ -120,7 +120,7 @@ def test_view_is_not_widened_by_what_is_not_shown(drawn):
 def test_image_is_drawn_under_the_contours():
     prediction, reference = masks()
     ramp = np.broadcast_to(np.arange(SHAPE[0])[:, None, None], SHAPE).astype(np.float32)
-    shown = view(prediction, reference, image=ramp, window=Window(0, 60))
+    shown = view(prediction, reference, image=ramp, window=DisplayWindow(0, 60))
     without, with_ = (pixels(overlay(one)) for one in (view(prediction, reference), shown))
     assert with_.mean() > without.mean() + 20
 
@@ -131,7 +131,9 @@ def test_every_panel_has_the_same_window(drawn):
     image = np.zeros(SHAPE, dtype=np.float32)
     image[:, :, 8:] = 1000
     farthest = FarthestPoint((33, 39, 7), 12.0)
-    overlay(view(prediction, reference, image=image, window=Window(-160, 240, "HU"), farthest=farthest))
+    overlay(
+        view(prediction, reference, image=image, window=DisplayWindow(-160, 240, "HU"), farthest=farthest)
+    )
     assert len(drawn[0].axes) == 9
     assert {panel.images[0].get_clim() for panel in drawn[0].axes} == {(-160, 240)}
 
@@ -175,7 +177,7 @@ def test_organ_that_only_one_map_has(drawn, which, colour):
 
 def test_constant_image_and_whole_volume():
     ones = np.ones((5, 4, 1), dtype=bool)
-    shown = view(ones, ones, image=np.zeros((5, 4, 1)), window=Window(0, 1))
+    shown = view(ones, ones, image=np.zeros((5, 4, 1)), window=DisplayWindow(0, 1))
     assert overlay(shown)[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -13,7 +13,7 @@ from zoomseg.core.errors import DatasetError
 from zoomseg.evaluation.attribution import Attribution
 from zoomseg.evaluation.html_report import CasePictures, Picture, read_curves, render
 from zoomseg.evaluation.metrics import OrganScore
-from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.result import CaseResult, Evaluation, UnscoredCase
 from zoomseg.evaluation.tolerances import Tolerances
 
 NASTY = "<script>alert('x')</script>"
@@ -79,7 +79,7 @@ def test_page_is_whole_and_needs_nothing_from_outside():
 
 def test_everything_from_outside_is_escaped():
     page = render(
-        evaluation(failures=(Failure(NASTY, NASTY),), warnings=(NASTY,)),
+        evaluation(failures=(UnscoredCase(NASTY, NASTY),), warnings=(NASTY,)),
         [pictures(CaseResult(NASTY, (MISSED,)), MISSED, note=NASTY, organ_note=NASTY)],
         provenance={NASTY: NASTY, "nested": {"model": [NASTY, 1]}},
     )

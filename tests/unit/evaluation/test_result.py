@@ -9,7 +9,7 @@ import pytest
 
 from zoomseg.evaluation.attribution import Attribution
 from zoomseg.evaluation.metrics import OrganScore
-from zoomseg.evaluation.result import CaseResult, Evaluation, Failure, mean, summarise
+from zoomseg.evaluation.result import CaseResult, Evaluation, UnscoredCase, mean, summarise
 from zoomseg.evaluation.tolerances import Tolerances
 
 NAN, INF = math.nan, math.inf
@@ -68,7 +68,7 @@ def test_json_has_null_where_there_is_no_number():
         ("liver", "spleen"),
         Tolerances.same(2.0),
         (CaseResult("a", (MISSED,)),),
-        (Failure("b", "is damaged"),),
+        (UnscoredCase("b", "is damaged"),),
     )
     data = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert data["mean"] == {"dice": 0.0, "nsd": 0.0, "hd95_mm": None, "assd_mm": None}

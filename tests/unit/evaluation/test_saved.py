@@ -15,7 +15,7 @@ from zoomseg.datasets.layouts import open_dataset
 from zoomseg.evaluation.attribution import Attribution
 from zoomseg.evaluation.evaluate import evaluate, write_metrics
 from zoomseg.evaluation.metrics import OrganScore
-from zoomseg.evaluation.result import CaseResult, Evaluation, Failure
+from zoomseg.evaluation.result import CaseResult, Evaluation, UnscoredCase
 from zoomseg.evaluation.saved import gather, pool, read_scores
 from zoomseg.evaluation.tolerances import Tolerances
 
@@ -42,7 +42,7 @@ def test_scores_come_back_from_disk(tmp_path: Path) -> None:
 def test_what_was_lost_and_what_failed_comes_back(tmp_path: Path) -> None:
     told = {"liver": Attribution(0.5, 0.0, 0.25, 0.125, 0.125)}
     case = CaseResult("a", (OrganScore("liver", 0.5, 0.25, 3.0, 1.5, 10.0, 12.0),), told)
-    made = Evaluation(("liver",), Tolerances.same(1.0), (case,), (Failure("b", "is no scan"),))
+    made = Evaluation(("liver",), Tolerances.same(1.0), (case,), (UnscoredCase("b", "is no scan"),))
     write_metrics(tmp_path / "metrics.csv", made)
     (tmp_path / "summary.json").write_text(json.dumps(made.as_json()))
     assert read_scores(tmp_path) == made
@@ -63,11 +63,11 @@ def test_pooled_scores_are_those_of_all_cases() -> None:
         return CaseResult(case, (OrganScore("liver", dice, dice, 1.0, 1.0, 1.0, 1.0),))
 
     one = Evaluation(("liver",), Tolerances.same(1.0), (scored("c", 0.9), scored("a", 0.6)))
-    two = replace(one, cases=(scored("b", 0.3),), failures=(Failure("d", "why"),))
+    two = replace(one, cases=(scored("b", 0.3),), failures=(UnscoredCase("d", "why"),))
     both = pool([one, two])
     assert [case.id for case in both.cases] == ["a", "b", "c"]
     assert math.isclose(both.mean["dice"], 0.6)
-    assert both.failures == (Failure("d", "why"),)
+    assert both.failures == (UnscoredCase("d", "why"),)
 
 
 def test_gathered_folds_tell_where_dice_was_lost_and_who_predicted(tmp_path: Path) -> None:

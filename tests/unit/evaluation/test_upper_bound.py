@@ -19,9 +19,9 @@ from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.evaluation.upper_bound import (
     UpperBound,
-    answering,
     atlas_oracle,
     check,
+    last_stage_by_organ,
     measure,
     oracle,
     place_of,
@@ -210,7 +210,7 @@ class TestRegion:
 
 def test_of_stages_that_vote_the_last_one_is_named() -> None:
     made = recipe(*(stage(name, fusion="majority_vote") for name in ("axial", "coronal", "sagittal")))
-    assert [s.name for s in answering(made, SCHEMA).values()] == ["sagittal", "sagittal"]
+    assert [s.name for s in last_stage_by_organ(made, SCHEMA).values()] == ["sagittal", "sagittal"]
 
 
 def test_stages_apart_by_organ_answer_each_for_its_own() -> None:
@@ -219,7 +219,7 @@ def test_stages_apart_by_organ_answer_each_for_its_own() -> None:
         stage("coarse", HALF),
         stage("fine", labels=("spleen",), per_label=True, fusion="paste"),
     )
-    assert {organ: s.name for organ, s in answering(made, SCHEMA).items()} == {
+    assert {organ: s.name for organ, s in last_stage_by_organ(made, SCHEMA).items()} == {
         "liver": "coarse",
         "spleen": "fine-spleen",
     }

@@ -22,7 +22,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import batch
-from zoomseg.inference.batch import Failed, Segmented, result_path, segment
+from zoomseg.inference.batch import Failed, Segmented, result_path, segment_batch
 from zoomseg.inference.memory_limits import MemoryLimits
 from zoomseg.inference.predictor import Predictor
 from zoomseg.inference.resource_usage import ResourceUsage
@@ -46,7 +46,7 @@ def outcomes(
     scans: tuple[ScanInput, ...], out: Path, model: Predictor, ahead: bool = True
 ) -> list[Segmented | Failed]:
     told: list[Segmented | Failed] = []
-    segment(scans, out, model, told.append, ahead=ahead)
+    segment_batch(scans, out, model, told.append, ahead=ahead)
     return told
 
 
@@ -101,7 +101,7 @@ def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
     )
     named = [ScanInput("a" * n, scans[0].paths) for n in (248, 249)]
     told: list[Segmented | Failed] = []
-    segment(named, tmp_path, predictor(), told.append, beside=beside)
+    segment_batch(named, tmp_path, predictor(), told.append, beside=beside)
     good = [outcome.case for outcome in told if isinstance(outcome, Segmented)]
     assert good == ([] if beside.slicer else ["a" * 248]) == read
     for outcome in told:
@@ -247,7 +247,7 @@ class Works:
             self.say(f"settle {outcome.case}")
             told.append(outcome)
 
-        segment(scans, Path("out"), self.model, settle, ahead=ahead)
+        segment_batch(scans, Path("out"), self.model, settle, ahead=ahead)
         return told
 
     def say(self, text: str) -> None:
@@ -324,7 +324,7 @@ def test_scans_in_memory(works: Works, ahead: bool, most: int) -> None:
     if ahead:
         works.on_write = lambda n: works.await_(f"predict {n + 1}") if n < 5 else None
     scans = tuple(ScanInput(str(n), (Path(str(n)),)) for n in range(6))
-    segment(scans, Path("out"), works.model, lambda _: None, ahead=ahead)
+    segment_batch(scans, Path("out"), works.model, lambda _: None, ahead=ahead)
     assert len(works.alive) == 6
     assert max(works.alive) <= most
     assert len(works.images) == 0
@@ -510,7 +510,7 @@ def test_progress_names_the_scan(scans: tuple[ScanInput, ...], tmp_path: Path) -
     told: list[tuple[str, TileProgress]] = []
     outcomes: list[Segmented | Failed] = []
     tell = lambda case, progress: told.append((case, progress))  # noqa: E731
-    segment(scans, tmp_path, predictor(), outcomes.append, on_progress=tell)
+    segment_batch(scans, tmp_path, predictor(), outcomes.append, on_progress=tell)
     assert told[0][0] == "case_1"
     assert {case for case, _ in told} == {"case_1", "case_3"}
     (last,) = [o.result.records[-1] for o in outcomes if isinstance(o, Segmented) and o.case == "case_3"]

@@ -19,14 +19,14 @@ from zoomseg.inference.organ_pictures import (
     PLANES,
     SOFT_TISSUE_HU,
     TILE_PIXELS,
-    Window,
+    DisplayWindow,
     bar_mm,
     centre_of,
     contact_sheet,
+    display_window,
     fullest_planes,
     overview,
     slice_name,
-    window_of,
 )
 
 SCHEMA = LabelSchema.consecutive(("liver", "spleen", "pancreas"))
@@ -65,18 +65,18 @@ class TestWindow:
         ct = np.full((40, 40, 40), -1000.0)
         ct[8:32, 8:32] = noise.normal(50, 20, (24, 24, 40))
         ct[10, 10, 10] = 3000
-        assert window_of(ct) == Window(*SOFT_TISSUE_HU, "HU")
-        assert window_of(ct).text == "\N{MINUS SIGN}160 to 240 HU"
+        assert display_window(ct) == DisplayWindow(*SOFT_TISSUE_HU, "HU")
+        assert display_window(ct).text == "\N{MINUS SIGN}160 to 240 HU"
 
     def test_others_have_their_own_percentiles_without_the_background(self) -> None:
         mr = np.zeros((40, 40, 40), dtype=np.float32)
         mr[10:30, 10:30] = np.linspace(100, 300, 20 * 20 * 40).reshape(20, 20, 40)
-        window = window_of(mr)
+        window = display_window(mr)
         assert (window.low, window.high) == (pytest.approx(102, abs=0.1), pytest.approx(299, abs=0.1))
         assert window.unit == ""
 
     def test_a_constant_image_has_one_that_can_be_divided_by(self) -> None:
-        window = window_of(np.full((4, 4, 4), 7.0))
+        window = display_window(np.full((4, 4, 4), 7.0))
         assert window.high > window.low == 7
 
 

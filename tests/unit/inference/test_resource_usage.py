@@ -17,7 +17,7 @@ from zoomseg.inference.resource_usage import (
     ResourceUsage,
     highest_ram_mb,
     rise,
-    take_reading,
+    take_sample,
     used,
 )
 
@@ -26,12 +26,12 @@ IDLE = ResourceSample(0.0, 100.0, 500.0, 0.0, 0.0, 7.0)
 
 
 def test_areas_are_trapezoids_and_peaks_are_the_highest() -> None:
-    readings = [
+    samples = [
         ResourceSample(10.0, 100.0, 100.0, 0.0, 0.0, 7.0, 40.0, 100.0),
         ResourceSample(10.5, 300.0, 300.0, 64.0, 80.0, 7.5, 41.0, 102.0),
         ResourceSample(12.5, 200.0, 340.0, 32.0, 96.0, 11.0, 42.5, 110.0),
     ]
-    assert used(readings) == ResourceUsage(
+    assert used(samples) == ResourceUsage(
         peak_ram_mb=340.0,
         peak_vram_mb=96.0,
         ram_area_mb_s=0.5 * 200 + 2 * 250,
@@ -42,8 +42,8 @@ def test_areas_are_trapezoids_and_peaks_are_the_highest() -> None:
 
 
 def test_a_peak_of_earlier_work_does_not_count() -> None:
-    readings = [IDLE, replace(IDLE, seconds=1.0, ram_mb=180.0), replace(IDLE, seconds=2.0, ram_mb=120.0)]
-    assert used(readings).peak_ram_mb == 180.0
+    samples = [IDLE, replace(IDLE, seconds=1.0, ram_mb=180.0), replace(IDLE, seconds=2.0, ram_mb=120.0)]
+    assert used(samples).peak_ram_mb == 180.0
 
 
 def test_nothing_takes_nothing() -> None:
@@ -103,10 +103,10 @@ def test_a_busy_core_counts_and_a_sleeping_one_does_not() -> None:
 def test_memory_held_for_a_while_counts_for_that_while() -> None:
     began = time.perf_counter()
     with ResourceMonitor(CPU, period=0.02) as resource_usage:
-        before = take_reading(CPU).ram_mb
+        before = take_sample(CPU).ram_mb
         block = bytearray(b"x") * (200 * 1024**2)
         time.sleep(0.3)
-        held = take_reading(CPU).ram_mb
+        held = take_sample(CPU).ram_mb
         del block
     seconds = time.perf_counter() - began
     assert held - before == pytest.approx(200, abs=20)
@@ -117,7 +117,7 @@ def test_memory_held_for_a_while_counts_for_that_while() -> None:
 
 
 def test_a_reading_of_this_process() -> None:
-    now = take_reading(CPU)
+    now = take_sample(CPU)
     assert 10 < now.ram_mb <= now.highest_ram_mb + 1
     assert highest_ram_mb() >= now.highest_ram_mb
     assert now.cpu_seconds > 0.1
@@ -128,7 +128,7 @@ def test_a_reading_of_this_process() -> None:
 def test_gpu_memory_is_what_tensors_hold() -> None:
     device = Device("cuda:0")
     torch.zeros(1, device=device.place)
-    before = take_reading(device).vram_mb
+    before = take_sample(device).vram_mb
     with ResourceMonitor(device, period=0.01) as resource_usage:
         block = torch.zeros(64 * 1024**2, dtype=torch.uint8, device=device.place)
         time.sleep(0.2)

@@ -20,7 +20,7 @@ from zoomseg.core.region import Region
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.inference import stage_outputs
-from zoomseg.inference.batch import ExtraOutputs, Segmented, segment
+from zoomseg.inference.batch import ExtraOutputs, Segmented, segment_batch
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput, read_label_values, write_image, write_labels
 from zoomseg.pipeline import fusion
@@ -152,7 +152,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     told: list[object] = []
     model = at_the_brightest()
     scans = (ScanInput("a", (tmp_path / "a.nii.gz",)),)
-    segment(scans, tmp_path, model, told.append, beside=ExtraOutputs(stages=True))
+    segment_batch(scans, tmp_path, model, told.append, beside=ExtraOutputs(stages=True))
     (done,) = told
     assert isinstance(done, Segmented)
     assert done.result.stages == {}  # they are large, and no longer needed
@@ -191,9 +191,9 @@ def test_a_stages_spacing_is_along_canonical_axes() -> None:
 def test_what_an_earlier_run_kept_is_not_taken_for_this_one(tmp_path: Path) -> None:
     write_image(tmp_path / "in.nii.gz", tiny_case(2)[0])
     scans = (ScanInput("a", (tmp_path / "in.nii.gz",)),)
-    segment(scans, tmp_path, predictor(), lambda _: None, beside=ExtraOutputs(stages=True))
+    segment_batch(scans, tmp_path, predictor(), lambda _: None, beside=ExtraOutputs(stages=True))
     assert stage_outputs.json_path(tmp_path / "stages", "a").is_file()
-    segment(scans, tmp_path, predictor(seed=1), lambda _: None)
+    segment_batch(scans, tmp_path, predictor(seed=1), lambda _: None)
     assert not stage_outputs.json_path(tmp_path / "stages", "a").exists()
 
 
@@ -207,7 +207,7 @@ def test_no_description_before_all_files_are_there(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(stage_outputs, "write_labels", stop)
     with pytest.raises(KeyboardInterrupt):
-        segment(
+        segment_batch(
             (ScanInput("a", (tmp_path / "in.nii.gz",)),),
             tmp_path,
             predictor(),

@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 from helpers.nodes import series, settings
 from zoomseg.core.errors import OutputError
 from zoomseg.node import intake as module
-from zoomseg.node.intake import Intake, Model, seed_of
+from zoomseg.node.intake import Intake, RuleModel, seed_of
 from zoomseg.node.jobs import NodeJobs, SeriesState
-from zoomseg.node.settings import Settings
+from zoomseg.node.settings import NodeSettings
 from zoomseg.node.store import Store, read_instance
 
 MODELS = "fingerprint"
@@ -44,10 +44,10 @@ class Parts:
 
     def __init__(self, folder: Path, **rule: object) -> None:
         times = {"quiet_seconds": 30, "released_seconds": 2}
-        self.settings: Settings = settings(folder, complete=times, rules=[rule])
+        self.settings: NodeSettings = settings(folder, complete=times, rules=[rule])
         self.jobs = NodeJobs(folder / "node")
         self.store = Store(folder / "node" / "received", 0)
-        model = Model("tiny", MODELS)
+        model = RuleModel("tiny", MODELS)
         self.intake = Intake(self.settings, self.store, self.jobs, {self.settings.rules[0].model: model})
 
     def take(self, image: Dataset, association: str) -> None:

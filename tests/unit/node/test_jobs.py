@@ -26,7 +26,7 @@ from zoomseg.node.jobs import (
 )
 from zoomseg.node.settings import Output, Retry
 from zoomseg.serve.job_queue import State
-from zoomseg.serve.worker import Failure
+from zoomseg.serve.worker import TaskFailure
 
 SEG = Output.SEG
 RETRY = Retry(first_seconds=5, longest_seconds=30, give_up_hours=1)
@@ -335,7 +335,7 @@ def test_a_reason_that_may_pass_is_waited_for_and_keeps_no_other_job_waiting(
         assert taken is not None
         assert taken.id == job(1).id
         jobs.out(taken.id).mkdir(parents=True)
-        jobs.settle(taken, Failure("the disk is full", may_pass=True))
+        jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
         now = jobs.find(taken.id)
         assert now is not None
         assert (now.state, now.notes) == (State.QUEUED, ("tried again later: the disk is full",))
@@ -347,7 +347,7 @@ def test_a_reason_that_may_pass_is_waited_for_and_keeps_no_other_job_waiting(
         clock.passed(1)
     taken = jobs.take(0)
     assert taken is not None
-    jobs.settle(taken, Failure("the disk is full", may_pass=True))
+    jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
     given_up = jobs.all()[0]
     assert (given_up.state, given_up.notes) == (State.FAILED, ())
     assert given_up.error == f"given up after {MOST_STARTS} starts: the disk is full"
@@ -359,7 +359,7 @@ def test_a_job_that_waits_for_its_reason_to_pass_succeeds_without_a_trace(
     jobs.decide([], [job()])
     taken = jobs.take(0)
     assert taken is not None
-    jobs.settle(taken, Failure("the disk is full", may_pass=True))
+    jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
     assert jobs.take(0) is None
     clock.passed(30)
     taken = jobs.take(0)

@@ -159,8 +159,8 @@ def test_an_archive_that_tells_no_numbers(tmp_path: Path, monkeypatch: pytest.Mo
     )
     place = DimseDestination(ae_title="SENDER", host="127.0.0.1", port=1)
     (one,) = pull(["1.2.3"], place, settings(tmp_path))
-    assert (one.error, one.told) == (None, "sent; the archive does not tell how many images")
-    assert Pulled(1, 12, 0).told == "12 images"
+    assert (one.error, one.summary) == (None, "sent; the archive does not tell how many images")
+    assert Pulled(1, 12, 0).summary == "12 images"
 
 
 def test_an_archive_may_need_hours_for_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from zoomseg.core.errors import MemoryLimitError, OutputError, ScanError, ZoomSe
 from zoomseg.inference import batch
 from zoomseg.io.files import reading
 from zoomseg.io.scans import write_image
-from zoomseg.node.segmentation import segment
+from zoomseg.node.segmentation import segment_series
 from zoomseg.serve.job_queue import Step
 from zoomseg.serve.worker import Task, TemporaryError, UnexpectedError
 
@@ -32,14 +32,14 @@ def test_it_writes_what_is_asked_for(tmp_path: Path, outputs: tuple[str, ...]) -
     write(tmp_path / "scan", series())
     steps: list[Step] = []
     asked = ("secondary_capture" if one == "capture" else one for one in outputs)
-    segment(task(tmp_path, *asked), predictor(), steps.append)
+    segment_series(task(tmp_path, *asked), predictor(), steps.append)
     assert {path.name for path in (tmp_path / "out").glob("*.dcm")} == {f"result.{o}.dcm" for o in outputs}
     assert [step.stage for step in steps if step.done == step.total] == ["coarse", "fine"]
 
 
 def test_only_the_organs_that_are_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "scan", series())
-    segment(task(tmp_path, "seg", organs=("left kidney",)), predictor(), lambda step: None)
+    segment_series(task(tmp_path, "seg", organs=("left kidney",)), predictor(), lambda step: None)
     segments = pydicom.dcmread(tmp_path / "out" / "result.seg.dcm").SegmentSequence
     assert [one.SegmentLabel for one in segments] == ["left kidney"]
 
@@ -65,7 +65,7 @@ def test_reasons_that_may_pass_are_marked(
     write(tmp_path / "scan", series())
     monkeypatch.setattr(batch, name, failing(error))
     with pytest.raises(TemporaryError):
-        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+        segment_series(task(tmp_path, "seg"), predictor(), lambda step: None)
 
 
 def test_a_scan_that_never_fits_into_memory_is_not_tried_again(
@@ -74,7 +74,7 @@ def test_a_scan_that_never_fits_into_memory_is_not_tried_again(
     write(tmp_path / "scan", series())
     monkeypatch.setattr(batch, "read_scan", failing(MemoryLimitError("needs 2^60 bytes", 2**60)))
     with pytest.raises(ScanError, match="needs"):
-        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+        segment_series(task(tmp_path, "seg"), predictor(), lambda step: None)
 
 
 def test_an_error_that_may_persist_in_the_process_is_told_as_such(
@@ -83,7 +83,7 @@ def test_an_error_that_may_persist_in_the_process_is_told_as_such(
     write(tmp_path / "scan", series())
     monkeypatch.setattr(batch, "read_scan", failing(RuntimeError("CUDA error: device-side assert")))
     with pytest.raises(UnexpectedError):
-        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+        segment_series(task(tmp_path, "seg"), predictor(), lambda step: None)
 
 
 @pytest.mark.parametrize("reader", [nullcontext(), reading(Path("a.dcm"), "an image")])
@@ -99,7 +99,7 @@ def test_what_a_library_says_is_not_told(
 
     monkeypatch.setattr(batch, "read_scan", fail)
     with pytest.raises(ZoomSegError, match="ValueError") as raised:
-        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+        segment_series(task(tmp_path, "seg"), predictor(), lambda step: None)
     assert "Secret" not in str(raised.value)
 
 
@@ -107,4 +107,4 @@ def test_what_is_no_series_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scan").mkdir()
     write_image(tmp_path / "scan" / "a.nii.gz", tiny_case(0)[0])
     with pytest.raises(ScanError, match="no DICOM series"):
-        segment(task(tmp_path, "seg"), predictor(), lambda step: None)
+        segment_series(task(tmp_path, "seg"), predictor(), lambda step: None)

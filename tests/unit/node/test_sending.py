@@ -22,9 +22,9 @@ from helpers.nodes import archive, ended, finished, push, running, series, setti
 from helpers.untrained_models import predictor
 from zoomseg.node import sending
 from zoomseg.node.receiver import server_context
-from zoomseg.node.segmentation import segment
+from zoomseg.node.segmentation import segment_series
 from zoomseg.node.sending import Context, NotSentError, attempted, send, store_dimse, store_web, web_client
-from zoomseg.node.settings import DimseDestination, Output, Settings, Tls, WebDestination
+from zoomseg.node.settings import DimseDestination, NodeSettings, Output, Tls, WebDestination
 from zoomseg.serve.job_queue import State
 from zoomseg.serve.worker import Task
 
@@ -36,12 +36,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     write(folder / "scan", series())
     wanted = {"outputs": list(Output), "organs": [], "seed": "s"}
     task = Task("result", str(folder / "scan"), str(folder / "out"), "model", wanted)
-    segment(task, predictor(), lambda step: None)
+    segment_series(task, predictor(), lambda step: None)
     return [folder / "out" / f"result.{kind}.dcm" for kind in ("seg", "rtstruct", "sr")]
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> NodeSettings:
     """Settings of the node that sends."""
     return settings(tmp_path_factory.mktemp("ours"))
 
@@ -111,7 +111,7 @@ def test_what_is_taken_is_sent_once_whatever_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_answered_is_not_sent(
-    files: list[Path], ours: Settings, monkeypatch: pytest.MonkeyPatch
+    files: list[Path], ours: NodeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pynetdicom gives an empty status if the association ends during a C-STORE."""
     taken: list[Path] = []
@@ -119,7 +119,7 @@ def test_what_is_not_answered_is_not_sent(
     stored.Status = 0
     answers = iter([stored, Dataset()])
 
-    def associate(destination: DimseDestination, settings: Settings, contexts: list[Context]) -> Any:
+    def associate(destination: DimseDestination, settings: NodeSettings, contexts: list[Context]) -> Any:
         accepted = [SimpleNamespace(abstract_syntax=sop_class) for sop_class, _ in contexts]
         return SimpleNamespace(
             accepted_contexts=accepted, send_c_store=lambda file: next(answers), release=lambda: None
@@ -158,7 +158,7 @@ def test_a_destination_that_is_down_keeps_no_other_waiting(tmp_path: Path) -> No
             assert waiting == "it cannot be reached, or does not answer"
 
 
-def test_stow(files: list[Path], ours: Settings) -> None:
+def test_stow(files: list[Path], ours: NodeSettings) -> None:
     taken: list[Path] = []
     with web() as (url, asked):
         store_web(files, WebDestination(url=url), ours, taken.append)
@@ -180,7 +180,7 @@ def test_stow(files: list[Path], ours: Settings) -> None:
     ],
 )
 def test_a_web_service_that_refuses(
-    files: list[Path], ours: Settings, status: int, answer: dict[str, Any] | None, said: str
+    files: list[Path], ours: NodeSettings, status: int, answer: dict[str, Any] | None, said: str
 ) -> None:
     taken: list[Path] = []
     with web(status, answer) as (url, _):
@@ -201,7 +201,7 @@ def test_a_web_service_that_refuses(
 )
 def test_a_web_service_that_refuses_some_or_has_them_already(
     files: list[Path],
-    ours: Settings,
+    ours: NodeSettings,
     status: int,
     reasons: dict[int, int],
     taken: list[str],
@@ -221,7 +221,7 @@ def test_a_web_service_that_refuses_some_or_has_them_already(
     assert kinds(found) == taken
 
 
-def test_a_web_service_that_is_down(files: list[Path], ours: Settings) -> None:
+def test_a_web_service_that_is_down(files: list[Path], ours: NodeSettings) -> None:
     with web() as (url, _):
         pass
     said = attempted(lambda: store_web(files, WebDestination(url=url), ours, ignore))
@@ -229,7 +229,7 @@ def test_a_web_service_that_is_down(files: list[Path], ours: Settings) -> None:
     assert said.startswith("it cannot be reached")
 
 
-def test_a_web_service_has_the_time_that_the_settings_give(files: list[Path], ours: Settings) -> None:
+def test_a_web_service_has_the_time_that_the_settings_give(files: list[Path], ours: NodeSettings) -> None:
     limits = ours.limits.model_copy(update={"idle_seconds": 0.2})
     with web(seconds=2) as (url, _):
         there = WebDestination(url=url)
@@ -241,7 +241,7 @@ def test_a_web_service_has_the_time_that_the_settings_give(files: list[Path], ou
 
 
 def test_a_password_comes_from_the_environment(
-    files: list[Path], ours: Settings, monkeypatch: pytest.MonkeyPatch
+    files: list[Path], ours: NodeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with web() as (url, asked):
         there = WebDestination(url=url, user="me", password_variable="NODE_TEST_PASSWORD")

@@ -13,13 +13,13 @@ from zoomseg.node.settings import (
     Completion,
     DimseDestination,
     Limits,
+    NodeSettings,
     Output,
-    Page,
     Peer,
     Retry,
     Rule,
-    Settings,
     SettingsError,
+    StatusPage,
     Tls,
     WebDestination,
     read_settings,
@@ -128,8 +128,8 @@ def test_the_documentation_names_every_key_and_its_examples_are_right(tmp_path: 
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "node.yaml").write_text(example)
     assert read_settings(tmp_path / "node.yaml").rules[0].send_to == ("pacs",)
-    keys = set(Settings.model_fields) | set(Rule.model_fields)
-    for part in (Completion, Limits, Retry, Tls, Page, DimseDestination, WebDestination):
+    keys = set(NodeSettings.model_fields) | set(Rule.model_fields)
+    for part in (Completion, Limits, Retry, Tls, StatusPage, DimseDestination, WebDestination):
         keys |= set(part.model_fields)
     assert sorted(key for key in keys if not re.search(rf"`(\w+\.)?{key}(\.\w+)?`", page, re.M)) == []
 

@@ -17,7 +17,7 @@ from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.files import write_json_atomic
 from zoomseg.io.scans import write_image, write_labels
-from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.planning.organ_groups import groups_of, why_not
 from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
 from zoomseg.training import loop, training_run
@@ -25,11 +25,13 @@ from zoomseg.training.log import Silent
 from zoomseg.training.requested_recipe import TrainingRequest
 
 
-def organ(name: str, centre: tuple[float, float, float], extent_mm: float = 20.0, ml: float = 4.0) -> Organ:
-    return Organ(name, 8, 8, ml, (extent_mm, extent_mm, extent_mm), centre, (0.0, 90.0), 1.0)
+def organ(
+    name: str, centre: tuple[float, float, float], extent_mm: float = 20.0, ml: float = 4.0
+) -> OrganStatistics:
+    return OrganStatistics(name, 8, 8, ml, (extent_mm, extent_mm, extent_mm), centre, (0.0, 90.0), 1.0)
 
 
-def data(*organs: Organ) -> Fingerprint:
+def data(*organs: OrganStatistics) -> Fingerprint:
     """A scan of 400 x 400 x 400 mm."""
     return Fingerprint((1.0, 1.0, 1.0), (400, 400, 400), (400, 400, 400), True, (0.0, 1.0), 8, 8, 1, organs)
 

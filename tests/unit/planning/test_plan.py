@@ -15,7 +15,7 @@ from zoomseg.core.memory import spoken
 from zoomseg.datasets.advice import Advice
 from zoomseg.networks import build as networks
 from zoomseg.planning import plan as plan_module
-from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.planning.network_sizes import costs_of, step_bytes
 from zoomseg.planning.plan import MEMORY_SHARE, plan
 from zoomseg.planning.rationale import Plan, Reason, times
@@ -156,7 +156,9 @@ def test_ct_gets_a_window_of_foreground_intensities_mr_a_zscore() -> None:
 
 def of_intensities(*percentiles: tuple[float, float]) -> Fingerprint:
     size, centre = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
-    organs = tuple(Organ(f"o{n}", 9, 9, 80.0, size, centre, p, 1.0) for n, p in enumerate(percentiles))
+    organs = tuple(
+        OrganStatistics(f"o{n}", 9, 9, 80.0, size, centre, p, 1.0) for n, p in enumerate(percentiles)
+    )
     return replace(ABDOMEN, foreground_percentiles=(-950.0, 1650.0), organs=organs)
 
 
@@ -178,7 +180,7 @@ def test_no_part_of_a_window_that_holds_much_of_it_or_nothing(percentiles: tuple
 def test_small_parts_go_of_organs_that_are_in_one_piece() -> None:
     size, centre = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
     organs = tuple(
-        Organ(name, cases, 9, ml, size, centre, (0.0, 90.0), part)
+        OrganStatistics(name, cases, 9, ml, size, centre, (0.0, 90.0), part)
         for name, cases, ml, part in (
             ("liver", 9, 300.0, 0.95),
             ("aorta", 9, 300.0, 0.94),
@@ -434,8 +436,10 @@ def test_plans_for_few_cases_and_for_many_differ_in_nothing_but_that(cases: int)
 
 
 def test_an_organ_that_the_finest_grid_hardly_shows_is_warned_of() -> None:
-    organs = (Organ("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7), (0.0, 200.0), 1.0),)
-    tiny = Organ("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6), (0.0, 200.0), 1.0)
+    organs = (
+        OrganStatistics("liver", 30, 30, 1500.0, (200.0, 180.0, 160.0), (0.6, 0.5, 0.7), (0.0, 200.0), 1.0),
+    )
+    tiny = OrganStatistics("left kidney", 30, 30, 0.5, (8.0, 8.0, 8.0), (0.3, 0.4, 0.6), (0.0, 200.0), 1.0)
     calm, warned = (whole_plan(replace(ABDOMEN, organs=o)) for o in (organs, (*organs, tiny)))
     assert calm.warnings == ()
     (warning,) = warned.warnings

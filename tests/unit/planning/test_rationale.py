@@ -6,7 +6,7 @@ import pytest
 
 from helpers.tiny_dataset import tiny_recipe
 from zoomseg.core.labels import LabelSchema
-from zoomseg.planning.fingerprint import Fingerprint, Organ
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.planning.rationale import (
     Plan,
     Reason,
@@ -20,11 +20,13 @@ from zoomseg.planning.rationale import (
 )
 
 
-def organ(name: str, volume_ml: float, cases: int = 3) -> Organ:
-    return Organ(name, cases, 4, volume_ml, (20.4, 31.6, 12.0), (0.25, 0.5, 0.752), (0.0, 90.0), 1.0)
+def organ(name: str, volume_ml: float, cases: int = 3) -> OrganStatistics:
+    return OrganStatistics(
+        name, cases, 4, volume_ml, (20.4, 31.6, 12.0), (0.25, 0.5, 0.752), (0.0, 90.0), 1.0
+    )
 
 
-def data(*organs: Organ, cases: int = 4, read: int = 4) -> Fingerprint:
+def data(*organs: OrganStatistics, cases: int = 4, read: int = 4) -> Fingerprint:
     return Fingerprint(
         (1.0, 1.0, 2.5), (200, 180, 40), (220, 180, 60), True, (0.0, 1.0), cases, read, 1, organs
     )
@@ -84,7 +86,7 @@ def test_the_page() -> None:
     page = plan.markdown("my\ndata|set")
     assert page.startswith("# How tiny was planned for my data\\|set\n")
     assert "\n| what | value | why |\n| --- | --- | --- |\n| stages | one | small |\n" in page
-    assert "\n| a \\| b &lt;i> | 3 of 4 | 4 | 20x32x12 | 0.25, 0.50, 0.75 | 400 |\n" in page
+    assert "\n| a \\| b \\<i\\> | 3 of 4 | 4 | 20x32x12 | 0.25, 0.50, 0.75 | 400 |\n" in page
     assert "of the 4 that were read" in page
     assert plan.warnings == ("small organ: x; too small",)
 

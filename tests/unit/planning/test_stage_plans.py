@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.planning.fingerprint import Fingerprint, Organ, SideBySide
+from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics, SideBySide
 from zoomseg.planning.organ_groups import Group
 from zoomseg.planning.stage_plans import (
     boxes,
@@ -129,7 +129,7 @@ def of_tones(*seen: tuple[int, float | None]) -> Fingerprint:
     """Organs found in this many cases, with this spread of their brightness."""
     size, middle = (90.0, 90.0, 90.0), (0.5, 0.5, 0.5)
     organs = tuple(
-        Organ(f"o{n}", cases, 40, 80.0, size, middle, (0.0, 9.0), 1.0, spread)
+        OrganStatistics(f"o{n}", cases, 40, 80.0, size, middle, (0.0, 9.0), 1.0, spread)
         for n, (cases, spread) in enumerate(seen)
     )
     return replace(THICK_MR, organs=organs)

@@ -15,7 +15,7 @@ from zoomseg.core.errors import OutputError
 from zoomseg.serve.job_queue import State, Step
 from zoomseg.serve.job_runner import CANNOT_START, Runner
 from zoomseg.serve.jobs import Job, Jobs
-from zoomseg.serve.worker import Failure, Task, WorkerDiedError
+from zoomseg.serve.worker import Task, TaskFailure, WorkerDiedError
 
 SECRET = "Secret^Name"
 
@@ -122,7 +122,7 @@ def test_an_unexpected_error_fails_one_job_and_its_message_is_not_shown(
     released.set()
 
     class Broken(ScriptedWorker):
-        def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+        def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
             raise ValueError(SECRET)
 
     workers = iter([Broken(released), ScriptedWorker(released)])
@@ -139,7 +139,7 @@ def test_an_unexpected_error_fails_one_job_and_its_message_is_not_shown(
 class Dead(ScriptedWorker):
     """Died while it waited."""
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
         raise WorkerDiedError("was killed")
 
 
@@ -162,7 +162,7 @@ def test_a_cancelled_job_is_not_begun_again(tmp_path: Path) -> None:
     begun, released = threading.Event(), threading.Event()
 
     class Silent(ScriptedWorker):
-        def run(self, task: Task, tell: Callable[[Step], None]) -> Failure | None:
+        def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
             self.tasks.append(task)
             begun.set()
             released.wait(20)
@@ -194,7 +194,7 @@ def test_a_result_that_the_disk_refuses_for_a_moment_is_kept(
     released.set()
     refused, settle = iter([True, False]), jobs.settle
 
-    def once(job: Job, failure: Failure | None) -> None:
+    def once(job: Job, failure: TaskFailure | None) -> None:
         if next(refused):
             raise OutputError("the disk is full")
         settle(job, failure)

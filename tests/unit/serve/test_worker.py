@@ -28,9 +28,9 @@ from zoomseg.serve.job_queue import Step
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.jobs import Jobs
 from zoomseg.serve.worker import (
-    Failure,
     ProcessWorker,
     Task,
+    TaskFailure,
     TemporaryError,
     UnexpectedError,
     WorkerDiedError,
@@ -124,7 +124,7 @@ def test_models_are_loaded_at_the_start_except_damaged_ones_which_are_named_when
         task = Task("a", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), str(model))
         assert started.run(task, lambda _: None) is None
         error = started.run(replace(task, model=str(damaged)), lambda _: None)
-        assert error == Failure("the model is not a model: model.json is missing")
+        assert error == TaskFailure("the model is not a model: model.json is missing")
     finally:
         started.kill()
 
@@ -148,20 +148,23 @@ def test_an_unexpected_error_of_the_computation_is_told_as_such(
     write_image(tmp_path / "scan.nrrd", tiny_case(9)[0])
     task = Task("a", str(tmp_path / "scan.nrrd"), str(tmp_path / "out"), "tiny")
     with pytest.raises(UnexpectedError, match="illegal memory access"):
-        worker_process.segment(task, predictor, lambda _: None)
+        worker_process.run_task(task, predictor, lambda _: None)
 
 
 @pytest.mark.parametrize(
     ("error", "failure"),
     [
-        (ScanError("damaged"), Failure("damaged")),
-        (TemporaryError("the disk is full"), Failure("the disk is full", may_pass=True)),
-        (UnexpectedError("CUDA error"), Failure("CUDA error", unexpected=True)),
-        (ValueError("x"), Failure("unexpected error (ValueError); see the server's output", unexpected=True)),
+        (ScanError("damaged"), TaskFailure("damaged")),
+        (TemporaryError("the disk is full"), TaskFailure("the disk is full", may_pass=True)),
+        (UnexpectedError("CUDA error"), TaskFailure("CUDA error", unexpected=True)),
+        (
+            ValueError("x"),
+            TaskFailure("unexpected error (ValueError); see the server's output", unexpected=True),
+        ),
     ],
 )
 def test_a_failure_says_whether_it_may_pass_and_concerns_other_scans(
-    error: Exception, failure: Failure
+    error: Exception, failure: TaskFailure
 ) -> None:
     def failing(*_: object) -> None:
         raise error

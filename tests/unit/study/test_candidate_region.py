@@ -24,10 +24,10 @@ from zoomseg.inference.predictor import Predictor
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 from zoomseg.study import candidate_region
-from zoomseg.study.ablations import RegionCurve, Training
+from zoomseg.study.ablations import RegionCurve, StudyTraining
 from zoomseg.study.candidate_region import MEAN, Point, coverage, plot, run_curve, summarise
 from zoomseg.study.recipe_edits import only
-from zoomseg.study.trainings import Settings, open_trainings
+from zoomseg.study.trainings import StudySettings, open_trainings
 
 TOY = LabelSchema.consecutive(["liver", "spleen", "kidney"])
 LINE = Grid.from_spacing((10, 1, 1), (1.0, 1.0, 1.0))
@@ -109,7 +109,7 @@ def test_a_real_curve_grows_with_the_radius_and_is_made_once(
 ) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(dump(tiny_recipe(together=False, iterations=12)))
-    study = RegionCurve("tiny", str(path), "Fig. 0", Training("c", only("coarse")), "coarse", (0, 2), 3)
+    study = RegionCurve("tiny", str(path), "Fig. 0", StudyTraining("c", only("coarse")), "coarse", (0, 2), 3)
     out = tmp_path / "out"
     predict = Predictor.predict
 
@@ -120,10 +120,10 @@ def test_a_real_curve_grows_with_the_radius_and_is_made_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "predict", memory_is_full)
-        (problem,) = run_curve(study, open_trainings(study, data, out, Settings(), CPU))[1]
+        (problem,) = run_curve(study, open_trainings(study, data, out, StudySettings(), CPU))[1]
     assert problem.startswith("case_0, fold 0: ")
     assert problem.endswith("does not fit in memory")
-    points, failed = run_curve(study, open_trainings(study, data, out, Settings(), CPU))
+    points, failed = run_curve(study, open_trainings(study, data, out, StudySettings(), CPU))
     assert failed == ()
     assert {(p.split, p.cases) for p in points} == {("training", 2), ("validation", 1)}
     for split in ("training", "validation"):
@@ -144,4 +144,4 @@ def test_a_real_curve_grows_with_the_radius_and_is_made_once(
         raise AssertionError("done again")
 
     monkeypatch.setattr(Predictor, "predict", never)
-    assert run_curve(study, open_trainings(study, data, out, Settings(), CPU))[0] == points
+    assert run_curve(study, open_trainings(study, data, out, StudySettings(), CPU))[0] == points

@@ -24,13 +24,13 @@ from zoomseg.io.scans import read_labels
 from zoomseg.pipeline import stage_input
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import ATLAS, AtlasSpec
-from zoomseg.study.ablations import Ablation, Row, Training
+from zoomseg.study.ablations import Ablation, StudyTraining, TableRow
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import chain, only, times_atlas, without_atlas
 from zoomseg.study.run import run_ablation
-from zoomseg.study.trainings import Settings, Trainings, Watch, open_trainings
+from zoomseg.study.trainings import StudySettings, Trainings, Watch, open_trainings
 
-ALONE = Row("atlases alone", None)
+ALONE = TableRow("atlases alone", None)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def trainings(data: Dataset, folder: Path, atlas: AtlasSpec | None, said: list[s
     path = folder / "tiny.yaml"
     path.write_text(dump(tiny_recipe(together=True, iterations=6).model_copy(update={"atlas": atlas})))
     study = Ablation("tiny", str(path), "", (ALONE,), baseline=ALONE.name, folds=2)
-    return open_trainings(study, data, folder / "out", Settings(), CPU, Watch(said.append))
+    return open_trainings(study, data, folder / "out", StudySettings(), CPU, Watch(said.append))
 
 
 @pytest.fixture
@@ -173,9 +173,9 @@ def test_networks_answer_times_the_atlas(
 
     monkeypatch.setattr(AtlasLibrary, "prior", right_only)
     opened = trainings(data, tmp_path, AtlasSpec(), [])
-    plain = Training("coarse", chain(without_atlas, only("coarse")))
+    plain = StudyTraining("coarse", chain(without_atlas, only("coarse")))
     product = times_atlas("coarse", str(tmp_path / "tiny.yaml"))
-    rows = (Row("network", plain), Row("times atlas", plain, product))
+    rows = (TableRow("network", plain), TableRow("times atlas", plain, product))
     study = Ablation("tiny", None, "", rows, baseline="network")
     assert run_ablation(study, opened).failed == ()
     case = opened.split(0).validation[0]

@@ -10,13 +10,13 @@ from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
 from zoomseg.evaluation.tolerances import Tolerances
 from zoomseg.io.files import write_json_atomic
-from zoomseg.study.ablations import STUDIES, Ablation, OtherMethod, Row
+from zoomseg.study.ablations import STUDIES, Ablation, OtherMethod, TableRow
 from zoomseg.study.efficiency import FILE, MEASURES
 from zoomseg.study.other_methods import sheet
 from zoomseg.study.table import RowResult
 
 SCHEMA = LabelSchema.consecutive(["spleen", "Pancreas"])
-WHOLE = Row("whole recipe", None)
+WHOLE = TableRow("whole recipe", None)
 STUDY = Ablation(
     "test",
     None,

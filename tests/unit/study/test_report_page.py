@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from zoomseg.study.report_page import Page, Plot, Sheet, html, markdown
+from zoomseg.study.report_page import Plot, Sheet, StudyReport, html, markdown
 
-PAGE = Page(
+PAGE = StudyReport(
     "a <b>study</b>",
     ["rises from 0.1 to 0.2"],
     ["one | note\nover two lines"],

@@ -20,16 +20,16 @@ from zoomseg.io.scans import read_label_values
 from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump
 from zoomseg.study import efficiency, run
-from zoomseg.study.ablations import Ablation, Published, Row, Training
+from zoomseg.study.ablations import Ablation, Published, StudyTraining, TableRow
 from zoomseg.study.recipe_edits import only, trained_apart, unchanged
-from zoomseg.study.run import Outcome, answering, run_ablation, slug
+from zoomseg.study.run import StudyOutcome, run_ablation, slug, with_changed_prediction
 from zoomseg.study.steps import paper_steps
-from zoomseg.study.trainings import Settings, Watch, open_trainings
+from zoomseg.study.trainings import StudySettings, Watch, open_trainings
 from zoomseg.training import training_run
 
-BOTH = Training("both")
-COARSE = Row("coarse (first)", BOTH, only("coarse"), Published({"left kidney": 0.5}, 0.5))
-FINE = Row("fine", BOTH, unchanged, Published({"left kidney": 0.75}, 0.7))
+BOTH = StudyTraining("both")
+COARSE = TableRow("coarse (first)", BOTH, only("coarse"), Published({"left kidney": 0.5}, 0.5))
+FINE = TableRow("fine", BOTH, unchanged, Published({"left kidney": 0.75}, 0.7))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def done(study: Ablation, data: Dataset, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def carried_out(study: Ablation, data: Dataset, out: Path, said: list[str] | None = None) -> Outcome:
+def carried_out(study: Ablation, data: Dataset, out: Path, said: list[str] | None = None) -> StudyOutcome:
     said = [] if said is None else said
-    return run_ablation(study, open_trainings(study, data, out, Settings(), CPU, Watch(said.append)))
+    return run_ablation(study, open_trainings(study, data, out, StudySettings(), CPU, Watch(said.append)))
 
 
 def table(out: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -111,10 +111,10 @@ def test_all_labelled_cases_are_predicted_once_by_the_model_that_did_not_see_the
     for row in (COARSE, FINE):
         seen = []
         for fold in (0, 1):
-            held_back = json.loads((done / "runs/both" / f"fold-{fold}" / "training/job.json").read_text())
+            held_out = json.loads((done / "runs/both" / f"fold-{fold}" / "training/job.json").read_text())
             files = (done / "rows" / slug(row.name) / f"fold-{fold}" / "predictions").glob("*.nii.gz")
             predicted = sorted(f.name.removesuffix(".nii.gz") for f in files)
-            assert predicted == held_back["validation"]
+            assert predicted == held_out["validation"]
             seen += predicted
         assert sorted(seen) == list(data.ids)
 
@@ -175,7 +175,7 @@ def test_a_case_that_fails_is_named_and_tried_again(
 def test_if_no_case_can_be_predicted_it_stops(
     done: Path, study: Ablation, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other_row = Row("other", BOTH)
+    other_row = TableRow("other", BOTH)
 
     def broken(*arguments: object, **named: object) -> Prediction:
         raise ScanError("cannot be read")
@@ -192,11 +192,11 @@ def test_rows_are_scored_on_an_unseen_set_too(study: Ablation, data: Dataset, tm
     described = json.loads((root / "dataset.json").read_text())
     described["labels"] = {"background": 0, "RK": 7, "LK": 3, "spleen": 9}
     (root / "dataset.json").write_text(json.dumps(described | {"name": "other"}))
-    trainings = open_trainings(study, data, tmp_path / "out", Settings(test=root), CPU)
+    trainings = open_trainings(study, data, tmp_path / "out", StudySettings(test=root), CPU)
     outcome = run_ablation(study, trainings)
     assert outcome.failed == ()
-    held_back, unseen = table(tmp_path / "out"), table(tmp_path / "out" / "test")
-    assert {line["cases"] for line in held_back.values()} == {"3"}
+    held_out, unseen = table(tmp_path / "out"), table(tmp_path / "out" / "test")
+    assert {line["cases"] for line in held_out.values()} == {"3"}
     assert list(unseen) == [
         (row, organ) for row in (COARSE.name, FINE.name) for organ in ("mean", *SCHEMA.names)
     ]
@@ -230,8 +230,8 @@ def test_every_fold_s_models_have_their_own_scores_of_the_test_cases(
     models, of which the table speaks."""
     root, out = tiny_dataset(tmp_path / "other", cases=3).root, tmp_path / "out"
     for settings, folder, fold in (
-        (Settings(test=root, fold=1), "test-fold-1", 1),
-        (Settings(test=root), "test", 0),
+        (StudySettings(test=root, fold=1), "test-fold-1", 1),
+        (StudySettings(test=root), "test", 0),
     ):
         trainings = open_trainings(study, data, out, settings, CPU)
         assert run_ablation(study, trainings).failed == ()
@@ -253,7 +253,7 @@ def test_test_cases_that_fail_leave_the_held_out_results(
     study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:
     root, out = tiny_dataset(tmp_path / "other", cases=2).root, tmp_path / "out"
-    trainings = open_trainings(study, data, out, Settings(test=root, fold=0), CPU)
+    trainings = open_trainings(study, data, out, StudySettings(test=root, fold=0), CPU)
     for image in (root / "imagesTr").iterdir():
         image.write_bytes(b"damaged")
     outcome = run_ablation(study, trainings)
@@ -270,13 +270,13 @@ def test_test_cases_that_fail_leave_the_held_out_results(
 def test_the_steps_of_the_recipe_as_it_is_shipped(
     done: Path, study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:
-    opened = open_trainings(study, data, done, Settings(), CPU)
+    opened = open_trainings(study, data, done, StudySettings(), CPU)
     assert paper_steps(opened, BOTH) == 4  # both stages at once
-    assert paper_steps(opened, Training("apart", trained_apart)) == 8
+    assert paper_steps(opened, StudyTraining("apart", trained_apart)) == 8
     assert paper_steps(opened, None) is None
     shorter = tmp_path / "short.yaml"
     shorter.write_text(dump(tiny_recipe(together=True, iterations=2)))
-    others = open_trainings(study, data, tmp_path / "out", Settings(recipe=str(shorter)), CPU)
+    others = open_trainings(study, data, tmp_path / "out", StudySettings(recipe=str(shorter)), CPU)
     assert paper_steps(others, BOTH) == 4
 
 
@@ -284,9 +284,11 @@ def test_a_row_may_start_from_another_recipe(study: Ablation, data: Dataset, tmp
     """The coarse stage alone, trained separately, compared with the cascade; each has its own steps."""
     path = tmp_path / "alone.yaml"
     path.write_text(dump(only("coarse")(tiny_recipe(together=False, iterations=3))))
-    alone = Row("alone", Training("alone", recipe=str(path)), published=Published({"left kidney": 0.6}))
+    alone = TableRow(
+        "alone", StudyTraining("alone", recipe=str(path)), published=Published({"left kidney": 0.6})
+    )
     of_two = replace(study, rows=(alone, FINE), baseline="alone", pooled=False)
-    trainings = open_trainings(of_two, data, tmp_path / "out", Settings(), CPU)
+    trainings = open_trainings(of_two, data, tmp_path / "out", StudySettings(), CPU)
     assert [r.paper_steps for r in run_ablation(of_two, trainings).rows] == [3, 4]
     found = table(tmp_path / "out")
     assert (found["alone", "mean"]["steps"], found["fine", "mean"]["steps"]) == ("3", "4")
@@ -299,7 +301,7 @@ def test_a_row_may_start_from_another_recipe(study: Ablation, data: Dataset, tmp
 
 
 def test_only_the_small_organs_are_tabulated(done: Path, study: Ablation, data: Dataset) -> None:
-    opened = open_trainings(study, data, done, Settings(), CPU)
+    opened = open_trainings(study, data, done, StudySettings(), CPU)
     run_ablation(study, replace(opened, small=("right kidney",)))
     assert {organ for _, organ in table(done)} == {"mean", "right kidney"}
     assert "Tabulated: right kidney." in (done / "table.md").read_text()
@@ -309,7 +311,7 @@ def test_only_the_small_organs_are_tabulated(done: Path, study: Ablation, data: 
 def test_a_row_that_cannot_be_carried_out_is_left_out_and_named(
     done: Path, study: Ablation, data: Dataset
 ) -> None:
-    with_lost = replace(study, rows=(Row("lost", Training("lost", only("nowhere"))), *study.rows))
+    with_lost = replace(study, rows=(TableRow("lost", StudyTraining("lost", only("nowhere"))), *study.rows))
     outcome = carried_out(with_lost, data, done)
     (reason,) = outcome.failed
     assert reason.startswith("row 'lost': ")
@@ -348,7 +350,7 @@ def test_what_the_predictions_took_is_in_the_table(done: Path) -> None:
 
 
 def test_answering_keeps_the_weights_of_the_stages_left() -> None:
-    model = answering(untrained_bundle(), only("coarse"))
+    model = with_changed_prediction(untrained_bundle(), only("coarse"))
     assert list(model.weights) == ["coarse"]
     assert [s.name for s in model.recipe.stages] == ["coarse"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from zoomseg.study.steps import mean_steps, read_steps, told
-from zoomseg.training.log import Log, Row
+from zoomseg.study.steps import mean_steps, read_steps, steps_note
+from zoomseg.training.log import Log, LogRow
 
 
 def logged(folder: Path, *rows: tuple[int, int, str, str]) -> Path:
@@ -15,7 +15,7 @@ def logged(folder: Path, *rows: tuple[int, int, str, str]) -> Path:
     folder.mkdir()
     with Log(folder, ("liver",), None) as log:
         for group, step, split, stage in rows:
-            log.write(Row(group, step, 1.0, 0.5, 1e-3, split, stage, 0.7, {"liver": 0.5}))
+            log.write(LogRow(group, step, 1.0, 0.5, 1e-3, split, stage, 0.7, {"liver": 0.5}))
     return folder / "metrics.csv"
 
 
@@ -51,8 +51,8 @@ def test_means_over_folds() -> None:
 
 def test_the_sentence() -> None:
     steps = {"coarse": 610, "fine-liver": 240}
-    assert told("plain", ["FCN", "2SN"], steps, 2) == (
+    assert steps_note("plain", ["FCN", "2SN"], steps, 2) == (
         "Training 'plain' (rows FCN; 2SN): 850 optimiser steps (coarse 610, fine-liver 240), "
         "mean over 2 folds."
     )
-    assert told("stage1", [], {"stage1": 5}, 1) == "Training 'stage1': 5 optimiser steps (stage1 5)."
+    assert steps_note("stage1", [], {"stage1": 5}, 1) == "Training 'stage1': 5 optimiser steps (stage1 5)."

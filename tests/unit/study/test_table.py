@@ -15,7 +15,7 @@ from zoomseg.evaluation.comparison import MEAN
 from zoomseg.evaluation.metrics import OrganScore
 from zoomseg.evaluation.result import CaseResult, Evaluation
 from zoomseg.evaluation.tolerances import Tolerances
-from zoomseg.study.ablations import Ablation, Published, Row
+from zoomseg.study.ablations import Ablation, Published, TableRow
 from zoomseg.study.table import (
     RowResult,
     as_csv,
@@ -46,18 +46,18 @@ def scored(**dice: list[float]) -> Evaluation:
     return Evaluation(tuple(dice), Tolerances.same(1.0), cases)
 
 
-def row(name: str, liver: float | None, artery: float = 0.5, mean: float | None = None) -> Row:
+def row(name: str, liver: float | None, artery: float = 0.5, mean: float | None = None) -> TableRow:
     published = (
         None if liver is None else Published({"liver": liver, "artery": artery}, mean, {"liver": 0.25})
     )
-    return Row(name, None, published=published)
+    return TableRow(name, None, published=published)
 
 
-def study(*rows: Row) -> Ablation:
+def study(*rows: TableRow) -> Ablation:
     return Ablation("test", None, "Table 9", rows, baseline=rows[0].name)
 
 
-def results(*pairs: tuple[Row, Evaluation]) -> list[RowResult]:
+def results(*pairs: tuple[TableRow, Evaluation]) -> list[RowResult]:
     return [RowResult(row, evaluation) for row, evaluation in pairs]
 
 
@@ -117,7 +117,7 @@ def test_the_papers_spread_stands_beside_ours(tmp_path: Path) -> None:
     published = Published(
         {"liver": 0.9}, 0.9, dice_sd={"liver": 0.05}, dice_min={"liver": 0.4}, nsd_sd={"liver": 0.125}
     )
-    first = Row("one", None, published=published)
+    first = TableRow("one", None, published=published)
     write_table(tmp_path, study(first), results((first, scored(liver=[0.5, 0.7]))), SCHEMA, [])
     mean, liver = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
     names = ("dice_sd", "dice_median", "dice_min", "dice_max", "nsd_sd")
@@ -203,7 +203,7 @@ def test_with_few_steps_there_is_no_verdict(steps: int, said: str) -> None:
 
 def test_rows_on_an_unseen_set_stand_beside_what_the_paper_has_of_one() -> None:
     rows = [
-        Row(name, None, published=Published({"liver": 0.5}), published_unseen=unseen)
+        TableRow(name, None, published=Published({"liver": 0.5}), published_unseen=unseen)
         for name, unseen in (("one", Published({"liver": 0.9})), ("two", None))
     ]
     made = [RowResult(r, scored(liver=LOW), unseen=True) for r in rows]

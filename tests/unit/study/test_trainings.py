@@ -27,12 +27,12 @@ from zoomseg.io.scans import write_image
 from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import ATLAS, AtlasInput, AtlasSpec, ImageInput, Recipe, Stage
-from zoomseg.study.ablations import Ablation, Row, Training
+from zoomseg.study.ablations import Ablation, StudyTraining, TableRow
 from zoomseg.study.recipe_edits import chain, narrower, on_stages, only, overlap, unchanged, without_atlas
-from zoomseg.study.trainings import Settings, Trainings, chosen_folds, named_alike, open_trainings
+from zoomseg.study.trainings import StudySettings, Trainings, chosen_folds, named_alike, open_trainings
 from zoomseg.training import loop, requested_recipe, self_training, training_run
 
-COARSE = Training("coarse", only("coarse"))
+COARSE = StudyTraining("coarse", only("coarse"))
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +44,37 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(dump(tiny_recipe(together=True, iterations=2)))
-    return Ablation("tiny", str(path), "nowhere", (Row("coarse", COARSE),), baseline="coarse", folds=2)
+    return Ablation("tiny", str(path), "nowhere", (TableRow("coarse", COARSE),), baseline="coarse", folds=2)
 
 
-DEFAULT = Settings()
+DEFAULT = StudySettings()
 
 
-def opened(study: Ablation, data: Dataset, out: Path, settings: Settings = DEFAULT) -> Trainings:
+def opened(study: Ablation, data: Dataset, out: Path, settings: StudySettings = DEFAULT) -> Trainings:
     return open_trainings(study, data, out, settings, CPU)
 
 
 @pytest.mark.parametrize(
     ("settings", "pooled", "expected"),
     [
-        (Settings(), False, (5, (0,))),
-        (Settings(), True, (5, (0, 1, 2, 3, 4))),
-        (Settings(folds=3), False, (3, (0, 1, 2))),
-        (Settings(folds=3, fold=2), False, (3, (2,))),
-        (Settings(fold=4), True, (5, (4,))),
+        (StudySettings(), False, (5, (0,))),
+        (StudySettings(), True, (5, (0, 1, 2, 3, 4))),
+        (StudySettings(folds=3), False, (3, (0, 1, 2))),
+        (StudySettings(folds=3, fold=2), False, (3, (2,))),
+        (StudySettings(fold=4), True, (5, (4,))),
     ],
 )
 def test_folds(
-    study: Ablation, settings: Settings, pooled: bool, expected: tuple[int, tuple[int, ...]]
+    study: Ablation, settings: StudySettings, pooled: bool, expected: tuple[int, tuple[int, ...]]
 ) -> None:
     assert chosen_folds(replace(study, folds=5, pooled=pooled), settings) == expected
 
 
 def test_the_folds_of_a_split_file(study: Ablation) -> None:
-    assert chosen_folds(study, Settings(), 3) == (3, (0, 1, 2))
-    assert chosen_folds(study, Settings(fold=2), 3) == (3, (2,))
+    assert chosen_folds(study, StudySettings(), 3) == (3, (0, 1, 2))
+    assert chosen_folds(study, StudySettings(fold=2), 3) == (3, (2,))
     with pytest.raises(DatasetError, match="; omit --folds"):
-        chosen_folds(study, Settings(folds=2), 3)
+        chosen_folds(study, StudySettings(folds=2), 3)
 
 
 def test_the_cases_of_a_split_file_are_trained_and_held_back(
@@ -82,7 +82,7 @@ def test_the_cases_of_a_split_file_are_trained_and_held_back(
 ) -> None:
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": ["case_3"], "validation": ["case_1"], "test": ["case_0"]}))
-    opened_ = opened(study, data, tmp_path / "out", Settings(split=file))
+    opened_ = opened(study, data, tmp_path / "out", StudySettings(split=file))
     assert opened_.unseen is not None
     assert opened_.unseen.ids == ("case_0",)
     model = opened_.model(COARSE, 0)
@@ -90,14 +90,14 @@ def test_the_cases_of_a_split_file_are_trained_and_held_back(
     assert model.provenance["validation_cases"] == ["case_1"]
     file.write_text(json.dumps({"train": ["case_2"], "validation": ["case_1"]}))
     with pytest.raises(TrainingError, match="holds a study with splits"):
-        opened(study, data, tmp_path / "out", Settings(split=file))
+        opened(study, data, tmp_path / "out", StudySettings(split=file))
 
 
 def test_two_test_sets_are_refused(study: Ablation, data: Dataset, tmp_path: Path) -> None:
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"train": ["case_3"], "validation": ["case_1"], "test": ["case_0"]}))
     with pytest.raises(DatasetError, match="the split file has a test list; omit it or --test"):
-        opened(study, data, tmp_path / "out", Settings(split=file, test=tmp_path / "other"))
+        opened(study, data, tmp_path / "out", StudySettings(split=file, test=tmp_path / "other"))
 
 
 def test_a_test_set_s_labels_are_called_as_the_data_set_s(data: Dataset) -> None:
@@ -126,24 +126,24 @@ def test_test_sets_that_cannot_be_scored_are_refused(study: Ablation, data: Data
     with pytest.raises(DatasetError, match="has channels T1, T2, the data set has CT"):
         named_alike(replace(data, channel_names=("T1", "T2")), data)
     with pytest.raises(DatasetError, match="is the data set that is trained on"):
-        opened(study, data, tmp_path / "out", Settings(test=data.root))
+        opened(study, data, tmp_path / "out", StudySettings(test=data.root))
 
 
 def test_small_organs_and_atlases_change_the_recipe(study: Ablation, data: Dataset, tmp_path: Path) -> None:
     per_label = on_stages(lambda s: s.model_copy(update={"labels": "all", "per_label": True}), "fine")
     file = tmp_path / "other.yaml"
     file.write_text(dump(per_label(tiny_recipe(together=False)).model_copy(update={"atlas": AtlasSpec()})))
-    settings = Settings(recipe=str(file), small=("RK",), atlases=4)
+    settings = StudySettings(recipe=str(file), small=("RK",), atlases=4)
     found = opened(study, data, tmp_path / "out", settings)
     assert [s.labels for s in found.recipe.stages] == ["all", ("right kidney",)]
     assert found.recipe.atlas == AtlasSpec(number=4)
     assert found.small == ("right kidney",)
     with pytest.raises(DatasetError, match="data set 'tiny' has no liver; it has left kidney, right kidney"):
-        opened(study, data, tmp_path / "other", Settings(recipe=str(file), small=("liver",)))
+        opened(study, data, tmp_path / "other", StudySettings(recipe=str(file), small=("liver",)))
     with pytest.raises(RecipeError, match="has no stage per label"):
-        opened(study, data, tmp_path / "other", Settings(small=("RK",)))
+        opened(study, data, tmp_path / "other", StudySettings(small=("RK",)))
     with pytest.raises(RecipeError, match="has no atlas prior"):
-        opened(study, data, tmp_path / "other", Settings(atlases=4))
+        opened(study, data, tmp_path / "other", StudySettings(atlases=4))
 
 
 def test_a_recipe_of_the_user_s_from_which_a_row_cannot_be_made_is_refused_at_once(
@@ -155,10 +155,10 @@ def test_a_recipe_of_the_user_s_from_which_a_row_cannot_be_made_is_refused_at_on
     recipe = tiny_recipe(together=True)
     own.write_text(dump(recipe))
     rows = (
-        Row("own", Training("own", only("nowhere"), recipe=str(own))),
-        Row("all", Training("all"), overlap("fine", 0.0)),
+        TableRow("own", StudyTraining("own", only("nowhere"), recipe=str(own))),
+        TableRow("all", StudyTraining("all"), overlap("fine", 0.0)),
     )
-    mine, settings = replace(study, rows=rows), Settings(recipe=str(file))
+    mine, settings = replace(study, rows=rows), StudySettings(recipe=str(file))
     file.write_text(dump(graph.renamed(recipe, {"coarse": "first", "fine": "second"})))
     of_row = "row 'all' of study 'tiny': "
     with pytest.raises(RecipeError, match=of_row + "recipe 'tiny' has no stage 'fine'; allowed: first"):
@@ -174,13 +174,13 @@ def test_a_recipe_of_the_user_s_from_which_a_row_cannot_be_made_is_refused_at_on
 
 def test_a_fold_that_does_not_exist(study: Ablation) -> None:
     with pytest.raises(DatasetError, match="fold must be 0 to 1, got 2"):
-        chosen_folds(study, Settings(fold=2))
+        chosen_folds(study, StudySettings(fold=2))
 
 
 def test_a_training_is_a_job_of_the_changed_recipe_and_done_once(
     study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:
-    trainings = opened(study, data, tmp_path, Settings(coarser=2, narrower=2, seed=3))
+    trainings = opened(study, data, tmp_path, StudySettings(coarser=2, narrower=2, seed=3))
     model = trainings.model(COARSE, 0)
     (stage,) = model.recipe.stages
     assert (stage.name, stage.grid.mm, stage.network.channels) == ("coarse", (8, 8, 8), (4, 8))  # type: ignore[union-attr]
@@ -195,7 +195,7 @@ def test_a_training_is_a_job_of_the_changed_recipe_and_done_once(
     assert (record["seed"], record["seconds"]) == (3, None)
     assert load(tmp_path / "runs" / "coarse" / "recipe.yaml").name == "tiny-coarse"
     before = (folder / "model.json").stat().st_mtime_ns
-    again = opened(study, data, tmp_path, Settings(coarser=2, narrower=2, seed=3)).model(COARSE, 0)
+    again = opened(study, data, tmp_path, StudySettings(coarser=2, narrower=2, seed=3)).model(COARSE, 0)
     assert (folder / "model.json").stat().st_mtime_ns == before
     assert again.recipe == model.recipe
 
@@ -263,9 +263,9 @@ def test_a_training_with_a_recipe_of_its_own_keeps_it(study: Ablation, data: Dat
     own, others = tmp_path / "own.yaml", tmp_path / "others.yaml"
     own.write_text(dump(tiny_recipe(together=False).model_copy(update={"name": "own"})))
     others.write_text(dump(tiny_recipe(together=True).model_copy(update={"name": "others"})))
-    of_own = Training("of-own", recipe=str(own))
-    rows = (*study.rows, Row("own", of_own))
-    settings = Settings(recipe=str(others), coarser=2, narrower=2)
+    of_own = StudyTraining("of-own", recipe=str(own))
+    rows = (*study.rows, TableRow("own", of_own))
+    settings = StudySettings(recipe=str(others), coarser=2, narrower=2)
     trainings = opened(replace(study, rows=rows), data, tmp_path / "out", settings)
     assert (trainings.start(COARSE).name, trainings.start(of_own).name) == ("others", "own")
     for training in (COARSE, of_own):
@@ -276,19 +276,19 @@ def test_a_training_with_a_recipe_of_its_own_keeps_it(study: Ablation, data: Dat
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        (Settings(seconds=60), "time budget in seconds null, this one has 60"),
-        (Settings(seed=1), "seed 0, this one has 1"),
-        (Settings(coarser=2), "coarser 1.0, this one has 2"),
-        (Settings(folds=4), "folds 2, this one has 4"),
+        (StudySettings(seconds=60), "time budget in seconds null, this one has 60"),
+        (StudySettings(seed=1), "seed 0, this one has 1"),
+        (StudySettings(coarser=2), "coarser 1.0, this one has 2"),
+        (StudySettings(folds=4), "folds 2, this one has 4"),
     ],
 )
 def test_a_folder_holds_one_study(
-    study: Ablation, data: Dataset, tmp_path: Path, other: Settings, what: str
+    study: Ablation, data: Dataset, tmp_path: Path, other: StudySettings, what: str
 ) -> None:
     opened(study, data, tmp_path)
     with pytest.raises(TrainingError, match=what):
         opened(study, data, tmp_path, other)
-    opened(study, data, tmp_path, Settings(fold=1))  # one fold of the same study
+    opened(study, data, tmp_path, StudySettings(fold=1))  # one fold of the same study
 
 
 def test_other_data_are_another_study(study: Ablation, data: Dataset, tmp_path: Path) -> None:
@@ -304,21 +304,21 @@ def test_a_recipe_or_model_that_has_changed_is_another_study(
     file, out = tmp_path / "mine.yaml", tmp_path / "of-recipe"
     recipe = tiny_recipe(together=True)
     file.write_text(dump(recipe))
-    settings = Settings(recipe=str(file))
+    settings = StudySettings(recipe=str(file))
     opened(study, data, out, settings)
     moved = tmp_path / "moved.yaml"
     file.rename(moved)
-    opened(study, data, out, Settings(recipe=str(moved)))
+    opened(study, data, out, StudySettings(recipe=str(moved)))
     file.write_text(dump(overlap("fine", 0.0)(recipe)))
     with pytest.raises(TrainingError, match='a study with recipe "tiny", which has changed since then; give'):
         opened(study, data, out, settings)
     model, out = tmp_path / "model", tmp_path / "of-model"
     bundle.save(untrained_bundle(), model)
-    opened(replace(study, recipe=None), data, out, Settings(init=model))
-    opened(replace(study, recipe=None), data, out, Settings(init=model))
+    opened(replace(study, recipe=None), data, out, StudySettings(init=model))
+    opened(replace(study, recipe=None), data, out, StudySettings(init=model))
     bundle.save(untrained_bundle(seed=1), model)
     with pytest.raises(TrainingError, match=r"a study with init .*, this one has .*; give the same options"):
-        opened(replace(study, recipe=None), data, out, Settings(init=model))
+        opened(replace(study, recipe=None), data, out, StudySettings(init=model))
 
 
 def test_the_splits_of_a_file_may_be_trained_one_by_one_with_a_test_list_each(
@@ -330,15 +330,15 @@ def test_the_splits_of_a_file_may_be_trained_one_by_one_with_a_test_list_each(
         {"train": ["case_1"], "validation": ["case_0"], "test": ["case_3"]},
     ]
     file.write_text(json.dumps(splits))
-    unseen = opened(study, data, tmp_path / "out", Settings(split=file, fold=1)).unseen
+    unseen = opened(study, data, tmp_path / "out", StudySettings(split=file, fold=1)).unseen
     assert unseen is not None
     assert unseen.ids == ("case_3",)
-    unseen = opened(study, data, tmp_path / "out", Settings(split=file)).unseen
+    unseen = opened(study, data, tmp_path / "out", StudySettings(split=file)).unseen
     assert unseen is not None
     assert unseen.ids == ("case_2",)
     file.write_text(json.dumps([splits[0], splits[1] | {"test": ["case_2"]}]))
     with pytest.raises(TrainingError, match="holds a study with splits"):
-        opened(study, data, tmp_path / "out", Settings(split=file))
+        opened(study, data, tmp_path / "out", StudySettings(split=file))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])
@@ -350,27 +350,27 @@ def test_a_damaged_record_is_named(study: Ablation, data: Dataset, tmp_path: Pat
 
 def test_init_is_for_fine_tuning_and_needed_there(study: Ablation, data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="does not start from a model; omit --init"):
-        opened(study, data, tmp_path, Settings(init=tmp_path))
+        opened(study, data, tmp_path, StudySettings(init=tmp_path))
     fine_tuning = replace(study, recipe=None)
     with pytest.raises(TrainingError, match="give it with --init MODEL"):
         opened(fine_tuning, data, tmp_path)
     with pytest.raises(TrainingError, match="omit --coarser and --narrower"):
-        opened(fine_tuning, data, tmp_path, Settings(init=tmp_path, coarser=2))
+        opened(fine_tuning, data, tmp_path, StudySettings(init=tmp_path, coarser=2))
     assert not (tmp_path / "study.json").exists()
 
 
 # --- scans without labels -------------------------------------------------------------------------
 
-SELF_TAUGHT = Training("unlabelled", unlabelled=True)
-DRAWN = Training("all-labelled", drawn=True)
+SELF_TAUGHT = StudyTraining("unlabelled", unlabelled=True)
+DRAWN = StudyTraining("all-labelled", drawn=True)
 
 
 @pytest.fixture
 def with_unlabelled(study: Ablation) -> Ablation:
     rows = (
-        Row("alone", Training("labelled")),
-        Row("both", SELF_TAUGHT),
-        Row("all", DRAWN),
+        TableRow("alone", StudyTraining("labelled")),
+        TableRow("both", SELF_TAUGHT),
+        TableRow("all", DRAWN),
     )
     return replace(study, rows=rows, baseline="alone")
 
@@ -397,7 +397,9 @@ def test_cases_that_a_split_leaves_out_are_labelled_by_models_or_as_they_are(
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
     split = of_split(tmp_path, ["case_0", "case_1"], "case_2")
-    settings = Settings(split=split, unlabelled=scans_of(data, tmp_path / "u", "case_3"), recipe=str(recipe))
+    settings = StudySettings(
+        split=split, unlabelled=scans_of(data, tmp_path / "u", "case_3"), recipe=str(recipe)
+    )
     trainings = opened(with_unlabelled, data, tmp_path / "out", settings)
     assert isinstance(trainings.study, Ablation)
     assert [row.name for row in trainings.study.rows] == ["alone", "both", "all"]
@@ -432,7 +434,9 @@ def test_scans_of_nobody_s_labels_have_no_row_with_their_labels(
     folder.mkdir()
     write_image(folder / "new.nii.gz", tiny_case(10)[0])
     for name, split in (("drawn", None), ("split", of_split(tmp_path, ["case_0", "case_1"], "case_2"))):
-        found = opened(with_unlabelled, data, tmp_path / name, Settings(split=split, unlabelled=folder)).study
+        found = opened(
+            with_unlabelled, data, tmp_path / name, StudySettings(split=split, unlabelled=folder)
+        ).study
         assert isinstance(found, Ablation)
         assert [row.name for row in found.rows] == ["alone", "both"]
 
@@ -445,9 +449,9 @@ def test_a_scan_added_to_the_unlabelled_ones_makes_another_study(
     for name in ("one", "two"):
         write_image(folder / f"{name}.nii.gz", tiny_case(10)[0])
         if name == "one":
-            opened(with_unlabelled, data, out, Settings(unlabelled=folder))
+            opened(with_unlabelled, data, out, StudySettings(unlabelled=folder))
     with pytest.raises(TrainingError, match=r'unlabelled scans \["one"\], this one has \["one", "two"\]'):
-        opened(with_unlabelled, data, out, Settings(unlabelled=folder))
+        opened(with_unlabelled, data, out, StudySettings(unlabelled=folder))
 
 
 def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
@@ -457,13 +461,13 @@ def test_unlabelled_scans_are_needed_refused_and_of_no_case_that_is_used(
     with pytest.raises(TrainingError, match="give them with --unlabelled FOLDER"):
         opened(with_unlabelled, data, out)
     with pytest.raises(TrainingError, match="labelled scans only; omit --unlabelled"):
-        opened(study, data, out, Settings(unlabelled=folder))
+        opened(study, data, out, StudySettings(unlabelled=folder))
     named = "'case_3' has the name of a case"
     with pytest.raises(DatasetError, match=named):
-        opened(with_unlabelled, data, out, Settings(unlabelled=folder))
+        opened(with_unlabelled, data, out, StudySettings(unlabelled=folder))
     tested = of_split(tmp_path, ["case_0", "case_1"], "case_2", ["case_3"])
     with pytest.raises(DatasetError, match=named):
-        opened(with_unlabelled, data, out, Settings(unlabelled=folder, split=tested))
+        opened(with_unlabelled, data, out, StudySettings(unlabelled=folder, split=tested))
     assert not out.exists()
 
 
@@ -483,7 +487,7 @@ def test_unlabelled_scans_are_none_of_the_test_set_s(
         folder = tmp_path / name
         folder.mkdir()
         (folder / f"{name}.nii.gz").symlink_to(unseen.root / "imagesTr" / "other_1_0000.nii.gz")
-        settings = Settings(unlabelled=folder, test=unseen.root)
+        settings = StudySettings(unlabelled=folder, test=unseen.root)
         with pytest.raises(DatasetError, match=named):
             opened(with_unlabelled, data, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
@@ -493,8 +497,8 @@ def test_rows_that_change_no_stage_may_have_a_recipe_that_is_planned(
     study: Ablation, data: Dataset, tmp_path: Path
 ) -> None:
     """It is planned once, from the training cases, and reduced like any other recipe."""
-    plain = replace(study, rows=(Row("as it is", Training("plain")),))
-    settings = Settings(recipe="default", narrower=2, split=of_split(tmp_path, ["case_0"], "case_2"))
+    plain = replace(study, rows=(TableRow("as it is", StudyTraining("plain")),))
+    settings = StudySettings(recipe="default", narrower=2, split=of_split(tmp_path, ["case_0"], "case_2"))
     found = opened(plain, data, tmp_path / "out", settings)
     written = load(tmp_path / "out" / "recipe.yaml")
     assert isinstance(written, Recipe)
@@ -560,10 +564,10 @@ def test_priors_are_made_before_the_clock_of_a_training_starts(
     split = with_atlas.split(0)
     priors = [*split.train, *split.validation]
     with pytest.raises(StartedError, match=str(with_atlas.registered)):
-        with_atlas.model(Training("full"), 0)
+        with_atlas.model(StudyTraining("full"), 0)
     assert done == ["collected", *priors, "started"]
     with pytest.raises(StartedError):
-        with_atlas.model(Training("coarse", only("coarse")), 0)
+        with_atlas.model(StudyTraining("coarse", only("coarse")), 0)
     assert done[len(priors) + 2 :] == [*priors, "started"]
 
 
@@ -578,7 +582,7 @@ def test_priors_of_scans_given_as_unlabelled_are_made_before_the_clock_starts_to
     begun: bool,
 ) -> None:
     """Cases with manual labels are also used as atlases; those labelled by models are not."""
-    settings = Settings(
+    settings = StudySettings(
         split=of_split(tmp_path, ["case_0", "case_1"], "case_2"),
         unlabelled=scans_of(data, tmp_path / "u", "case_3"),
         recipe=with_atlas.study.recipe,
@@ -606,7 +610,7 @@ def test_no_priors_for_a_training_that_uses_none(with_atlas: Trainings, done: li
 
     for name, change in (("blind", on_stages(blind, "coarse")), ("none", without_atlas)):
         with pytest.raises(StartedError):
-            with_atlas.model(Training(name, chain(on_stages(blind, "coarse"), change)), 0)
+            with_atlas.model(StudyTraining(name, chain(on_stages(blind, "coarse"), change)), 0)
     assert done == ["started", "started"]
 
 
@@ -619,8 +623,8 @@ def test_rows_that_only_organs_would_tell_apart_are_refused(data: Dataset, tmp_p
 
     path = tmp_path / "liver.yaml"
     path.write_text(dump(on_stages(of_liver, "fine")(tiny_recipe(together=True))))
-    both = Training("both")
-    rows = (Row("coarse", both, only("coarse")), Row("coarse to fine", both, unchanged))
+    both = StudyTraining("both")
+    rows = (TableRow("coarse", both, only("coarse")), TableRow("coarse to fine", both, unchanged))
     study = Ablation("livers", str(path), "", rows, baseline="coarse")
     with pytest.raises(DatasetError) as refused:
         opened(study, data, tmp_path / "out")
@@ -630,5 +634,5 @@ def test_rows_that_only_organs_would_tell_apart_are_refused(data: Dataset, tmp_p
         "choose another --ablation or data set"
     )
     assert not (tmp_path / "out").exists()
-    apart = (rows[0], Row("coarse to fine", Training("other"), unchanged))
+    apart = (rows[0], TableRow("coarse to fine", StudyTraining("other"), unchanged))
     assert opened(replace(study, rows=apart), data, tmp_path / "out").count == 5

@@ -44,9 +44,9 @@ def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_pat
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe, seed=5))
     models = [begun.model(fold, CPU, Silent()) for fold in range(2)]
     for fold, model in enumerate(models):
-        assert model.provenance["validation_cases"] == list(begun.held_back(fold))
+        assert model.provenance["validation_cases"] == list(begun.held_out(fold))
         assert model.provenance["seed"] == 5
-    assert sorted(begun.held_back(0) + begun.held_back(1)) == sorted(data.ids)
+    assert sorted(begun.held_out(0) + begun.held_out(1)) == sorted(data.ids)
     assert bundle.models_in(tmp_path / "m") == begun.folders
     assert bundle.models_in("abdomen-ct") == ("abdomen-ct",)
 
@@ -158,8 +158,8 @@ def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(
         labels = read_labels(case.labels, data.schema)
         left = np.where(labels.data == 1, labels.data, 0).astype(np.uint8)
         write_labels(case.labels, replace(labels, data=left))
-    held_back = requested_recipe.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
-    fold = int("case_0" in held_back)
+    held_out = requested_recipe.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
+    fold = int("case_0" in held_out)
     for wanted in (recipe, "default"):
         with pytest.raises(DatasetError, match=f"right kidney is only in case_0, held out in fold {fold},"):
             begin(data, tmp_path / "m", TrainingRequest(wanted))

@@ -79,7 +79,7 @@ def test_with_the_same_labels_the_first_answer_is_the_old_models(data: Dataset, 
     old = untrained_bundle()
     recipe = fitted(old, data.schema)
     taken = fine_tuning.match("old", old, recipe, data.schema, 1)
-    settings = loop.Settings(CPU, seed=4, init=taken)
+    settings = loop.LoopSettings(CPU, seed=4, init=taken)
     run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path / "m", settings, Silent())
     group = run._group(0)
     before = {stage.name: build_network(stage, old.recipe, SCHEMA, 1) for stage in old.recipe.stages}
@@ -160,7 +160,7 @@ def test_a_wider_network_shares_nothing_and_nothing_at_all_is_an_error() -> None
     mixed = old.recipe.model_copy(update={"stages": (coarse, old.recipe.stages[1])})
     taken = fine_tuning.match("old", old, mixed, SCHEMA, 1)
     assert taken.stages["coarse"].pieces == {}
-    assert taken.stages["coarse"].told("coarse") == "stage 'coarse': all 39 tensors are new"
+    assert taken.stages["coarse"].summary("coarse") == "stage 'coarse': all 39 tensors are new"
     assert taken.stages["fine"].taken == taken.stages["fine"].tensors
     alone = mixed.model_copy(update={"stages": (coarse,), "train_together": ()})
     with pytest.raises(

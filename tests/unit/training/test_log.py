@@ -11,13 +11,13 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from zoomseg.core.errors import OutputError
-from zoomseg.training.log import Log, Row, RunningDice
+from zoomseg.training.log import Log, LogRow, RunningDice
 
 LABELS = ("liver", "spleen")
 
 
-def row(group: int, step: int, **dice: float) -> Row:
-    return Row(group, step, 1.5 * step, step / 100, 1e-3, "train", "coarse", 0.5, dice)
+def row(group: int, step: int, **dice: float) -> LogRow:
+    return LogRow(group, step, 1.5 * step, step / 100, 1e-3, "train", "coarse", 0.5, dice)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

@@ -25,8 +25,8 @@ from zoomseg.io import bundle
 from zoomseg.recipe.spec import SGD, Recipe, UNet3D
 from zoomseg.training import loop
 from zoomseg.training.data.preprocessing import Finished, PackedCases, Preprocessing
-from zoomseg.training.log import Row, Silent
-from zoomseg.training.loop import Settings, Split
+from zoomseg.training.log import LogRow, Silent
+from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.stage_group import StageGroup
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
@@ -39,10 +39,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 class Recorder(Silent):
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
         self.messages: list[str] = []
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         self.rows.append(row)
 
     def message(self, text: str) -> None:
@@ -56,7 +56,7 @@ class StopAfter(Recorder):
         super().__init__()
         self._steps, self._stop, self._group = steps, stop, group
 
-    def row(self, row: Row, remaining_seconds: float | None) -> None:
+    def row(self, row: LogRow, remaining_seconds: float | None) -> None:
         super().row(row, remaining_seconds)
         if row.group == self._group and row.step > self._steps:
             self._stop.set()
@@ -76,7 +76,7 @@ def assert_same(one: bundle.Bundle, two: bundle.Bundle) -> None:
 def test_learns_and_the_model_predicts(data: Dataset, tmp_path: Path, together: bool) -> None:
     recipe = tiny_recipe(together, iterations=80, lr=2e-2)
     watch = Recorder()
-    model = loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, seed=1), watch)
+    model = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, seed=1), watch)
     image, truth = tiny_case(3)
     for source in (model, bundle.load(tmp_path / "m")):
         found = Predictor(source, CPU).predict(Case("x", image)).labels
@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_converted_is_complete_and_told_of(
 
     monkeypatch.setattr(onnx_graph, "write_graphs", failing)
     observer, recipe = Listening(), tiny_recipe(together=True, iterations=2)
-    loop.train(data, SPLIT, recipe, tmp_path, Settings(CPU), observer)
+    loop.train(data, SPLIT, recipe, tmp_path, LoopSettings(CPU), observer)
     model = bundle.load(tmp_path)
     assert model.provenance["complete"] is True
     assert model.graphs == {}
@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_converted_is_complete_and_told_of(
 def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(together=True, iterations=6)
     runs = [
-        loop.train(data, SPLIT, recipe, tmp_path / str(n), Settings(CPU, seed=seed), Silent())
+        loop.train(data, SPLIT, recipe, tmp_path / str(n), LoopSettings(CPU, seed=seed), Silent())
         for n, seed in enumerate((5, 5, 6))
     ]
     assert_same(runs[0], runs[1])
@@ -154,15 +154,15 @@ def test_resumed_run_equals_an_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = retrained(recipe, ema_decay=ema_decay)
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
     stop = threading.Event()
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(kill_at, stop))
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopAfter(kill_at, stop))
     with pytest.raises(InterruptedTrainingError, match="continue with --resume"):
         run.train(stop)
     part = bundle.load(tmp_path / "cut")  # any checkpoint is a usable model
     Predictor(part, CPU).predict(Case("x", tiny_case(3)[0]))
-    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), Silent())
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU, resume=True), Silent())
     assert_same(whole, resumed)
     with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
         steps = [(r["group"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
@@ -178,18 +178,18 @@ def test_a_stage_in_two_groups_is_trained_further(data: Dataset, tmp_path: Path)
         SPLIT,
         alone.model_copy(update={"stages": alone.stages[:1]}),
         tmp_path / "alone",
-        Settings(CPU),
+        LoopSettings(CPU),
         Silent(),
     )
     still = retrained(in_groups(first, last, iterations=3), optimiser=SGD(lr=1e-30, momentum=0.0))
     coarse = still.stages[0].model_copy(update={"training": alone.stages[0].training})
     both = still.model_copy(update={"stages": (coarse, still.stages[1])})
     watch = Recorder()
-    model = loop.train(data, SPLIT, both, tmp_path / "both", Settings(CPU), watch)
+    model = loop.train(data, SPLIT, both, tmp_path / "both", LoopSettings(CPU), watch)
     for name, value in begun.weights["coarse"].items():
         np.testing.assert_array_equal(model.weights["coarse"][name], value)
     further = retrained(both, optimiser=alone.stages[0].training.optimiser)
-    model = loop.train(data, SPLIT, further, tmp_path / "further", Settings(CPU), Silent())
+    model = loop.train(data, SPLIT, further, tmp_path / "further", LoopSettings(CPU), Silent())
     head = "heads.0.weight"
     assert not np.array_equal(model.weights["coarse"][head], begun.weights["coarse"][head])
     shown = list(dict.fromkeys((row.group, row.stage) for row in watch.rows))
@@ -203,13 +203,13 @@ def test_training_resumes_in_the_second_group_of_a_stage(
     data: Dataset, tmp_path: Path, groups: tuple[tuple[str, ...], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, stop = in_groups(*groups, iterations=4), threading.Event()
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(1, stop, group=1))
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopAfter(1, stop, group=1))
     with pytest.raises(InterruptedTrainingError):
         run.train(stop)
     watch = Recorder()
-    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU, resume=True), watch)
     assert_same(whole, resumed)
     assert {row.group for row in watch.rows} == {1}
 
@@ -219,12 +219,12 @@ def test_a_resumed_run_says_how_little_it_did(
 ) -> None:
     recipe, stop = tiny_recipe(together=True, iterations=3), threading.Event()
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), StopAfter(1, stop))
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), StopAfter(1, stop))
     with pytest.raises(InterruptedTrainingError):
         run.train(stop)
     for begun, more in ((2, "1 more step"), (3, "0 more steps")):
         observer = Listening()
-        loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), observer)
+        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), observer)
         told = [line for line in observer.messages if "resumed" in line]
         assert told == [f"stage 'fine': resumed at step {begun}, trained {more}"]
 
@@ -252,7 +252,7 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
         return packs(self, group, train, validation, finished, stop)
 
     monkeypatch.setattr(Preprocessing, "packs", spy)
-    run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", Settings(CPU), Silent())
+    run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", LoopSettings(CPU), Silent())
     model = run.train(threading.Event())
     (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, answering) = prepared
     assert all_cases == fine == split.train
@@ -266,7 +266,7 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
     whole = model.weights["coarse"]["heads.0.weight"]
     assert np.array_equal(weight(answering("case_3")["coarse"]), whole)
     plain = tiny_recipe(together=False, iterations=2)
-    other = loop.train(data, split, plain, tmp_path / "plain", Settings(CPU), Silent())
+    other = loop.train(data, split, plain, tmp_path / "plain", LoopSettings(CPU), Silent())
     assert np.array_equal(other.weights["coarse"]["heads.0.weight"], whole)
 
 
@@ -279,16 +279,16 @@ def test_out_of_fold_training_resumes_in_any_part(
     data: Dataset, tmp_path: Path, kill_in: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, stop = out_of_fold_recipe(3), threading.Event()
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
 
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopAfter(1, stop, kill_in))
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopAfter(1, stop, kill_in))
     with pytest.raises(InterruptedTrainingError):
         run.train(stop)
     part = bundle.load(tmp_path / "cut")
     assert sorted(part.weights) == (["coarse", "fine"] if kill_in == 3 else ["coarse"])
     watch = Recorder()
-    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU, resume=True), watch)
     assert_same(whole, resumed)
     names = ["coarse", "coarse-half-1", "coarse-half-2", "fine"]
     assert list(dict.fromkeys(row.stage for row in watch.rows)) == names[kill_in:]
@@ -297,21 +297,21 @@ def test_out_of_fold_training_resumes_in_any_part(
 def test_one_case_has_no_halves(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="out_of_fold needs 2 training cases or more, got 1"):
         loop.train(
-            data, Split(("case_0",), ()), out_of_fold_recipe(1), tmp_path / "m", Settings(CPU), Silent()
+            data, Split(("case_0",), ()), out_of_fold_recipe(1), tmp_path / "m", LoopSettings(CPU), Silent()
         )
 
 
 def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(together=False, iterations=3)
-    first = loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
-    again = loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent())
+    first = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+    again = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), Silent())
     assert_same(first, again)
 
 
 def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -> None:
     """The run was stopped while the next one was prepared."""
     recipe, stop = tiny_recipe(together=False, iterations=3), threading.Event()
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
 
     class Preparing(Recorder):
         def __init__(self) -> None:
@@ -326,12 +326,12 @@ def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -
             if stage == "fine":
                 stop.set()
 
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU), StopIn())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopIn())
     with pytest.raises(InterruptedTrainingError, match="while preparing the data"):
         run.train(stop)
     (run.folder / "group-0.safetensors").unlink()  # stopped before it was written
     watch = Preparing()
-    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", Settings(CPU, resume=True), watch)
+    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU, resume=True), watch)
     assert_same(whole, resumed)
     assert set(watch.prepared) == {"fine"}
     assert watch.messages == [
@@ -342,7 +342,7 @@ def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -
 
 def test_a_budget_shorter_than_what_was_spent_is_told_of(data: Dataset, tmp_path: Path) -> None:
     watch = Recorder()
-    run = loop._Run(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=100.0), watch)
+    run = loop._Run(data, SPLIT, tiny_recipe(True), tmp_path / "m", LoopSettings(CPU, seconds=100.0), watch)
     group = run._group(0)
     group.step, group.elapsed, group.spent = 7, 40.0, 200.0
     run._set_length(group)
@@ -354,8 +354,8 @@ def test_a_budget_shorter_than_what_was_spent_is_told_of(data: Dataset, tmp_path
 
 
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
-    loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), Silent())
-    other = Settings(CPU, seed=9, resume=True)
+    loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU), Silent())
+    other = LoopSettings(CPU, seed=9, resume=True)
     with pytest.raises(TrainingError, match="another recipe, seed, choice of cases or teachers"):
         loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
 
@@ -364,10 +364,12 @@ def test_a_checkpoint_is_recognised_by_the_recipe_as_it_was_recorded(data: Datas
     """Also if an earlier version recorded it, which knew fewer keys."""
     recipe = tiny_recipe(True, 2)
     earlier = recipe.model_dump(mode="json", exclude={"description"})
-    loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, recorded=earlier), Silent())
-    loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True, recorded=earlier), Silent())
+    loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, recorded=earlier), Silent())
+    loop.train(
+        data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True, recorded=earlier), Silent()
+    )
     with pytest.raises(TrainingError, match="another recipe"):
-        loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent())
+        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), Silent())
 
 
 def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
@@ -379,7 +381,7 @@ def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
     monkeypatch.setattr("zoomseg.training.stage_group.loss.compute", broken)
     watch = Recorder()
     with pytest.raises(TrainingError, match=r"10 steps in a row without a finite loss.*case_\d"):
-        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU), watch)
+        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", LoopSettings(CPU), watch)
     assert len(watch.messages) == 10
     assert "step skipped" in watch.messages[0]
     assert "case_" in watch.messages[0]
@@ -392,7 +394,7 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batc
     if batch_norm:
         stages = tuple(s.model_copy(update={"network": UNet3D(channels=(8, 16))}) for s in recipe.stages)
         recipe = recipe.model_copy(update={"stages": stages})
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
     group = run._group(0)
     source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
@@ -414,7 +416,7 @@ def test_time_budget_is_kept_and_the_schedule_ends(
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     watch = Recorder()
-    settings = Settings(CPU, seconds=4.0)
+    settings = LoopSettings(CPU, seconds=4.0)
     split = Split(("case_0", "case_1"), ())
     model = loop.train(data, split, tiny_recipe(together=False), tmp_path / "m", settings, watch)
     seconds = model.provenance["seconds"]
@@ -431,7 +433,7 @@ def test_budget_used_up_by_preparation_is_an_error(data: Dataset, tmp_path: Path
     with pytest.raises(
         TrainingError, match=r"used up by preparing the data, which took \d+\.\d s of the 0\.0 s"
     ):
-        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", Settings(CPU, seconds=1e-3), Silent())
+        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", LoopSettings(CPU, seconds=1e-3), Silent())
 
 
 def test_patch_that_does_not_suit_the_network_is_named(data: Dataset, tmp_path: Path) -> None:
@@ -440,12 +442,12 @@ def test_patch_that_does_not_suit_the_network_is_named(data: Dataset, tmp_path: 
     bad = fine.model_copy(update={"training": fine.training.model_copy(update={"patch": (15, 16, 12)})})
     recipe = recipe.model_copy(update={"stages": (recipe.stages[0], bad)})
     with pytest.raises(RecipeError, match=r"stage 'fine', training.patch: .*15 \(nearest: 14 or 16\)"):
-        loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
 
 
 def test_no_training_cases(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no training cases"):
-        loop.train(data, Split((), ()), tiny_recipe(True), tmp_path / "m", Settings(CPU), Silent())
+        loop.train(data, Split((), ()), tiny_recipe(True), tmp_path / "m", LoopSettings(CPU), Silent())
 
 
 def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Dataset, tmp_path: Path) -> None:
@@ -457,12 +459,12 @@ def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Datase
             stop.set()
 
     watch = StopAtOnce()
-    run = loop._Run(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU), watch)
+    run = loop._Run(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU), watch)
     with pytest.raises(InterruptedTrainingError, match="while preparing the data; continue with --resume"):
         run.train(stop)
     assert watch.messages == ["0 of 4"]
     model = loop.train(
-        data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", Settings(CPU, resume=True), Silent()
+        data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU, resume=True), Silent()
     )
     assert model.provenance["complete"] is True
 
@@ -471,7 +473,7 @@ def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(together=False, iterations=2)
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", Settings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
     write = Path.write_bytes
 
     def full(file: Path, content: bytes) -> int:
@@ -483,10 +485,12 @@ def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OutputError, match="No space left on device"):
-            loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU), Silent())
+            loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
     left = [p.name for p in (tmp_path / "m").rglob("*") if p.is_file() and "cache" not in p.parts]
     assert not any("safetensors" in name for name in left)
-    assert_same(whole, loop.train(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, resume=True), Silent()))
+    assert_same(
+        whole, loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), Silent())
+    )
 
 
 def test_an_epoch_is_as_long_as_each_stage_says(data: Dataset, tmp_path: Path) -> None:
@@ -495,6 +499,6 @@ def test_an_epoch_is_as_long_as_each_stage_says(data: Dataset, tmp_path: Path) -
     recipe = tiny_recipe(together=False).model_copy(
         update={"stages": (coarse, fine.model_copy(update={"training": longer}))}
     )
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", Settings(CPU, epochs=3), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, epochs=3), Silent())
     assert run._group(0).length.steps == 15
     assert run._group(1).length.steps == 21

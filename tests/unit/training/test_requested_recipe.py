@@ -27,8 +27,8 @@ def test_the_folds_do_not_depend_on_the_seed(data: Dataset) -> None:
 
 
 def test_folds_share_out_the_cases(data: Dataset) -> None:
-    held_back = [choose_split(data, TrainingRequest(folds=4, fold=n)).validation for n in range(4)]
-    assert sorted(i for part in held_back for i in part) == sorted(data.ids)
+    held_out = [choose_split(data, TrainingRequest(folds=4, fold=n)).validation for n in range(4)]
+    assert sorted(i for part in held_out for i in part) == sorted(data.ids)
     everything = choose_split(data, TrainingRequest())
     assert everything.train == data.ids
     assert everything.validation == ()

@@ -10,7 +10,7 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.bundle import JSON
 from zoomseg.training import seen_cases
 
-HELD_BACK = ("case_2", "case_3")
+HELD_OUT = ("case_2", "case_3")
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
-def warned(data: Dataset, held_back: tuple[str, ...] = HELD_BACK, **provenance: JSON) -> str | None:
+def warned(data: Dataset, held_out: tuple[str, ...] = HELD_OUT, **provenance: JSON) -> str | None:
     model = replace(untrained_bundle(), provenance=provenance)
-    return seen_cases.warning([model], ["old"], held_back, data)
+    return seen_cases.warning([model], ["old"], held_out, data)
 
 
 def test_names_the_held_out_cases_that_a_model_was_trained_on(data: Dataset) -> None:
@@ -37,7 +37,7 @@ def test_of_several_models_those_that_saw_the_cases_are_named(data: Dataset) -> 
         replace(untrained_bundle(), provenance={"data_set": "tiny", "training_cases": list(cases)})
         for cases in folds
     ]
-    found = seen_cases.warning(models, ["fold-0", "fold-1", "fold-2"], HELD_BACK, data)
+    found = seen_cases.warning(models, ["fold-0", "fold-1", "fold-2"], HELD_OUT, data)
     assert found is not None
     assert found.startswith(
         "2 of the 2 held-out cases were among the training cases of fold-1, fold-2 (case_2"
@@ -51,15 +51,15 @@ def test_a_model_that_names_no_cases_may_have_seen_them(data: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data_set", "training_cases", "held_back"),
+    ("data_set", "training_cases", "held_out"),
     [
-        ("another", ["case_3"], HELD_BACK),
-        ("another", 24, HELD_BACK),
-        ("tiny", ["case_0", "case_1"], HELD_BACK),
+        ("another", ["case_3"], HELD_OUT),
+        ("another", 24, HELD_OUT),
+        ("tiny", ["case_0", "case_1"], HELD_OUT),
         ("tiny", 24, ()),
     ],
 )
 def test_nothing_is_said_otherwise(
-    data: Dataset, data_set: str, training_cases: JSON, held_back: tuple[str, ...]
+    data: Dataset, data_set: str, training_cases: JSON, held_out: tuple[str, ...]
 ) -> None:
-    assert warned(data, held_back, data_set=data_set, training_cases=training_cases) is None
+    assert warned(data, held_out, data_set=data_set, training_cases=training_cases) is None

@@ -266,9 +266,9 @@ def test_a_model_learns_from_both_and_goes_on(
     run = begin(data, out, unlabelled, teacher, recipe=recipe, folds=2, fold=1, seed=3)
     run.label(CPU, Silent())
     model = run.model(CPU, Silent())
-    assert model.provenance["validation_cases"] == list(run.held_back)
-    assert set(run.held_back) < set(data.ids)
-    drawn = [i for i in data.ids if i not in run.held_back]
+    assert model.provenance["validation_cases"] == list(run.held_out)
+    assert set(run.held_out) < set(data.ids)
+    drawn = [i for i in data.ids if i not in run.held_out]
     assert model.provenance["training_cases"] == [*drawn, "new_10", "new_12"]
     assert model.provenance["pseudo_labelled_cases"] == ["new_10", "new_12"]
     assert "teachers" not in model.provenance  # nothing is distilled
@@ -276,7 +276,7 @@ def test_a_model_learns_from_both_and_goes_on(
     resumed = self_training.reopen(data, out)
     resumed.label(CPU, Silent())
     assert resumed.model(CPU, Silent()).provenance["complete"] is True
-    assert resumed.held_back == run.held_back
+    assert resumed.held_out == run.held_out
 
 
 def test_what_was_asked_for_is_read_back(
@@ -301,7 +301,7 @@ def test_the_first_round_does_not_see_the_cases_kept_back(
     data: Dataset, unlabelled: Path, tmp_path: Path
 ) -> None:
     run = begin(data, tmp_path / "m", unlabelled, folds=2, fold=1, epochs=3)
-    assert set(run.labelled.ids) == set(data.ids) - set(run.held_back)
+    assert set(run.labelled.ids) == set(data.ids) - set(run.held_out)
     assert run.folds == 2
     assert run.teachers_request == TrainingRequest(epochs=3)
     assert run.folder == tmp_path / "m" / "teachers"
@@ -313,7 +313,7 @@ def test_named_cases_are_kept_to(
     ask()
     split = Split(data.ids[:2], data.ids[3:])
     run = begin(data, tmp_path / "m", unlabelled, teacher, recipe=recipe, split=split)
-    assert (run.labelled.ids, run.held_back) == (data.ids[:2], data.ids[3:])
+    assert (run.labelled.ids, run.held_out) == (data.ids[:2], data.ids[3:])
     assert run.teachers_request.split is None
     again = self_training.reopen(data, tmp_path / "m")
     assert again.request == run.request

@@ -30,7 +30,7 @@ from zoomseg.planning import training_domain
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.training import cross_validation, record, requested_recipe, training_run, validation
 from zoomseg.training.distributed import Processes
-from zoomseg.training.log import Row, Silent
+from zoomseg.training.log import LogRow, Silent
 from zoomseg.training.requested_recipe import TrainingRequest
 
 
@@ -133,7 +133,7 @@ class _Beside(Silent):
     def __init__(self, do: Callable[[], None]) -> None:
         self.do, self.done = do, 0
 
-    def row(self, row: Row, remaining: float | None) -> None:
+    def row(self, row: LogRow, remaining: float | None) -> None:
         self.done += 1
         if self.done == 1:
             self.do()
@@ -282,8 +282,8 @@ def test_a_finished_training_is_resumed_to_its_model(
     """Nothing is prepared or written again, and the calibration stays."""
     out = tmp_path / "m"
     model = training_run.start(data, out, TrainingRequest(recipe, epochs=1, folds=2), CPU, Silent())
-    held_back = [str(case) for case in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    validation.validate(data, out, held_back, CPU)
+    held_out = [str(case) for case in model.provenance["validation_cases"]]  # type: ignore[union-attr]
+    validation.validate(data, out, held_out, CPU)
     before = (out / "model.json").read_bytes()
     known = bundle.load(out)
     assert known.calibration is not None

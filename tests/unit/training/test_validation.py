@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_dataset import CPU, tiny_dataset
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import ScanError
-from zoomseg.evaluation.result import Failure
+from zoomseg.evaluation.result import UnscoredCase
 from zoomseg.io import bundle
 from zoomseg.training.validation import validate, validate_held_out
 
@@ -57,7 +57,7 @@ def test_a_case_that_cannot_be_read_is_named_and_the_others_count(tmp_path: Path
     found = validate(data, out, ["case_1", "case_3"], CPU)
     assert [case.case for case in found.failed] == ["case_1"]
     assert [case.id for case in found.scores.cases] == ["case_3"]
-    assert found.scores.failures == (Failure("case_1", found.failed[0].reason),)
+    assert found.scores.failures == (UnscoredCase("case_1", found.failed[0].reason),)
     failed = json.loads((out / "validation" / "summary.json").read_text())["failed"]
     assert failed == {"case_1": found.failed[0].reason}
     data.cases[3].images[0].write_bytes(b"damaged")

@@ -22,7 +22,7 @@ from zoomseg.pipeline.sliding_window import SlidingWindow, as_prior
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import ATLAS, Recipe, WholeVolume
 from zoomseg.training.data import packed_cases
-from zoomseg.training.log import Observer
+from zoomseg.training.log import TrainingObserver
 from zoomseg.training.stage_group import StageGroup
 
 Finished = Callable[[str], Mapping[str, nn.Module]]
@@ -68,7 +68,7 @@ class Preprocessing:
     cache: Path
     seed: int
     device: Device
-    observer: Observer
+    observer: TrainingObserver
     atlas_of: AtlasPriorOf | None
 
     def packs(

@@ -22,7 +22,7 @@ from zoomseg.training import loop
 from zoomseg.training.data.patches import PatchSource
 from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, check_annotated
 from zoomseg.training.log import Silent
-from zoomseg.training.loop import Settings, Split
+from zoomseg.training.loop import LoopSettings, Split
 
 IDS = ("case_0", "case_1")
 
@@ -58,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def prepared(
     data: Dataset, recipe: Recipe, out: Path, index: int, finished: dict[str, nn.Module], watch: Watch
 ) -> PackedCases:
-    run = loop._Run(data, Split(IDS, ("case_2",)), recipe, out, Settings(CPU), watch)
+    run = loop._Run(data, Split(IDS, ("case_2",)), recipe, out, LoopSettings(CPU), watch)
     run.finished |= finished
     group = run._group(index)
     preparation = Preprocessing(data, recipe, run.labels, run.cache, 0, CPU, watch, None)
@@ -182,7 +182,7 @@ def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
 
 
 def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:
-    run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, Settings(CPU), Silent())
+    run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, LoopSettings(CPU), Silent())
     group = run._group(0)
     preparation = Preprocessing(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
     stop = threading.Event()

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -25,11 +27,12 @@ MAX_OBJECT_BYTES = 4 * 1024**3
 """Maximum size of a SEG or RTSTRUCT."""
 
 
-def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
-    """A DICOM file of one of the SOP classes ``kinds`` (UID to name).
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file for pydicom's parser, within limits of size and memory.
 
     Raises:
-        ScanError: unreadable, too large, compressed in a way that hides its size, or something else.
+        ScanError: unreadable, too large, or compressed in a way that hides its size.
     """
     with reading(path, "DICOM"):
         if path.stat().st_size > MAX_OBJECT_BYTES:
@@ -37,7 +40,17 @@ def read_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
         with BoundedReader(io.FileIO(path), path.stat().st_size) as stream:
             parsed = limited(path, stream, ANY_BYTES)
             read_transfer_syntax(path, parsed)
-            found = pydicom.dcmread(parsed)
+            yield parsed
+
+
+def read_label_object(path: Path, kinds: Mapping[str, str]) -> Dataset:
+    """A DICOM file of one of the SOP classes ``kinds`` (UID to name).
+
+    Raises:
+        ScanError: unreadable, too large, compressed in a way that hides its size, or something else.
+    """
+    with opened(path) as stream:
+        found = pydicom.dcmread(stream)
         kind = str(found.get("SOPClassUID", ""))
         if kind not in kinds:
             what = short_text(UID(kind).name) or "of no kind"

@@ -162,7 +162,7 @@ class Damaged:
     """Whether it is a scan by itself: several frames, or a mosaic."""
 
 
-def read_object(source: Source, opener: Opener) -> Image | Other | Damaged | None:
+def read_image_object(source: Source, opener: Opener) -> Image | Other | Damaged | None:
     """The content of a file; None if it is not DICOM. Only its header is read."""
     header, begin, syntax = Dataset(), _Begin.NO_DICOM, UID("")
     try:

@@ -13,14 +13,12 @@ from pydicom.dataset import Dataset
 
 from zoomseg.anatomy.codes import short_text
 from zoomseg.core.errors import ScanError
+from zoomseg.io.dicom.read import derived_objects
 from zoomseg.io.dicom.read.archive import Source
-from zoomseg.io.dicom.read.derived_objects import MAX_OBJECT_BYTES
-from zoomseg.io.dicom.read.parse_limits import ANY_BYTES, limited
 from zoomseg.io.dicom.read.series_discovery import Stack
 from zoomseg.io.dicom.series import DicomSeries, plain
 from zoomseg.io.dicom.tags import text
 from zoomseg.io.dicom.uids import frame_of_reference_uid, series_uid, study_uid
-from zoomseg.io.files import reading
 
 _TAGS = (
     *("FrameOfReferenceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
@@ -69,12 +67,8 @@ def series_of(source: Source, stacks: Sequence[Stack]) -> int:
 
 
 def _references(path: Path) -> _References:
-    with reading(path, "DICOM"):
-        if path.stat().st_size > MAX_OBJECT_BYTES:
-            raise ScanError(f"{path}: larger than {MAX_OBJECT_BYTES} bytes; no SEG or RTSTRUCT is")
-        with path.open("rb") as file:
-            parsed = limited(path, file, ANY_BYTES)
-            return _named_in(pydicom.dcmread(parsed, stop_before_pixels=True, specific_tags=list(_TAGS)))
+    with derived_objects.opened(path) as stream:
+        return _named_in(pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS)))
 
 
 def _named_in(header: Dataset) -> _References:

@@ -51,7 +51,7 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
         ScanError: unreadable, no RTSTRUCT, of another patient or series, or no structure can be read.
     """
     path = Path(path)
-    dataset = derived_objects.read_object(path, KINDS)
+    dataset = derived_objects.read_label_object(path, KINDS)
     with reading(path, "DICOM"):
         notes = list(require_drawn_on(path, dataset, series))
         rois, unnumbered = _rois(path, dataset)

@@ -59,7 +59,7 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
         ScanError: unreadable, no SEG, for another patient or series, or on other voxels than these.
     """
     path = Path(path)
-    dataset = derived_objects.read_object(path, KINDS)
+    dataset = derived_objects.read_label_object(path, KINDS)
     with reading(path, "DICOM"):
         derived_objects.require_frame(path, str(dataset.get("FrameOfReferenceUID", "")), series)
         notes = require_drawn_on(path, dataset, series)

@@ -28,7 +28,7 @@ from zoomseg.io.dicom.read.object_header import (
     Image,
     Other,
     StoredSlice,
-    read_object,
+    read_image_object,
 )
 from zoomseg.io.dicom.read.series_splitting import at_one_place, by_geometry, by_identity, by_phase
 from zoomseg.io.dicom.read.slice_geometry import Placement, is_complete, place
@@ -89,7 +89,7 @@ def holds_dicom(path: Path) -> bool:
     """Whether a file is a zip by its name, or a DICOM object by its start."""
     source = Source(path)
     with opening() as opener, _quiet():
-        return is_zip(path) or read_object(source, opener) is not None
+        return is_zip(path) or read_image_object(source, opener) is not None
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _read_objects(path: Path, objects: Container[str]) -> _Objects:
     met, unplaced = _Objects(), []
     with opening() as opener, _quiet():
         for source in sources_in(path, opener):
-            match read_object(source, opener):
+            match read_image_object(source, opener):
                 case Image() as image:
                     met.images[image.identity.series_uid].append(image)
                 case Damaged() as broken:

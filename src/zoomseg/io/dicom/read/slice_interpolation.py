@@ -67,7 +67,7 @@ def between(
         if after - before <= widest
         for k in range(before + 1, after)
     }
-    notes = [_told(name, step, found)] if found else []
+    notes = [_note(name, step, found)] if found else []
     left = sum(b - a - 1 for a, b in gaps if b - a > max(widest, 1) and (b - a) * thickness <= MAX_STEP_MM)
     if left:
         notes.append(f"structure '{name}' has gaps between its contours; slices left empty: {left}")
@@ -81,7 +81,7 @@ def _commonest(gaps: list[int]) -> tuple[int, int]:
     return int(steps[at]), int(counts[at])
 
 
-def _told(name: str, step: int, found: Mapping[int, InSlice]) -> str:
+def _note(name: str, step: int, found: Mapping[int, InSlice]) -> str:
     empty = sum(not voxels.size for voxels in found.values())
     return (
         f"structure '{name}' is drawn on one slice in {step}; slices interpolated between: {len(found)}"

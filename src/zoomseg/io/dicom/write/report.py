@@ -32,7 +32,7 @@ _PROCEDURES = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReportedOrgan:
     """Measurements of an organ that was found; ``confidence`` from 0 to 1, None if not known."""
 
     organ: str
@@ -43,7 +43,7 @@ class Finding:
 
 def write_report(
     path: Path,
-    findings: Sequence[Finding],
+    findings: Sequence[ReportedOrgan],
     seg: Path,
     series: DicomSeries,
     model: str,
@@ -62,7 +62,7 @@ def write_report(
         OutputError: the file cannot be written.
     """
     segmentation = pydicom.dcmread(seg, stop_before_pixels=True)
-    told = derived_objects.series_of_result(series, model, 3000, datetime.now(), seed)
+    attributes = derived_objects.series_of_result(series, model, 3000, datetime.now(), seed)
     version = short_text(version) or derived_objects.software_version()
     segments = {item.TrackingID: item for item in segmentation.SegmentSequence}
     groups = [
@@ -77,8 +77,8 @@ def write_report(
     dataset = hd.sr.Comprehensive3DSR(
         evidence=_evidence(segmentation, series),
         content=report[0],
-        series_instance_uid=told.SeriesInstanceUID,
-        series_number=told.SeriesNumber,
+        series_instance_uid=attributes.SeriesInstanceUID,
+        series_number=attributes.SeriesNumber,
         sop_instance_uid=derived_objects.new_uid(seed, "report"),
         instance_number=1,
         manufacturer=derived_objects.MANUFACTURER,
@@ -87,8 +87,8 @@ def write_report(
         is_verified=False,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    dataset.update(told)
-    dataset.ContentDate, dataset.ContentTime = told.SeriesDate, told.SeriesTime
+    dataset.update(attributes)
+    dataset.ContentDate, dataset.ContentTime = attributes.SeriesDate, attributes.SeriesTime
     dataset.update(derived_objects.patient_and_study(series))
     dataset.ManufacturerModelName = derived_objects.MANUFACTURER
     dataset.SoftwareVersions = version
@@ -108,7 +108,12 @@ def _device(version: str, seed: str) -> hd.sr.ObserverContext:
 
 
 def _group(
-    finding: Finding, segment: Dataset, segmentation: Dataset, series: DicomSeries, model: str, version: str
+    finding: ReportedOrgan,
+    segment: Dataset,
+    segmentation: Dataset,
+    series: DicomSeries,
+    model: str,
+    version: str,
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     organ = coded(finding.organ)
     site = hd.sr.FindingSite(
@@ -131,7 +136,7 @@ def _group(
     )
 
 
-def _measurements(finding: Finding, series: DicomSeries) -> list[hd.sr.Measurement]:
+def _measurements(finding: ReportedOrgan, series: DicomSeries) -> list[hd.sr.Measurement]:
     unit = hd.sr.CodedConcept("ml", "UCUM", "milliliter")
     found = [hd.sr.Measurement(codes.SCT.Volume, round(finding.volume_ml, 3), unit)]
     mean = round(finding.mean_intensity, 3)

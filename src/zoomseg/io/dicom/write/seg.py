@@ -54,7 +54,7 @@ def write_seg(
     found = derived_objects.found_classes(labels, series)
     if not found:
         return False
-    told = derived_objects.series_of_result(series, model, 1000, datetime.now(), seed)
+    attributes = derived_objects.series_of_result(series, model, 1000, datetime.now(), seed)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=short_text(model) or derived_objects.MANUFACTURER,
         family=concept(derived_objects.ARTIFICIAL_INTELLIGENCE),
@@ -68,8 +68,8 @@ def write_seg(
         pixel_array=_numbered(labels, found),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
-        series_instance_uid=told.SeriesInstanceUID,
-        series_number=told.SeriesNumber,
+        series_instance_uid=attributes.SeriesInstanceUID,
+        series_number=attributes.SeriesNumber,
         sop_instance_uid=derived_objects.new_uid(seed, "seg"),
         instance_number=1,
         manufacturer=derived_objects.MANUFACTURER,
@@ -88,8 +88,8 @@ def write_seg(
             )
         ],
     )
-    dataset.update(told)
-    dataset.ContentDate, dataset.ContentTime = told.SeriesDate, told.SeriesTime
+    dataset.update(attributes)
+    dataset.ContentDate, dataset.ContentTime = attributes.SeriesDate, attributes.SeriesTime
     dataset.update(derived_objects.patient_and_study(series))
     _refer(dataset, series)
     derived_objects.save(dataset, path)

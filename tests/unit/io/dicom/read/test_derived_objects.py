@@ -39,7 +39,7 @@ def image() -> Dataset:
 
 def refused(path: Path, kinds: dict[str, str]) -> str:
     with pytest.raises(ScanError) as error:
-        derived_objects.read_object(path, kinds)
+        derived_objects.read_label_object(path, kinds)
     text = str(error.value)
     assert text.startswith(f"{path}: ")
     assert "\n" not in text
@@ -47,7 +47,7 @@ def refused(path: Path, kinds: dict[str, str]) -> str:
 
 
 def test_an_object_of_the_kind_asked_for_is_read(image: Dataset, tmp_path: Path) -> None:
-    found = derived_objects.read_object(saved(tmp_path / "a.dcm", image), CT)
+    found = derived_objects.read_label_object(saved(tmp_path / "a.dcm", image), CT)
     assert (found.SOPInstanceUID, found.PixelData) == (image.SOPInstanceUID, image.PixelData)
 
 

@@ -17,7 +17,7 @@ from helpers.dicom_series import AXIAL, Array, image, item, multi_frame, ramp
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read import derived_objects, parse_limits
 from zoomseg.io.dicom.read.archive import Source, opening
-from zoomseg.io.dicom.read.object_header import Damaged, Image, Other, read_object
+from zoomseg.io.dicom.read.object_header import Damaged, Image, Other, read_image_object
 from zoomseg.io.dicom.read.parse_limits import ANY_BYTES, limited
 from zoomseg.node.store import read_instance
 
@@ -42,7 +42,7 @@ def with_sequence(length: int, content: bytes) -> bytes:
 def read(path: Path, content: bytes) -> Image | Other | Damaged | None:
     path.write_bytes(content)
     with opening() as opener:
-        return read_object(Source(path), opener)
+        return read_image_object(Source(path), opener)
 
 
 def reason(path: Path, content: bytes) -> str:
@@ -101,7 +101,7 @@ def test_millions_of_items_are_refused_before_they_are_made(tmp_path: Path) -> N
     with pytest.raises(ScanError, match=said):
         read_instance(content)
     with pytest.raises(ScanError, match=said):
-        derived_objects.read_object(tmp_path / "a.dcm", {})
+        derived_objects.read_label_object(tmp_path / "a.dcm", {})
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
 

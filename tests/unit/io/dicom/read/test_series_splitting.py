@@ -19,7 +19,7 @@ from pydicom.uid import EnhancedCTImageStorage, MRImageStorage
 from helpers.dicom_series import CORONAL, Array, image, item, multi_frame, ramp, stack, write
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source, opening
-from zoomseg.io.dicom.read.object_header import PHASES, Image, StoredSlice, read_object
+from zoomseg.io.dicom.read.object_header import PHASES, Image, StoredSlice, read_image_object
 from zoomseg.io.dicom.read.series_discovery import Found, Stack, find_series
 from zoomseg.io.dicom.read.series_splitting import by_geometry, by_phase
 from zoomseg.io.dicom.read.voxels import read_volume
@@ -331,7 +331,7 @@ def many(count: int, places: int, change: Callable[[int], dict[str, Any]]) -> li
     """A number of frames, alternating between ``places`` positions."""
     with opening() as opener, tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), [at(0, 1)]) / "03-0.dcm"
-        read = read_object(Source(path), opener)
+        read = read_image_object(Source(path), opener)
     assert isinstance(read, Image)
     (one,) = read.slices
     return [

@@ -13,7 +13,7 @@ from pydicom.uid import RLELossless
 from helpers.dicom_series import DEFLATED_HEADERS, PREAMBLE, deflated, image, ramp
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom.read.archive import Source, opening
-from zoomseg.io.dicom.read.object_header import Damaged, read_object
+from zoomseg.io.dicom.read.object_header import Damaged, read_image_object
 from zoomseg.io.dicom.read.transfer_syntax import read_transfer_syntax
 
 IMAGE = image(ramp(1, 32, 36)[0], (0, 0, 0))
@@ -28,7 +28,7 @@ def test_a_deflated_file_is_refused(header: bytes, tmp_path: Path, monkeypatch: 
         read_transfer_syntax("x", BytesIO(content))
     (tmp_path / "a.dcm").write_bytes(content)
     with opening() as opener:
-        found = read_object(Source(tmp_path / "a.dcm"), opener)
+        found = read_image_object(Source(tmp_path / "a.dcm"), opener)
     assert isinstance(found, Damaged)
     assert found.reason.startswith(f"{tmp_path / 'a.dcm'}: is deflated as a whole; convert it")
 

@@ -14,7 +14,7 @@ from pydicom.uid import MRImageStorage
 from helpers import dciodvfy
 from helpers.dicom_annotations import ORIENTATIONS, drawn_on, grid_of, interpolated, series_on
 from zoomseg.io.dicom.series import DicomSeries
-from zoomseg.io.dicom.write.report import Finding, write_report
+from zoomseg.io.dicom.write.report import ReportedOrgan, write_report
 from zoomseg.io.dicom.write.seg import write_seg
 
 MR = dataclasses.replace(series_on(grid_of("sagittal")), modality="MR", sop_class_uid=str(MRImageStorage))
@@ -25,11 +25,15 @@ SERIES: dict[str, DicomSeries] = {
 }
 
 
-def written(folder: Path, series: DicomSeries, seed: str = "s") -> tuple[pydicom.Dataset, list[Finding]]:
+def written(
+    folder: Path, series: DicomSeries, seed: str = "s"
+) -> tuple[pydicom.Dataset, list[ReportedOrgan]]:
     labels, seg = drawn_on(series.grid), folder / "a.seg.dcm"
     write_seg(seg, labels, series, "abdomen-ct", "3", seed)
     names = [labels.schema.names[c - 1] for c in sorted(set(labels.data.ravel().tolist()) - {0})]
-    findings = [Finding(n, 10.5 * k + 1, -3.25 * k, 0.25 * k if k else None) for k, n in enumerate(names)]
+    findings = [
+        ReportedOrgan(n, 10.5 * k + 1, -3.25 * k, 0.25 * k if k else None) for k, n in enumerate(names)
+    ]
     write_report(folder / "a.sr.dcm", findings, seg, series, "abdomen-ct", "3", seed)
     return pydicom.dcmread(folder / "a.sr.dcm"), findings
 
