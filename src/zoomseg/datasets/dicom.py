@@ -138,7 +138,7 @@ def survey(root: Path) -> Survey:
             what = "its slices are missing or uneven, and nothing is annotated between them"
             problems.append(f"{ids[index]}: {what}; export the whole series")
             continue
-        structures, wrong = _drawn(objects, stack)
+        structures, wrong = _annotated_structures(objects, stack)
         problems += wrong
         notes += [*structures.notes, *(f"{ids[index]}: {note}" for note in stack.series.notes)]
         if structures.names:
@@ -174,7 +174,7 @@ def _names_patient(name: str, patient: Mapping[str, str]) -> bool:
 # --- annotations -----------------------------------------------------------------------------------
 
 
-def _drawn(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str]]:
+def _annotated_structures(objects: Iterable[Other], stack: Stack) -> tuple[Structures, list[str]]:
     """The structures annotated on a series in all objects, and those that cannot be used. If two objects
     annotate one structure differently, neither is used."""
     agreed: dict[Meaning, _Drawing] = {}
@@ -264,7 +264,7 @@ def convert(found: Survey, out: Path, on_progress: Callable[[str], None] | None 
 
 def _write_case(case: DicomCase, schema: LabelSchema, out: Path) -> tuple[frozenset[str], tuple[str, ...]]:
     """Write one case; returns its labels, and the annotated structures hidden by others."""
-    structures, _ = _drawn(case.objects, case.stack)
+    structures, _ = _annotated_structures(case.objects, case.stack)
     labels, drawn = structures.label_map(schema)
     present = frozenset(labels.present)
     with reading(case.stack.paths[0].parent, "DICOM"):  # memory may be insufficient

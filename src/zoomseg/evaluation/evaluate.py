@@ -276,10 +276,10 @@ def _pictured(evaluation: Evaluation) -> list[tuple[CaseResult, list[OrganScore]
 
 def _pictures(evaluation: Evaluation, pairs: Pairs) -> list[CasePictures]:
     by_id = {pair.id: pair for pair in pairs.pairs}
-    return [_drawn(case, organs, pairs, by_id[case.id]) for case, organs in _pictured(evaluation)]
+    return [_case_pictures(case, organs, pairs, by_id[case.id]) for case, organs in _pictured(evaluation)]
 
 
-def _drawn(case: CaseResult, organs: Sequence[OrganScore], pairs: Pairs, pair: Pair) -> CasePictures:
+def _case_pictures(case: CaseResult, organs: Sequence[OrganScore], pairs: Pairs, pair: Pair) -> CasePictures:
     prediction, reference = pairs.load(pair)
     image, notes = None, []
     try:

@@ -285,7 +285,7 @@ class Recorder:
         placed = position_notes({row.organ: row.flags for row in rows})
         files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.beside)
         summed = time.perf_counter()
-        missing = _drawn(out, done, wanted.organs)
+        missing = _picture_notes(out, done, wanted.organs)
         took = {"summary": summed - began, "report": time.perf_counter() - summed}
         steps = {step: seconds for step, seconds in done.seconds.items() if step != "total"}
         seconds = steps | took | {"total": done.seconds["total"] + sum(took.values())}
@@ -314,7 +314,7 @@ def failure(failed: Failed) -> Entry:
     return Entry(case=failed.case, finished=time.time(), account=account)
 
 
-def _drawn(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
+def _picture_notes(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[str]:
     """Draw a case for the page; returns a note if that was not possible, as its results exist all the
     same."""
     found = batch.tried(

@@ -94,7 +94,11 @@ def prepare(case: Case, recipe: Recipe, put: Callable[[AnyNumpy], Array] = as_it
         labels = None if case.labels is None else case.labels.crop(box)
         case = replace(case, image=case.image.crop(box), labels=labels)
     orientation = orientation_of(recipe, case.image.grid)
-    labels = None if case.labels is None else _drawn(case.labels, case.annotated).reoriented(orientation)
+    labels = (
+        None
+        if case.labels is None
+        else _annotated_labels(case.labels, case.annotated).reoriented(orientation)
+    )
     own = {stage.name: stage.intensity for stage in recipe.stages if stage.intensity is not None}
     for spec in (recipe.intensity, *own.values()):
         inputs.check_seen(spec, case.image, case.id)
@@ -130,7 +134,7 @@ def orientation_notes(recipe: Recipe, case: Case) -> tuple[str, ...]:
     )
 
 
-def _drawn(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
+def _annotated_labels(labels: LabelMap, annotated: frozenset[str] | None) -> LabelMap:
     """The labels without voxels of labels that are declared not annotated: sketches or mistakes are not a
     reference. They become background, which in such a case means background or any of these labels."""
     if annotated is None or annotated.issuperset(labels.schema.names):

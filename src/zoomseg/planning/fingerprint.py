@@ -154,7 +154,7 @@ def take(
         if case.labels is not None:
             values = case.image.data[0][case.labels.data > 0]
             foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
-            drawn.append(_drawn(case, dataset))
+            drawn.append(_annotated_names(case, dataset))
             seen.append(_organs_in(case))
     inside = np.concatenate(foreground) if foreground else np.empty(0, np.float32)
     if inside.size == 0:
@@ -259,7 +259,7 @@ def cases_of(dataset: Dataset, ids: Iterable[str]) -> Iterator[Case]:
     return (dataset.load(by_id[case_id]) for case_id in ids)
 
 
-def _drawn(case: Case, dataset: Dataset) -> frozenset[str]:
+def _annotated_names(case: Case, dataset: Dataset) -> frozenset[str]:
     return frozenset(dataset.schema.names) if case.annotated is None else case.annotated
 
 

@@ -212,7 +212,7 @@ class Trainings:
         recipe = training.change(self.start(training))
         request = self._request(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
-            self._make_priors(recipe, fold, self.dataset, drawn=self._drawn(training, fold))
+            self._make_priors(recipe, fold, self.dataset, drawn=self._annotated_cases(training, fold))
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, request, self.device, observer)
 
@@ -226,7 +226,7 @@ class Trainings:
         settings = self.settings
         split = self._listed(fold) if self.splits else None
         if split is not None:
-            split = replace(split, train=(*split.train, *self._drawn(training, fold)))
+            split = replace(split, train=(*split.train, *self._annotated_cases(training, fold)))
         return requested_recipe.TrainingRequest(
             str(file),
             settings.seconds,
@@ -261,7 +261,7 @@ class Trainings:
         split = self.split(fold)
         return self.dataset.subset((*split.train, *split.validation)) if self.splits else self.dataset
 
-    def _drawn(self, training: StudyTraining, fold: int) -> tuple[str, ...]:
+    def _annotated_cases(self, training: StudyTraining, fold: int) -> tuple[str, ...]:
         """The scans given as unlabelled that a training uses with their own labels."""
         if not (training.drawn and self.splits and self.settings.unlabelled is not None):
             return ()

@@ -145,7 +145,7 @@ def _decide(new: _New) -> _Decided:
     dataset, request, observer = new.dataset, new.request, new.observer
     split, initial, wanted = new.asked.split, new.asked.initial, new.asked.recipe
     writable_directory(new.out / "training")
-    drawn = _drawn(dataset, split)
+    drawn = _without_pseudo_labelled(dataset, split)
     if isinstance(wanted, PlannedRecipe):
         # Every process gets at least one patch.
         wanted = wanted.model_copy(update={"batch": max(wanted.batch, new.processes.world)})
@@ -372,7 +372,7 @@ def _loop_settings(
     )
 
 
-def _drawn(dataset: Dataset, split: loop.Split) -> loop.Split:
+def _without_pseudo_labelled(dataset: Dataset, split: loop.Split) -> loop.Split:
     """The split without the cases that a model labelled."""
     pseudo = {case.id for case in dataset.cases if case.pseudo}
     return loop.Split(tuple(i for i in split.train if i not in pseudo), split.validation)
