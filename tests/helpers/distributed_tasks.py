@@ -75,7 +75,7 @@ def _child(rank: int, port: int, data: Path, out: Path) -> None:
             training(data, out / f"run-{together}", together, processes)
         interrupted(data, out / "stopped", processes)
         training(data, out / "stopped", True, processes, resume=True)
-        training(data, out / "timed", True, processes, seconds=2.0)
+        training(data, out / "timed", True, processes, seconds=5.0)  # enough for a step, even under load
         _decided(data, out / "job", processes)
         _refused(data, out, processes)
         _deserted(data, out, processes)

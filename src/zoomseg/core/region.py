@@ -126,6 +126,15 @@ def class_counts(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return counts
 
 
+def overlap_counts(
+    one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], classes: int
+) -> npt.NDArray[np.int64]:
+    """Voxels ``[3, classes - 1]`` of each class but background in ``one``, in ``other`` ``[I, J, K]``, and in
+    both at the same place."""
+    both = np.where(one == other, one, np.uint8(0))
+    return np.stack([class_counts(part)[1:classes] for part in (one, other, both)])
+
+
 def _as_they_lie(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
     """Axes, from the largest stride to the smallest."""
     return np.argsort(classes.strides)[::-1]

@@ -28,7 +28,7 @@ from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.region import Mask, Region, bounding_box, class_counts
+from zoomseg.core.region import Mask, Region, bounding_box, class_counts, overlap_counts
 from zoomseg.core.tiling import Tile
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import Dataset
@@ -214,9 +214,9 @@ def _voxels(classes: Classes, schema: LabelSchema) -> dict[str, int]:
 
 def dice(found: Classes, reference: LabelMap) -> dict[str, float]:
     """Dice of class indices ``[I, J, K]`` for every organ of the reference."""
-    same = found[found == reference.data]
-    ours, theirs, both = (_voxels(x, reference.schema) for x in (found, reference.data, same))
-    return {name: 2 * both[name] / (ours[name] + count) for name, count in theirs.items() if count}
+    counts = overlap_counts(found, reference.data, reference.schema.classes).T.tolist()
+    named = zip(reference.schema.names, counts, strict=True)
+    return {name: 2 * both / (ours + theirs) for name, (ours, theirs, both) in named if theirs}
 
 
 def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction | None) -> Classes:

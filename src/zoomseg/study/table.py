@@ -217,8 +217,7 @@ def findings(results: Sequence[RowResult], schema: LabelSchema) -> list[str]:
 
 
 def _finding(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
-    organs, paper = _compared(a, b, schema)
-    own = [mean(s.dice for s in r.evaluation.summary if s.organ in organs) for r in (a, b)]
+    paper, own = _compared(a, b, schema)
     p = paired_p(a.evaluation, b.evaluation, MEAN)
     significance = " (too few cases to test)" if math.isnan(p) else f" (p {equals(p)} over all organs)"
     return (
@@ -232,8 +231,7 @@ def verdict(a: RowResult, b: RowResult, schema: LabelSchema) -> str:
     reason = _no_verdict(a, b, schema)
     if reason is not None:
         return f"no verdict, {reason}"
-    organs, paper = _compared(a, b, schema)
-    own = [mean(s.dice for s in r.evaluation.summary if s.organ in organs) for r in (a, b)]
+    paper, own = _compared(a, b, schema)
     if _sign(own) == _sign(paper):
         return "reproduced"
     return "not reproduced" if _sign(own) else "undecided, equal"
@@ -260,9 +258,15 @@ def _shared(result: RowResult, schema: LabelSchema) -> dict[str, str]:
     return {own: paper for own, paper in names.items() if own in result.evaluation.organs}
 
 
-def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str], list[float]]:
-    """The organs of the data set that the paper has, too, with the paper's means over these; if there are
-    none, all organs and the paper's own means."""
+def _compared(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[list[float], list[float]]:
+    """Means of both rows in the paper and here, over the organs that both have; if there are none, the
+    paper's own means and those over all organs here."""
+    organs, paper = _compared_organs(a, b, schema)
+    return paper, [mean(s.dice for s in r.evaluation.summary if s.organ in organs) for r in (a, b)]
+
+
+def _compared_organs(a: RowResult, b: RowResult, schema: LabelSchema) -> tuple[set[str], list[float]]:
+    """The organs, and the paper's means over these."""
     shared = _shared(a, schema)
     tables = [r.published for r in (a, b) if r.published is not None]
     both = set.intersection(*(set(t.dice) for t in tables))

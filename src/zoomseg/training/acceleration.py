@@ -31,6 +31,7 @@ from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, ModelError, TrainingError, listed, quoted
 from zoomseg.core.geometry import Index3, Orientation
 from zoomseg.core.labels import LabelSchema
+from zoomseg.core.region import overlap_counts
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
 from zoomseg.inference.batch import Failed
@@ -320,16 +321,16 @@ class Acceleration:
         """By organ, the Dice between the accelerated model and the model over all voxels of the held-out
         scans; written to ``region.json`` with the regions."""
         predictor = load_predictor((self.out,), device, on_warning=observer.message)
-        overlaps = np.zeros((3, 1 + len(self.organs)), dtype=np.int64)
+        overlaps = np.zeros((3, len(self.organs)), dtype=np.int64)
         for files in self.dataset.subset(self.split.validation).cases:
             case = self.dataset.load(files)
             assert case.labels is not None
             found = predictor.predict(Case(case.id, case.image), self.organs, keep=False).labels
             own = _as(found, case.labels.schema)
-            overlaps += _overlaps(own, case.labels.data, case.labels.schema.classes)
+            overlaps += overlap_counts(own, case.labels.data, case.labels.schema.classes)
         dice = {
             name: 2 * int(both) / int(one + other)
-            for name, one, other, both in zip(self.organs, *overlaps[:, 1:], strict=True)
+            for name, one, other, both in zip(self.organs, *overlaps, strict=True)
             if one + other
         }
         stages = {
@@ -460,14 +461,6 @@ def _as(labels: LabelMap, schema: LabelSchema) -> npt.NDArray[np.uint8]:
         table[labels.schema.class_of(name)] = schema.class_of(name)
     out: npt.NDArray[np.uint8] = table[labels.data]
     return out
-
-
-def _overlaps(
-    one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], classes: int
-) -> npt.NDArray[np.int64]:
-    """By class, the voxels of each map and of their intersection."""
-    counted = (one.ravel(), other.ravel(), one[one == other].ravel())
-    return np.stack([np.bincount(part, minlength=classes) for part in counted])
 
 
 def _everywhere(recipe: Recipe) -> tuple[Stage, ...]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Grid, Orientation
-from zoomseg.core.region import Region, bounding_box, class_boxes, class_counts
+from zoomseg.core.region import Region, bounding_box, class_boxes, class_counts, overlap_counts
 
 GRID = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0))
 BOX = Box((1, 2, 3), (3, 4, 5))
@@ -128,3 +130,22 @@ def test_class_boxes_are_those_of_each_class_alone(order: str) -> None:
     for c, box in boxes.items():
         assert box == bounding_box(classes == c)
     assert class_boxes(classes, [5]) == {5: Box((8, 10, 0), (9, 11, 1))}
+
+
+def test_overlaps_are_counted_by_class_without_background() -> None:
+    one, other = np.zeros((2, 3, 4), dtype=np.uint8), np.zeros((2, 3, 4), dtype=np.uint8)
+    one[0] = 1
+    one[1, 0] = 2
+    other[0, 1:] = 1
+    other[1, :, 0] = 2
+    one[1, 2, 3] = other[1, 2, 3] = 255  # ignored
+    assert overlap_counts(one, other, 4).tolist() == [[12, 4, 0], [8, 3, 0], [8, 1, 0]]
+
+
+def test_overlaps_of_a_large_scan_take_moments() -> None:
+    """Counting takes planes, not single voxels."""
+    labels = np.random.default_rng(0).integers(0, 3, (100, 100, 100), dtype=np.uint8)
+    began = time.process_time()
+    both = overlap_counts(labels, labels, 3)[2]
+    assert time.process_time() - began < 1
+    assert both.tolist() == [int((labels == 1).sum()), int((labels == 2).sum())]
