@@ -109,7 +109,7 @@ def alike(own: LabelSchema, other: LabelSchema) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Match(Generic[Row]):
+class OrganMatch(Generic[Row]):
     """A row of a table. ``side`` is ``"left"`` or ``"right"`` if the row is for either side and the name
     states one."""
 
@@ -117,13 +117,13 @@ class Match(Generic[Row]):
     side: str | None
 
 
-def find_organ(name: str, table: Mapping[frozenset[str], Row]) -> Match[Row] | None:
+def find_organ(name: str, table: Mapping[frozenset[str], Row]) -> OrganMatch[Row] | None:
     """The row of an organ in a table by ``organ_words``: as named, otherwise without its side; None if
     neither is there."""
     words = organ_words(name)
     if words in table:
-        return Match(table[words], None)
+        return OrganMatch(table[words], None)
     sides = [side for side in _SIDES if side in words]
     if len(sides) == 1 and words - {sides[0]} in table:
-        return Match(table[words - {sides[0]}], sides[0])
+        return OrganMatch(table[words - {sides[0]}], sides[0])
     return None

@@ -20,6 +20,9 @@ from zoomseg.core.geometry import Box
 from zoomseg.core.region import bounding_box
 from zoomseg.recipe.spec import AtlasFusionSpec, IntensityFusion, MajorityFusion, PatchFusion
 
+VERSION = 1
+"""Of the fused probabilities: increase it with every change of them, so that cached ones are not used."""
+
 CONTEXT_RADII_VOX = (2, 4, 8, 16)
 """Distances at which the surroundings of a voxel are compared: four, each double the previous one, as in the
 authors' implementation; theirs start at 4 voxels, which are half as large as the ones used here."""

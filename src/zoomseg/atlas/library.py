@@ -11,6 +11,7 @@ atlases-<sha>.safetensors      images (float16) and class indices (uint8)
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from zoomseg.atlas import register as registration
+from zoomseg.atlas.fuse import VERSION as FUSION_VERSION
 from zoomseg.atlas.fuse import fuse
 from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.case import StagePrediction
@@ -275,7 +277,8 @@ def _key(target: Volume, atlas: Atlas, spec: AtlasSpec) -> str:
 def _fused_key(target: Volume, atlases: Sequence[Atlas], spec: AtlasSpec) -> str:
     """A hash of everything on which the fused labels depend."""
     keys = [_key(target, atlas, spec) for atlas in atlases]
-    return hashlib.sha256("\n".join([spec.fusion.model_dump_json(), *keys]).encode()).hexdigest()[:32]
+    parts = [str(FUSION_VERSION), spec.fusion.model_dump_json(), *keys]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def _read_fused(file: Path, shape: tuple[int, ...]) -> AnyNumpy | None:
@@ -327,7 +330,7 @@ class _Manifest(BaseModel):
 
 def _read_manifest(folder: Path) -> _Manifest:
     file = folder / MANIFEST
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelError(f"{folder} holds no atlases: {MANIFEST} is missing; copy or train the model again")
     return read_manifest(file, _Manifest, FORMAT, f"atlases in {folder} have", partial(_damaged, folder))
 

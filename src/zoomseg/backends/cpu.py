@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
-Network = Callable[[FloatArray], FloatArray]
+Float32Array = npt.NDArray[np.float32]
+Network = Callable[[Float32Array], Float32Array]
 """Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network
 accepts. Only one call at a time, which may overwrite the output of the previous one."""
 Precision = Literal["fastest", "float32"]

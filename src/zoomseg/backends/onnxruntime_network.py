@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoomseg.backends.cpu import FloatArray, Network, usable_threads
+from zoomseg.backends.cpu import Float32Array, Network, usable_threads
 
 
 def load(graph: Path | bytes, threads: int | None = None) -> Network:
@@ -24,8 +24,8 @@ def load(graph: Path | bytes, threads: int | None = None) -> Network:
     options.intra_op_num_threads = usable_threads() if threads is None else threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def compute(inputs: FloatArray) -> FloatArray:
-        out: FloatArray = session.run(None, {"inputs": inputs})[0]
+    def compute(inputs: Float32Array) -> Float32Array:
+        out: Float32Array = session.run(None, {"inputs": inputs})[0]
         return out
 
     return compute

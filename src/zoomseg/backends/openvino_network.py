@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoomseg.backends.cpu import FloatArray, Network, Precision, usable_threads
+from zoomseg.backends.cpu import Float32Array, Network, Precision, usable_threads
 from zoomseg.core.tiling import PointwiseHead
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def load(
     compiled = _core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
-    def compute(inputs: FloatArray) -> FloatArray:
+    def compute(inputs: Float32Array) -> Float32Array:
         # Not copied: with a hundred classes, a tile's output takes a gigabyte.
-        out: FloatArray = request.infer({0: inputs}, share_outputs=True)[0]
+        out: Float32Array = request.infer({0: inputs}, share_outputs=True)[0]
         compiled.release_memory()  # of hidden layers, otherwise kept while results are written
         return out
 
@@ -95,7 +95,7 @@ def _last_layer(model: openvino.Model) -> _LastLayer | None:
     return _LastLayer(convolution, bias) if set(kernel) == {1} else None
 
 
-def _constant(value: openvino.Output) -> FloatArray | None:
+def _constant(value: openvino.Output) -> Float32Array | None:
     """A constant in float32. Half-precision weights are cast, and biases reshaped, by nodes of the graph."""
     node = value.get_node()
     while node.get_type_name() in ("Convert", "Reshape"):

@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         _end(missing)
     except ZoomSegError as error:
         _end(error)
+    except OSError as error:  # of a path that no check foresaw: without permission, with too long a name
+        _end(ZoomSegError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from zoomseg.core.stations import Match
+    from zoomseg.core.stations import IntensityMatch
     from zoomseg.io.scans import ScanInput
 
 
@@ -60,7 +60,7 @@ def _refuse_overwriting(scans: Sequence[ScanInput], out: Path) -> None:
         raise OutputError(f"{out}: this is one of the stations; choose another output file")
 
 
-def _described(match: Match) -> str:
+def _described(match: IntensityMatch) -> str:
     from zoomseg.core.errors import quoted
 
     fits = ", ".join(

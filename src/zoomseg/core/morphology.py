@@ -105,6 +105,9 @@ def dilated(mask: Mask, radius_vox: float | Vector3) -> Mask:
     for a ball), axis by axis, so that the cost grows with the radius and not with its cube."""
     radii = np.broadcast_to(np.asarray(radius_vox, dtype=np.float64), 3).tolist()
     longest = max(radii)
+    if set(radii) <= {0, longest}:  # a ball that holds every mask of this size is large enough
+        longest = min(longest, math.hypot(*mask.shape))
+        radii = [min(radius, longest) for radius in radii]
     # Along shorter semi-axes, squared distances count more.
     weights = [1 if r in (0, longest) else (longest / r) ** 2 for r in radii]
     far = 4 * math.floor(longest + 1) ** 2

@@ -45,10 +45,10 @@ PARALLEL_TOLERANCE = 1e-4
 PIECE_VOXELS = 4_000_000
 """Larger data are changed and downsampled piece by piece, so that a scan never exists in float as a whole."""
 
-Kernel = Literal["antialiased", "linear", "cubic", "nearest"]
+AxisInterpolation = Literal["antialiased", "linear", "cubic", "nearest"]
 """Interpolation along one axis: linear, with a kernel that widens with the voxels (``antialiased``) or not;
 cubic B-spline through the voxels; or nearest voxel."""
-Kernels = tuple[Kernel, Kernel, Kernel]
+AxisInterpolations = tuple[AxisInterpolation, AxisInterpolation, AxisInterpolation]
 """One per axis of the target."""
 
 SPLINE_PAD = 12
@@ -183,7 +183,9 @@ def nearest_weights(size_in: int, size_out: int, scale: float, offset: float) ->
     return AxisWeights(index[:, None], np.ones((size_out, 1)))
 
 
-def axis_weights(kernel: Kernel, size_in: int, size_out: int, scale: float, offset: float) -> AxisWeights:
+def axis_weights(
+    kernel: AxisInterpolation, size_in: int, size_out: int, scale: float, offset: float
+) -> AxisWeights:
     """Weights along one axis, for any kernel."""
     match kernel:
         case "cubic":
@@ -247,7 +249,7 @@ def resample_data(
     target: Grid,
     antialias: bool = True,
     change: Callable[[Array], Array] = as_float,
-    kernels: Kernels | None = None,
+    kernels: AxisInterpolations | None = None,
 ) -> Array:
     """``[C, I, J, K]`` on ``source`` to ``[C, *target.shape]``, linear; differentiable in tensors.
 
@@ -288,7 +290,9 @@ def resample_data(
     return _contiguous(xp.permute_dims(out, (0, *(1 + memory.index(s) for s in axes.order))))
 
 
-def read_box(source: Grid, target: Grid, antialias: bool = True, kernels: Kernels | None = None) -> Box:
+def read_box(
+    source: Grid, target: Grid, antialias: bool = True, kernels: AxisInterpolations | None = None
+) -> Box:
     """The voxels of ``source`` from which ``resample_data`` computes ``target``; all of them if the axes of
     the grids are not parallel."""
     axes = axiswise(target.to_index_of(source), target.shape)
@@ -299,12 +303,12 @@ def read_box(source: Grid, target: Grid, antialias: bool = True, kernels: Kernel
     return Box((reach[0][0], reach[1][0], reach[2][0]), (reach[0][1], reach[1][1], reach[2][1]))
 
 
-def _linear(antialias: bool) -> Kernels:
-    kernel: Kernel = "antialiased" if antialias else "linear"
+def _linear(antialias: bool) -> AxisInterpolations:
+    kernel: AxisInterpolation = "antialiased" if antialias else "linear"
     return kernel, kernel, kernel
 
 
-def _along(axes: Axiswise, source: Grid, target: Grid, kernels: Kernels) -> list[AxisWeights]:
+def _along(axes: Axiswise, source: Grid, target: Grid, kernels: AxisInterpolations) -> list[AxisWeights]:
     """The weights along each axis of the target."""
     return [
         axis_weights(kernels[a], source.shape[s], target.shape[a], axes.scale[a], axes.offset[a])

@@ -39,7 +39,7 @@ FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Match:
+class IntensityMatch:
     """How a station's intensities were matched to those of the first: ``gain * intensity + offset``, by
     channel, estimated from the ``voxels`` that it shares with the station ``of``."""
 
@@ -59,7 +59,7 @@ class _Placed:
     box: Box
 
 
-def stitch(stations: Sequence[Case]) -> tuple[Volume, tuple[Match, ...]]:
+def stitch(stations: Sequence[Case]) -> tuple[Volume, tuple[IntensityMatch, ...]]:
     """The joined scan ``[C, I, J, K]``, float32, in the first station's orientation and intensities, and how
     the others were matched. Voxels that no station covers have the lowest intensity of the joined scan.
 
@@ -170,7 +170,7 @@ def _placed(station: Case, lattice: Grid, box: Box) -> _Placed:
     return _Placed(station.id, np.array(data, dtype=np.float32), box)  # a copy, as it is changed in place
 
 
-def _match(placed: Sequence[_Placed]) -> tuple[Match, ...]:
+def _match(placed: Sequence[_Placed]) -> tuple[IntensityMatch, ...]:
     """Match all stations to the intensities of the first, in place."""
     found = []
     for voxels, n, m in _overlaps([station.box for station in placed]):
@@ -192,7 +192,7 @@ def _match(placed: Sequence[_Placed]) -> tuple[Match, ...]:
             if not np.isfinite(channel).all():
                 raise ScanError(f"station {quoted(station.name)}: its intensities times {gain:.3g} overflow")
         gains, offsets = zip(*fits, strict=True)
-        found.append(Match(station.name, reference.name, voxels, gains, offsets))
+        found.append(IntensityMatch(station.name, reference.name, voxels, gains, offsets))
     return tuple(found)
 
 

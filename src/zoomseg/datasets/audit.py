@@ -334,8 +334,8 @@ def _centre_x_mm(mask: npt.NDArray[np.bool_], grid: Grid) -> float:
 def _absent_labels(dataset: Dataset, facts: Iterable[_Facts]) -> list[Finding]:
     present = frozenset().union(*(f.present for f in facts))
     findings = []
-    for name in dataset.schema.names:
-        if not any(_annotates(case, name) for case in dataset.cases):
+    for name, cases in annotated_cases(dataset).items():
+        if cases == 0:
             message = f"label '{name}' is annotated in no case: it cannot be learned"
             findings.append(Finding("", "error", "never_annotated", message))
         elif name not in present:

@@ -20,6 +20,7 @@ import copy
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -281,7 +282,7 @@ def find(model: str | Path) -> Path:
         ModelError: neither exists.
     """
     path = Path(model)
-    if path.exists() or len(path.parts) != 1:
+    if os.path.exists(path) or len(path.parts) != 1:
         return path
     named = sorted(manifest.parent.name for manifest in COME_WITH_ZOOMSEG.glob(f"*/{MANIFEST}"))
     if str(model) in named:
@@ -293,7 +294,7 @@ def find(model: str | Path) -> Path:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a model, which may be damaged."""
-    return (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / MANIFEST)
 
 
 def models_in(model: str | Path) -> tuple[str | Path, ...]:

@@ -18,7 +18,7 @@ from zoomseg.networks import channels_last
 
 LEAKY_SLOPE = 0.01
 
-Norm = Callable[[int], nn.Module]
+NormLayer = Callable[[int], nn.Module]
 """Creates the norm for this number of channels."""
 
 
@@ -78,7 +78,7 @@ class ConvNormAct(nn.Sequential):
         channels_out: int,
         kernel: Index3,
         stride: Index3 = (1, 1, 1),
-        norm: Norm = instance_norm,
+        norm: NormLayer = instance_norm,
         slope: float | None = LEAKY_SLOPE,
     ) -> None:
         # The norm subtracts the mean, so a bias of the convolution would have no effect.
@@ -115,7 +115,7 @@ class ResidualBlock(nn.Module):
         channels_out: int,
         kernel: Index3,
         stride: Index3 = (1, 1, 1),
-        norm: Norm = instance_norm,
+        norm: NormLayer = instance_norm,
         slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()

@@ -20,7 +20,14 @@ import numpy.typing as npt
 from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.region import Region
-from zoomseg.core.resample import AxisWeights, Kernels, axis_weights, axiswise, contract, resample_data
+from zoomseg.core.resample import (
+    AxisInterpolations,
+    AxisWeights,
+    axis_weights,
+    axiswise,
+    contract,
+    resample_data,
+)
 from zoomseg.pipeline import grid as grids
 from zoomseg.recipe.spec import ArgmaxPlace, Stage
 
@@ -31,18 +38,18 @@ cannot win there and cost nothing."""
 ROUNDING = 1e-5
 """Interpolation distinguishes two probabilities if they differ by more than this."""
 
-LINEAR: Kernels = ("linear", "linear", "linear")
+LINEAR: AxisInterpolations = ("linear", "linear", "linear")
 
 PLANES_FIRST = (2, 1, 0)
 """Axes k, j, i: label maps are stored plane by plane, as they are filled and as in files."""
 
 
 @dataclass(frozen=True)
-class Interpolation:
+class LabelDecision:
     """How the labels of the scan's voxels are decided from a stage's prediction."""
 
     argmax_on: ArgmaxPlace = "scan_grid"
-    kernels: Kernels = LINEAR
+    kernels: AxisInterpolations = LINEAR
     """Interpolation of the prediction along each axis."""
     logs: bool = False
     """Whether logarithms of probabilities are interpolated, up to a constant per voxel."""
@@ -50,13 +57,13 @@ class Interpolation:
     """Whether labels overlap."""
 
     @classmethod
-    def of(cls, stage: Stage, scan: Grid) -> Interpolation:
+    def of(cls, stage: Stage, scan: Grid) -> LabelDecision:
         """As the stage says, for a scan on this grid."""
         kernels = grids.answer_kernels(stage.grid, scan)
         return cls(stage.argmax_on, kernels, stage.mean == "geometric", stage.labels_overlap)
 
 
-PROBABILITIES = Interpolation()
+PROBABILITIES = LabelDecision()
 """Probabilities, linearly interpolated to the scan's grid."""
 
 
@@ -78,7 +85,7 @@ def enter_argmax(
     target: Grid,
     classes: Sequence[int],
     region: Region | None = None,
-    how: Interpolation = PROBABILITIES,
+    how: LabelDecision = PROBABILITIES,
     pasted: bool = False,
 ) -> None:
     """Set ``labels`` (uint8, ``target.shape``) to the classes of ``max_on``, inside ``region`` if given.
@@ -86,7 +93,7 @@ def enter_argmax(
     found = _contested(probabilities, source, target, how)
     for planes, row in itertools.groupby(found, key=lambda one: one[0].box.slices[2]):
         box = Box((0, 0, planes.start), (*target.shape[:2], planes.stop))
-        asked = None if region is None else asked_on(region, target.crop(box))
+        asked = None if region is None else region_mask_on(region, target.crop(box))
         view = labels[box.slices]
         for piece, channels in row:
             i, j, _ = piece.box.slices
@@ -97,7 +104,7 @@ def enter_argmax(
             set_where(view[i, j], label, None if asked is None else asked[i, j], pasted)
 
 
-def asked_on(region: Region, grid: Grid) -> npt.NDArray[np.bool_] | None:
+def region_mask_on(region: Region, grid: Grid) -> npt.NDArray[np.bool_] | None:
     """Mask of the voxels of a grid inside a region's box that belong to the region; None if all do."""
     return None if region.mask is None else to_numpy(region.on(grid).mask_in(grid.box))
 
@@ -155,7 +162,7 @@ def _contested(
     probabilities: Array,
     source: Grid,
     target: Grid,
-    how: Interpolation = PROBABILITIES,
+    how: LabelDecision = PROBABILITIES,
 ) -> Iterator[tuple[_Piece, list[int]]]:
     """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
     each. The highest values of all pieces are computed before any is read, as reading makes a GPU finish all

@@ -26,12 +26,12 @@ from zoomseg.pipeline.argmax import (
     LINEAR,
     PLANES_FIRST,
     PROBABILITIES,
-    Interpolation,
+    LabelDecision,
     as_float32,
-    asked_on,
     enter_argmax,
     max_on,
     plane_zeros,
+    region_mask_on,
     set_where,
 )
 from zoomseg.recipe.spec import FusionKind, Stage
@@ -59,12 +59,12 @@ class FusionInput:
     """A stage's prediction, and how its labels are decided."""
 
     prediction: StagePrediction
-    how: Interpolation = PROBABILITIES
+    how: LabelDecision = PROBABILITIES
 
     @classmethod
     def of(cls, stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> FusionInput:
         """A stage's prediction, to be fused into this label map as the stage says."""
-        return cls(prediction.beside(fused.labels), Interpolation.of(stage, fused.grid))
+        return cls(prediction.beside(fused.labels), LabelDecision.of(stage, fused.grid))
 
 
 def enter_alone(stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> None:
@@ -102,7 +102,7 @@ def fuse(
             assert atlas is not None  # a recipe without one is refused
             for one in inputs:
                 product = times_atlas(one.prediction, atlas)
-                replace_in_roi(fused, FusionInput(product, Interpolation(one.how.argmax_on)))
+                replace_in_roi(fused, FusionInput(product, LabelDecision(one.how.argmax_on)))
         case "paste":
             for one in inputs:
                 paste(fused, one)
@@ -141,7 +141,7 @@ class SlabFusion:
         grid: Grid,
         labels: tuple[str, ...],
         region: Region,
-        how: Interpolation = PROBABILITIES,
+        how: LabelDecision = PROBABILITIES,
         pasted: bool = False,
     ) -> None:
         """``grid`` is that of the whole prediction, parallel to the label map's and not rotated against it.
@@ -222,14 +222,16 @@ class SlabFusion:
         enter_argmax(decided, probabilities, source, source, self._classes, how=how)
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
-            set_where(view, nearest_index(decided, source, grid), asked_on(self._region, grid), self._pasted)
+            set_where(
+                view, nearest_index(decided, source, grid), region_mask_on(self._region, grid), self._pasted
+            )
 
 
 def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePrediction:
     """``prediction`` times the atlas prior of the same labels, on the prediction's grid, normalised in every
     voxel. The background's atlas prior includes all labels that the prediction lacks. Where the product is
     zero for all labels, the voxel is background."""
-    xp = namespace(prediction.probabilities)
+    xp, atlas = namespace(prediction.probabilities), atlas.beside(prediction.probabilities)
     shares = resample_data(as_float32(atlas.probabilities), atlas.grid, prediction.grid)
     wanted = xp.stack([shares[atlas.channel(name)] for name in prediction.labels])
     rest = xp.clip(xp.sum(shares, axis=0) - xp.sum(wanted, axis=0), min=0.0)
@@ -306,7 +308,7 @@ class _Candidate:
             best, winner = max_on(self.prediction.probabilities, source, grid, self.classes)
         else:
             best, winner = (nearest_index(x, source, grid) for x in self.decided)
-        asked = asked_on(self.prediction.region, grid)
+        asked = region_mask_on(self.prediction.region, grid)
         if asked is not None:
             best *= beside(asked, best)
         return winner, best

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from zoomseg.core.geometry import Box, Grid, Index3, Vector3
-from zoomseg.core.resample import Kernel, Kernels
+from zoomseg.core.resample import AxisInterpolation, AxisInterpolations
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing, GridSpec
 
 
@@ -55,23 +55,23 @@ def label_blocks(spec: GridSpec) -> Index3:
     return (i, j, k)
 
 
-def image_kernels(spec: GridSpec, scan: Grid) -> Kernels:
+def image_kernels(spec: GridSpec, scan: Grid) -> AxisInterpolations:
     """Interpolation of a scan's images, by axis of its grid."""
     cubic = isinstance(spec, FixedSpacing) and spec.interpolation == "cubic"
     return _kernels("cubic" if cubic else "antialiased", _axis_apart(spec, scan.spacing_mm, first=True))
 
 
-def label_kernels(spec: GridSpec, scan: Grid) -> Kernels:
+def label_kernels(spec: GridSpec, scan: Grid) -> AxisInterpolations:
     """Interpolation of label maps on a scan's grid, label by label."""
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=True))
 
 
-def answer_kernels(spec: GridSpec, scan: Grid) -> Kernels:
+def answer_kernels(spec: GridSpec, scan: Grid) -> AxisInterpolations:
     """Interpolation of predictions back to the scan."""
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=False))
 
 
-def _kernels(kernel: Kernel, apart: int | None) -> Kernels:
+def _kernels(kernel: AxisInterpolation, apart: int | None) -> AxisInterpolations:
     i, j, k = ("nearest" if axis == apart else kernel for axis in range(3))
     return (i, j, k)
 

@@ -18,7 +18,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.memory import require_ram_of
 from zoomseg.core.morphology import Mask, filled
 from zoomseg.core.region import bounding_box
-from zoomseg.core.resample import Kernels, read_box, resample_data
+from zoomseg.core.resample import AxisInterpolations, read_box, resample_data
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
@@ -328,7 +328,7 @@ def image_on(
     image: Volume,
     normalisation: Normalisation,
     grid: Grid,
-    kernels: Kernels | None = None,
+    kernels: AxisInterpolations | None = None,
 ) -> Array:
     """The image channels ``[C, *grid.shape]`` of these inputs, normalised; ``kernels`` as in
     ``resample_data``. Only the part of the scan that is read is filled."""
@@ -346,7 +346,7 @@ def priors_on(
     specs: Sequence[InputSpec],
     priors: Mapping[str, StagePrediction],
     grid: Grid,
-    kernels: Kernels | None = None,
+    kernels: AxisInterpolations | None = None,
 ) -> list[Array]:
     """The channels ``[C, *grid.shape]`` of every prior of these inputs.
 
@@ -367,7 +367,7 @@ def priors_on(
 
 
 def label_map_on(
-    labels: LabelMap, names: Sequence[str], grid: Grid, kernels: Kernels | None = None
+    labels: LabelMap, names: Sequence[str], grid: Grid, kernels: AxisInterpolations | None = None
 ) -> AnyNumpy:
     """``[len(names), *grid.shape]`` float32: 1 where a label has at least half of a voxel, interpolated
     separately; of two such labels, the one with the higher value is used (``resize_segmentation`` of

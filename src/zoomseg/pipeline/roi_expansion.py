@@ -26,7 +26,7 @@ LEAST_VOXELS = 20
 LEAST_SHARE = 0.01
 """Minimum share of an organ's voxels that must lie at the region's end: single ones lie there by chance."""
 
-Sides = tuple[tuple[bool, bool], ...]
+BoxSides = tuple[tuple[bool, bool], ...]
 
 
 def may_cut(stage: Stage) -> bool:
@@ -66,13 +66,13 @@ def open_sides(grid: Grid, scan: Grid) -> OpenSides:
     return ((low[0], high[0]), (low[1], high[1]), (low[2], high[2]))
 
 
-def sides_at(at: Indices, box: Box) -> Sides:
+def sides_at(at: Indices, box: Box) -> BoxSides:
     """The sides of a box at which these voxels lie."""
     low, high = (at == np.array(box.start)).any(axis=0), (at == np.array(box.stop) - 1).any(axis=0)
     return tuple((bool(a), bool(b)) for a, b in zip(low, high, strict=True))
 
 
-def grown(box: Box, sides: Sides, grid: Grid) -> Box:
+def grown(box: Box, sides: BoxSides, grid: Grid) -> Box:
     """The box of ``grid`` with a margin on these sides, within the grid."""
     margin = _margin(grid)
     start = tuple(a - m * low for a, m, (low, _) in zip(box.start, margin, sides, strict=True))

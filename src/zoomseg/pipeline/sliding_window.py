@@ -27,7 +27,7 @@ from zoomseg.core.tiling import (
     normalised,
 )
 from zoomseg.pipeline import fusion, roi_expansion, stage_input
-from zoomseg.pipeline.argmax import Interpolation
+from zoomseg.pipeline.argmax import LabelDecision
 from zoomseg.pipeline.uncertainty import UncertaintyEstimator
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.spec import GridSpec
@@ -204,7 +204,7 @@ class SlidingWindow:
     def fuse_into(self, fused: fusion.FusedLabelMap, estimator: UncertaintyEstimator) -> None:
         """Write the prediction to the label map slab by slab; ``estimator`` accumulates from it."""
         stage = self.view.stage
-        how, pasted = Interpolation.of(stage, fused.grid), stage.fusion == "paste"
+        how, pasted = LabelDecision.of(stage, fused.grid), stage.fusion == "paste"
         slabs = fusion.SlabFusion(fused, self.grid, self.labels, self.view.region, how, pasted)
         for slab, planes in self._placed():
             estimator.add(slab, planes, self._geometric)

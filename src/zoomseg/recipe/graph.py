@@ -245,10 +245,8 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
     stages: list[Stage] = []
     gone: set[str] = set()
     for stage in recipe.stages:
-        found, lacking = _spelled(stage.labels, schema)
-        if lacking:
-            notes.append(f"stage '{stage.name}': the data set has no {', '.join(lacking)}; dropped")
-        fitted = _relabelled(stage.model_copy(update={"labels": found}), schema)
+        fitted, lacking = _relabelled(stage, schema)
+        notes += [f"stage '{stage.name}': {_dropped(lacking)}"] if lacking else []
         if _unusable(fitted, gone):
             gone.add(stage.name)
             notes.append(f"stage '{stage.name}' is left out: nothing that it needs is in the data set")
@@ -261,15 +259,20 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
     kept = {stage.name for stage in stages}
     shrunk = (tuple(n for n in group if n in kept) for group in recipe.train_together)
     groups = (group for group in shrunk if len(group) > 1 or group in recipe.train_together)
+    cleaned = {field: _spelled(named, schema) for field, named in _cleaned(recipe).items()}
+    notes += [f"{field}: {_dropped(lacking)}" for field, (_, lacking) in cleaned.items() if lacking]
     update: dict[str, object] = {
         "stages": tuple(stages),
         "train_together": tuple(groups),
-        "largest_component": _spelled(recipe.largest_component, schema)[0],
+        "largest_component": cleaned["largest_component"][0],
     }
     if recipe.islands is not None:
-        labels = _spelled(recipe.islands.labels, schema)[0]
-        update["islands"] = recipe.islands.model_copy(update={"labels": labels})
+        update["islands"] = recipe.islands.model_copy(update={"labels": cleaned["islands.labels"][0]})
     return recipe.model_copy(update=update), tuple(notes)
+
+
+def _dropped(lacking: Iterable[str]) -> str:
+    return f"the data set has no {', '.join(lacking)}; dropped"
 
 
 def _unusable(stage: Stage, gone: set[str]) -> bool:
@@ -291,15 +294,20 @@ def _spelled(
     return tuple(own for own in known.values() if own), tuple(name for name, own in known.items() if not own)
 
 
-def _relabelled(stage: Stage, schema: LabelSchema) -> Stage:
-    """The labels that a stage reads from others, in the schema's spelling."""
-    roi, sources = stage.roi, list(stage.inputs)
+def _relabelled(stage: Stage, schema: LabelSchema) -> tuple[Stage, tuple[str, ...]]:
+    """A stage with the labels that it predicts, and reads from others, in the schema's spelling; and those
+    that the schema lacks."""
+    labels, lacking = _spelled(stage.labels, schema)
+    roi, sources, lacked = stage.roi, list(stage.inputs), list(lacking)
     if isinstance(roi, DilatedForeground | BoxAround | ProbabilityTimesAtlas):
-        roi = roi.model_copy(update={"labels": _spelled(roi.labels, schema)[0]})
+        found, lacking = _spelled(roi.labels, schema)
+        roi, lacked = roi.model_copy(update={"labels": found}), [*lacked, *lacking]
     for n, source in enumerate(sources):
         if isinstance(source, PriorInput | AtlasInput):
-            sources[n] = source.model_copy(update={"labels": _spelled(source.labels, schema)[0]})
-    return stage.model_copy(update={"roi": roi, "inputs": tuple(sources)})
+            found, lacking = _spelled(source.labels, schema)
+            sources[n], lacked = source.model_copy(update={"labels": found}), [*lacked, *lacking]
+    changed = stage.model_copy(update={"labels": labels, "roi": roi, "inputs": tuple(sources)})
+    return changed, tuple(dict.fromkeys(lacked))
 
 
 def expand(recipe: Recipe, schema: LabelSchema) -> Recipe:
@@ -410,8 +418,13 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
 
     Raises:
         RecipeError: a stage predicts a label that the data set lacks, or reads one from a stage that does not
-            predict it.
+            predict it, or from the atlases; post-processing names one that the data set lacks.
     """
+    for field, named in _cleaned(recipe).items():
+        try:
+            schema.select(named)
+        except LabelError as error:
+            raise RecipeError(f"{field}: {error}") from error
     predicted = {stage.name: resolve_labels(stage, schema) for stage in recipe.stages}
     for stage in recipe.stages:
         for reference in _references(stage):
@@ -421,6 +434,26 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
                         f"stage '{stage.name}', {reference.field}.labels: stage '{reference.of}' does not "
                         f"predict '{label}'; allowed: {', '.join(predicted[reference.of])}"
                     )
+        _check_atlas_labels(stage, schema)
+
+
+def _check_atlas_labels(stage: Stage, schema: LabelSchema) -> None:
+    """Atlases have the data set's labels, and no groups."""
+    for n, source in enumerate(stage.inputs):
+        if not isinstance(source, AtlasInput) or isinstance(source.labels, str):
+            continue
+        unknown = [label for label in source.labels if label not in schema.names]
+        if unknown:
+            raise RecipeError(
+                f"stage '{stage.name}', inputs[{n}].labels: the atlases have no '{unknown[0]}'; allowed: "
+                f"{', '.join(schema.names)}"
+            )
+
+
+def _cleaned(recipe: Recipe) -> dict[str, tuple[str, ...] | str]:
+    """The labels that post-processing changes, by field."""
+    islands = () if recipe.islands is None else recipe.islands.labels
+    return {"largest_component": recipe.largest_component, "islands.labels": islands}
 
 
 def resolve_labels(stage: Stage, schema: LabelSchema) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def load(name_or_path: str | Path) -> Recipe | PlannedRecipe:
     if name_or_path in names():
         return _read(RECIPES / f"{name_or_path}.yaml")
     path = Path(name_or_path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _read(path)
     looks_like_path = path.suffix in (".yaml", ".yml") or os.sep in str(name_or_path)
     what = f"no file '{path}'" if looks_like_path else f"no recipe '{name_or_path}'"

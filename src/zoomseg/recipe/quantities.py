@@ -97,7 +97,7 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 
 WeightDecay = Annotated[float, Field(ge=0, le=10)]
 
-Norm = Annotated[float, Field(ge=0, le=1e9)]
+GradientNorm = Annotated[float, Field(ge=0, le=1e9)]
 """Of a gradient."""
 
 Strength = Annotated[float, Field(ge=0, le=10)]

@@ -23,6 +23,7 @@ from zoomseg.recipe.quantities import (
     Dilation,
     Dropout,
     Factor,
+    GradientNorm,
     InnerShare,
     Intensity,
     Iterations,
@@ -33,7 +34,6 @@ from zoomseg.recipe.quantities import (
     LengthVox,
     Name,
     NeighbourhoodVox,
-    Norm,
     NormalisedIntensity,
     Overlap,
     OwnSpacing,
@@ -569,6 +569,10 @@ class AdamW(Spec):
 OptimiserSpec = Annotated[SGD | AdamW, Field(discriminator="kind")]
 
 
+WarmupShare = Annotated[float, Field(ge=0, lt=1)]
+"""Share of the schedule in which the learning rate rises."""
+
+
 class StepDecay(Spec):
     """Learning rate times ``factor`` every ``every`` iterations, regardless of the training length."""
 
@@ -581,7 +585,7 @@ class Cosine(Spec):
     """Linear warm-up over a share of the schedule, then half a cosine down to zero."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_share: Share = 0.02
+    warmup_share: WarmupShare = 0.02
 
 
 class Polynomial(Spec):
@@ -589,7 +593,7 @@ class Polynomial(Spec):
 
     kind: Literal["polynomial"] = "polynomial"
     power: Ratio = 0.9
-    warmup_share: Share = 0.0
+    warmup_share: WarmupShare = 0.0
 
 
 ScheduleSpec = Annotated[StepDecay | Cosine | Polynomial, Field(discriminator="kind")]
@@ -667,7 +671,7 @@ class Training(Spec):
     augmentation: Augmentation = Augmentation()
     ema_decay: Share = 0.0
     """Decay per step of the averaged weights that prediction uses; 0 = use the last iterate."""
-    gradient_clip: Norm = 0.0
+    gradient_clip: GradientNorm = 0.0
     """Maximum gradient norm; 0 = no clipping."""
 
 
@@ -726,6 +730,12 @@ class Stage(Spec):
     def includes_reference(self) -> bool:
         """Whether the stage's region in training contains all voxels of its labels."""
         return isinstance(self.roi, BodyMask | DilatedForeground) and self.roi.include_reference
+
+    @model_validator(mode="after")
+    def _reads_the_image(self) -> Stage:
+        if not any(isinstance(source, ImageInput) for source in self.inputs):
+            raise ValueError("inputs needs at least one of kind image")
+        return self
 
     @model_validator(mode="after")
     def _region_with_the_reference_is_a_mask(self) -> Stage:

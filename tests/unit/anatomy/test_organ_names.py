@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoomseg.anatomy.organ_names import Match, alike, find_organ, label_of, organ_words
+from zoomseg.anatomy.organ_names import OrganMatch, alike, find_organ, label_of, organ_words
 from zoomseg.core.labels import LabelSchema
 
 TABLE = {organ_words(name): name for name in ("kidney", "left atrium", "gallbladder", "brain stem", "rib 3")}
@@ -27,7 +27,7 @@ TABLE = {organ_words(name): name for name in ("kidney", "left atrium", "gallblad
     ],
 )
 def test_organs_are_found_in_any_spelling(name: str, row: str | None, side: str | None) -> None:
-    assert find_organ(name, TABLE) == (None if row is None else Match(row, side))
+    assert find_organ(name, TABLE) == (None if row is None else OrganMatch(row, side))
 
 
 FLARE_ORGANS = (

@@ -70,7 +70,7 @@ def test_nothing_and_everything() -> None:
     assert largest_component(np.ones((3, 3, 3), dtype=bool)).all()
 
 
-@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 3.0, 4.29])
+@pytest.mark.parametrize("radius", [0.0, 1.0, 1.5, 3.0, 4.29, 30_000.0])
 def test_dilation_is_by_a_ball(radius: float) -> None:
     mask = np.random.default_rng(0).random((15, 12, 9)) < 0.01
     assert mask.any()

@@ -444,6 +444,9 @@ def test_a_label_that_no_case_annotates_cannot_be_learned(root: Path) -> None:
     (error,) = check(root).errors
     assert (error.case, error.kind) == ("", "never_annotated")
     assert "label 'liver' is annotated in no case" in error.message
+    unlabelled = root / "imagesTr" / "z_0000.nii.gz"
+    unlabelled.write_bytes((root / "imagesTr" / f"{CASES[0]}_0000.nii.gz").read_bytes())
+    assert "never_annotated" in [error.kind for error in check(root).errors]
 
 
 def test_what_the_data_set_leaves_unsaid_is_a_warning_of_all_cases(tmp_path: Path) -> None:

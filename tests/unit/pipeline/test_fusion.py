@@ -23,7 +23,7 @@ from zoomseg.core.morphology import largest_component
 from zoomseg.core.region import Region
 from zoomseg.core.resample import nearest_index, resample_data
 from zoomseg.pipeline import fusion
-from zoomseg.pipeline.argmax import Interpolation
+from zoomseg.pipeline.argmax import LabelDecision
 from zoomseg.pipeline.fusion import FusedLabelMap
 from zoomseg.recipe.spec import ArgmaxPlace, FusionKind
 
@@ -77,7 +77,7 @@ def labels_after(
     found = []
     for library in LIBRARIES:
         fused = dataclasses.replace(before, labels=library(before.labels))
-        how = Interpolation(place)
+        how = LabelDecision(place)
         inputs = [fusion.FusionInput(with_arrays(one, library), how) for one in predictions]
         fusion.fuse(kind, fused, inputs, None if atlas is None else with_arrays(atlas, library))
         assert type(fused.labels) is type(library(before.labels))
@@ -123,7 +123,7 @@ def test_slab_by_slab_is_the_same_as_at_once(place: ArgmaxPlace, masked: bool, t
     assert len(np.unique(whole)) > 20
     for library in LIBRARIES:
         fused = FusedLabelMap.blank(scan, blank.schema, library(probabilities))
-        slabs = fusion.SlabFusion(fused, stage, names, region, Interpolation(place))
+        slabs = fusion.SlabFusion(fused, stage, names, region, LabelDecision(place))
         for slab in probabilities.split(thickness, dim=3):
             slabs.add(library(slab))
         assert np.array_equal(to_numpy(fused.labels), whole)
@@ -420,6 +420,9 @@ def test_times_atlas_is_bayes_by_hand() -> None:
         found = fusion.times_atlas(with_arrays(own, library), with_arrays(atlas, library))
         assert found.probabilities[1].reshape(-1).tolist() == pytest.approx(liver, abs=1e-6)
         assert found.probabilities[0].reshape(-1).tolist() == pytest.approx([1 - p for p in liver], abs=1e-6)
+        mixed = fusion.times_atlas(with_arrays(own, library), with_arrays(atlas, to_numpy))
+        assert isinstance(mixed.probabilities, type(found.probabilities))
+        assert mixed.probabilities.reshape(-1).tolist() == found.probabilities.reshape(-1).tolist()
     spleen = FusedLabelMap(grid, SCHEMA, torch.full(grid.shape, SPLEEN, dtype=torch.uint8))
     assert not labels_after("replace_times_atlas", spleen, [own], atlas=atlas).any()
 
@@ -505,7 +508,7 @@ def test_of_overlapping_labels_the_last_that_beats_background_stays(kind: str, t
         expected[odds[c] > 0] = c + 1
     assert np.unique(expected).size == 4
     unlike = (np.abs(odds) < 1e-4).any(axis=0)  # float32 may decide differently
-    schema, how = LabelSchema.consecutive((*names, "other")), Interpolation(logs=True, overlap=True)
+    schema, how = LabelSchema.consecutive((*names, "other")), LabelDecision(logs=True, overlap=True)
     for library in LIBRARIES:
         start = library(torch.full(scan.shape, 0 if kind == "replace_in_roi" else 4, dtype=torch.uint8))
         fused = FusedLabelMap(scan, schema, start)

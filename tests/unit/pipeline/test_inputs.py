@@ -17,7 +17,7 @@ from zoomseg.core.errors import MemoryLimitError, RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
-from zoomseg.core.resample import Kernels, resample_data
+from zoomseg.core.resample import AxisInterpolations, resample_data
 from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation, check_within, line
@@ -287,7 +287,7 @@ def test_moments_are_numpys_and_take_no_memory_of_a_scan(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("kernels", [None, ("cubic", "cubic", "cubic"), ("cubic", "cubic", "nearest")])
-def test_only_the_part_that_is_read_is_filled(kernels: Kernels | None) -> None:
+def test_only_the_part_that_is_read_is_filled(kernels: AxisInterpolations | None) -> None:
     image = large(60)
     numbers = inputs.normalisation(ZScore(clip_percentiles=None, within="nonzero"), image)
     whole = numbers.filled(image.data, image.grid.box)
@@ -400,7 +400,7 @@ def test_a_label_map_is_brought_over_label_by_label(apart: bool) -> None:
     schema = LabelSchema(("b", "a", "c"), (2, 1, 3))  # of two halves, the higher value is kept
     source = Grid.from_spacing(data.shape, (1.0, 1.0, 1.5))
     target = source.with_shape((18, 12, 9))
-    kernels: Kernels = ("linear", "linear", "nearest" if apart else "linear")
+    kernels: AxisInterpolations = ("linear", "linear", "nearest" if apart else "linear")
     found = inputs.label_map_on(LabelMap(data, source, schema), ("a", "b", "c"), target, kernels)
     won = np.zeros(target.shape, dtype=int)
     for c, n in ((2, 1), (1, 2), (3, 3)):  # classes by rising value

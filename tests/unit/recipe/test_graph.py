@@ -106,7 +106,10 @@ def test_what_is_decided_on_the_stages_grid_is_not_interpolated() -> None:
             (stage("one"), stage("two", roi=TIMES_ATLAS)),
             "stage 'two' uses the atlas prior, but .* no 'atlas'",
         ),
-        ((stage("one", inputs=({"kind": "atlas"},)),), "stage 'one' uses the atlas prior, but .* no 'atlas'"),
+        (
+            (stage("one", inputs=({"kind": "image"}, {"kind": "atlas"})),),
+            "stage 'one' uses the atlas prior, but .* no 'atlas'",
+        ),
         (
             (stage("one", fusion="replace_times_atlas"),),
             "stage 'one' uses the atlas prior, but .* no 'atlas'",
@@ -330,7 +333,7 @@ def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> Non
         atlas={},
     )
     fitted, notes = graph.fit(published, FOUND)
-    assert notes == ()
+    assert notes == ("islands.labels: the data set has no spleen; dropped",)
     _, two, three, four = fitted.stages
     assert [s.labels for s in fitted.stages] == [
         ("Liver", "kidney left", "kidney right"),
@@ -385,6 +388,7 @@ def test_labels_that_the_data_set_lacks_are_dropped_and_told() -> None:
         "stage 'two': the data set has no spleen, pancreas; dropped",
         "stage 'two' is left out: nothing that it needs is in the data set",
         "stage 'three' is left out: nothing that it needs is in the data set",
+        "largest_component: the data set has no spleen; dropped",
     )
 
 
@@ -571,3 +575,42 @@ def test_a_prior_that_is_a_label_map_cannot_be_trained() -> None:
     assert not graph.label_map_is_read(recipe(stage("one"), stage("two", inputs=reads("one"))), "one")
     with pytest.raises(RecipeError, match="stage 'two', inputs: a prior of form label_map has no gradient"):
         graph.require_trainable(own)
+
+
+def test_misspelled_labels_of_regions_and_post_processing_are_told() -> None:
+    published = recipe(
+        stage("one"),
+        stage("two", roi=BOX | {"labels": ("liver", "spleeen")}),
+        largest_component=("livr",),
+        islands={"labels": ("Liver", "pancraes")},
+    )
+    _, notes = graph.fit(published, FOUND)
+    assert notes == (
+        "stage 'two': the data set has no spleeen; dropped",
+        "largest_component: the data set has no livr; dropped",
+        "islands.labels: the data set has no pancraes; dropped",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"largest_component": ("livr",)}, "largest_component: .*livr"),
+        ({"islands": {"labels": ("livr",)}}, "islands.labels: .*livr"),
+    ],
+)
+def test_post_processing_of_unknown_labels_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        graph.validate_labels(recipe(stage("one"), **changes), FOUND)
+
+
+def test_groups_of_labels_are_not_read_from_atlases() -> None:
+    inputs = ({"kind": "image"}, {"kind": "atlas", "labels": ("kidneys",)})
+    with pytest.raises(RecipeError, match=r"stage 'one', inputs\[1\].labels: the atlases have no 'kidneys'"):
+        graph.validate_labels(recipe(stage("one", inputs=inputs)), FOUND)
+
+
+@pytest.mark.parametrize("inputs", [reads("one")[1:], ({"kind": "atlas"},)])
+def test_a_stage_that_does_not_read_the_scan_is_refused(inputs: tuple[dict[str, object], ...]) -> None:
+    with pytest.raises(ValueError, match="inputs needs at least one of kind image"):
+        recipe(stage("one"), stage("two", inputs=inputs))

@@ -82,6 +82,7 @@ def test_the_graph_is_checked_on_loading() -> None:
             "no recipe 'qqq'; included: default, flare22-whole-volume, .*zhou2016-2d-vote; or give the path",
         ),
         ("nowhere/mine.yaml", "no file 'nowhere/mine.yaml'; included"),
+        ("x" * 300, "no recipe 'xxx"),
         ("", "no recipe ''"),
         ("..", "no recipe '..'"),
         ("../recipes/default", "no file"),

@@ -35,3 +35,9 @@ def test_polynomial() -> None:
     spec = Polynomial(power=2.0)
     assert learning_rate_factor(spec, 0.5, 1) == pytest.approx(0.25)
     assert not math.isclose(learning_rate_factor(Polynomial(power=1.0), 0.5, 1), 0.25)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, Polynomial])
+def test_a_schedule_is_more_than_its_warm_up(schedule: type[Cosine | Polynomial]) -> None:
+    with pytest.raises(ValueError, match="less than 1"):
+        schedule(warmup_share=1.0)
