@@ -216,13 +216,17 @@ def read_labelling(path: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] 
     Raises:
         DatasetError: unreadable, or its labels are invalid.
     """
-    description = read_json(path)
-    if "labels" not in description and path.name == "labels.json":
-        description = {"labels": description}
+    description = _labels_file(path) if path.name == "labels.json" else read_json(path)
     if "labels" not in description:
         return None
     schema = _parse_schema(path, description)
     return schema, _parse_annotated(path, description, schema)
+
+
+def _labels_file(path: Path) -> dict[str, Any]:
+    """The content of a ``labels.json``, which may be the mapping of names to values alone."""
+    content = read_json(path)
+    return content if "labels" in content else {"labels": content}
 
 
 def labelling_beside(folder: Path) -> tuple[LabelSchema, dict[str, frozenset[str]]] | None:
@@ -345,9 +349,8 @@ def _open_plain(root: Path, description: dict[str, Any] | None) -> Dataset:
         raise DatasetError(f"{quoted(file)}: {_why_stray(stray, root / 'images', scans)}")
     where, known = root / "dataset.json", description or {}
     if "labels" not in known and os.path.lexists(root / "labels.json"):
-        data = read_json(root / "labels.json")
-        data = data if "labels" in data else {"labels": data}
-        where, known = root / "labels.json", data | known
+        where = root / "labels.json"
+        known = _labels_file(where) | known
     if "channel_names" in known or "modality" in known:
         channels = _parse_channels(where, known)
     else:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from zoomseg.anatomy import codes, colours
 from zoomseg.anatomy.colours import organ_colour
 
 ABDOMEN = ("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta")
@@ -37,3 +38,7 @@ def test_every_component_is_of_one_byte() -> None:
 def test_unknown_names_have_colours_of_their_own() -> None:
     assert organ_colour("tumour") == organ_colour("tumour") == (120, 76, 217)
     assert len({organ_colour(f"lesion {n}") for n in range(20)}) == 20
+
+
+def test_organs_with_a_code_are_those_with_a_colour() -> None:
+    assert set(colours._TABLE) == set(codes._TABLE)
