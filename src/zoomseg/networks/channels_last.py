@@ -41,19 +41,26 @@ def norm_and_activation(x_BCIJK: Tensor, norm: nn.InstanceNorm3d, slope: float |
 
 def upsampled(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
     """A transposed convolution with kernel = stride."""
-    weight = layer.weight.to(x_BCIJK.dtype).contiguous(memory_format=LAST)
-    out_BCIJK = cast(Tensor, _KernelIsStride.apply(x_BCIJK, weight, True))  # type: ignore[no-untyped-call]
+    out_BCIJK = _kernel_is_stride(x_BCIJK, layer.weight, transposed=True)
     assert layer.bias is not None
-    return out_BCIJK + layer.bias.to(x_BCIJK.dtype)[:, None, None, None]
+    return out_BCIJK + layer.bias.to(out_BCIJK.dtype)[:, None, None, None]
 
 
 def averaged_and_projected(x_BCIJK: Tensor, pool: nn.AvgPool3d, layer: nn.Conv3d) -> Tensor:
     """Average pooling followed by a 1x1x1 convolution without bias, as one convolution with kernel =
     stride."""
     stride = cast("tuple[int, int, int]", pool.kernel_size)
-    kernel = layer.weight / math.prod(stride)
-    weight = kernel.expand(-1, -1, *stride).to(x_BCIJK.dtype).contiguous(memory_format=LAST)
-    return cast(Tensor, _KernelIsStride.apply(x_BCIJK, weight, False))  # type: ignore[no-untyped-call]
+    kernel = (layer.weight / math.prod(stride)).expand(-1, -1, *stride)
+    return _kernel_is_stride(x_BCIJK, kernel, transposed=False)
+
+
+def _kernel_is_stride(x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """In the precision of autocast where that is on, as a module would be: its average pooling answers in
+    float32, so that a level that keeps the number of channels does so too. The gradients are computed outside
+    autocast, and need both in one precision."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCIJK.dtype
+    weight = weight.to(dtype).contiguous(memory_format=LAST)
+    return cast(Tensor, _KernelIsStride.apply(x_BCIJK.to(dtype), weight, transposed))  # type: ignore[no-untyped-call]
 
 
 class _NormAndActivation(torch.autograd.Function):
