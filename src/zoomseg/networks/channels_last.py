@@ -41,9 +41,7 @@ def norm_and_activation(x_BCIJK: Tensor, norm: nn.InstanceNorm3d, slope: float |
 
 def upsampled(x_BCIJK: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
     """A transposed convolution with kernel = stride."""
-    out_BCIJK = _kernel_is_stride(x_BCIJK, layer.weight, transposed=True)
-    assert layer.bias is not None
-    return out_BCIJK + layer.bias.to(out_BCIJK.dtype)[:, None, None, None]
+    return _kernel_is_stride(x_BCIJK, layer.weight, layer.bias, transposed=True)
 
 
 def averaged_and_projected(x_BCIJK: Tensor, pool: nn.AvgPool3d, layer: nn.Conv3d) -> Tensor:
@@ -51,16 +49,17 @@ def averaged_and_projected(x_BCIJK: Tensor, pool: nn.AvgPool3d, layer: nn.Conv3d
     stride."""
     stride = cast("tuple[int, int, int]", pool.kernel_size)
     kernel = (layer.weight / math.prod(stride)).expand(-1, -1, *stride)
-    return _kernel_is_stride(x_BCIJK, kernel, transposed=False)
+    return _kernel_is_stride(x_BCIJK, kernel, None, transposed=False)
 
 
-def _kernel_is_stride(x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+def _kernel_is_stride(x_BCIJK: Tensor, weight: Tensor, bias_C: Tensor | None, transposed: bool) -> Tensor:
     """In the precision of autocast where that is on, as a module would be: its average pooling answers in
     float32, so that a level that keeps the number of channels does so too. The gradients are computed outside
     autocast, and need both in one precision."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCIJK.dtype
     weight = weight.to(dtype).contiguous(memory_format=LAST)
-    return cast(Tensor, _KernelIsStride.apply(x_BCIJK.to(dtype), weight, transposed))  # type: ignore[no-untyped-call]
+    bias_C = None if bias_C is None else bias_C.to(dtype)
+    return cast(Tensor, _KernelIsStride.apply(x_BCIJK.to(dtype), weight, bias_C, transposed))  # type: ignore[no-untyped-call]
 
 
 class _NormAndActivation(torch.autograd.Function):
@@ -139,23 +138,26 @@ class _KernelIsStride(torch.autograd.Function):
     kernels."""
 
     @staticmethod
-    def forward(ctx: Any, x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, x_BCIJK: Tensor, weight: Tensor, bias_C: Tensor | None, transposed: bool) -> Tensor:
         ctx.save_for_backward(x_BCIJK, weight)
         ctx.transposed = transposed
-        return _convolved(x_BCIJK, weight, transposed)
+        return _convolved(x_BCIJK, weight, bias_C, transposed)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x_BCIJK, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=LAST)
-        of_x = _convolved(gradient, weight, not ctx.transposed)
+        of_x = _convolved(gradient, weight, None, not ctx.transposed)
         fine, coarse = (gradient, x_BCIJK) if ctx.transposed else (x_BCIJK, gradient)
-        return of_x, _of_weight(coarse, fine, weight), None
+        of_bias = None
+        if ctx.needs_input_grad[2]:
+            of_bias = _sum_of_rows(_rows(gradient), gradient.shape[1]).sum(0).to(gradient)
+        return of_x, _of_weight(coarse, fine, weight), of_bias, None
 
 
-def _convolved(x_BCIJK: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+def _convolved(x_BCIJK: Tensor, weight: Tensor, bias_C: Tensor | None, transposed: bool) -> Tensor:
     run = F.conv_transpose3d if transposed else F.conv3d
-    return run(x_BCIJK, weight, stride=weight.shape[2:])
+    return run(x_BCIJK, weight, bias_C, stride=weight.shape[2:])
 
 
 def _of_weight(answer_BCIJK: Tensor, given_BCIJK: Tensor, weight: Tensor) -> Tensor:

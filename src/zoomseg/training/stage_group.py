@@ -175,6 +175,7 @@ class StageGroup:
             learning = stage.name in self.trained and modules[stage.name].training
             with torch.set_grad_enabled(learning), self._autocast(stage):
                 logits = [level.contiguous() for level in modules[stage.name](x_BCIJK)]
+            logits = [level.float() for level in logits]
             if stage.name in self.trained:
                 target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
                 losses[stage.name] = loss.compute(
@@ -185,7 +186,7 @@ class StageGroup:
                     losses[stage.name] = loss.distilled(
                         losses[stage.name], logits[0], taught_BCIJK, target, total
                     )
-            answers[stage.name] = logits[0].float()
+            answers[stage.name] = logits[0]
         return losses, answers
 
     def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:

@@ -251,6 +251,32 @@ class TestCompute:
         )
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sums_and_gradients_equal_those_of_torch_s_functions(ignored: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 3, (2, 3, 2, 4), generator=generator)
+    if ignored:
+        target[:, 0] = IGNORE
+    weights = loss.class_weights(COUNTS[0]).double()
+    cost = torch.nn.functional.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
+    counted = int((target != IGNORE).sum())
+    found = loss.weighted_cross_entropy(logits, target, COUNTS, all_here)
+    assert float(found.detach()) == pytest.approx(float(cost.detach()) / counted, rel=1e-6)
+    p, truth = logits.softmax(1).detach(), torch.nn.functional.one_hot(target.clamp_max(3), 4)[..., :3]
+    within = (target != IGNORE)[:, None]
+    axes = (0, 2, 3, 4)
+    overlap = (p * truth.movedim(-1, 1) * within).sum(axes)
+    sizes = (truth.movedim(-1, 1) * within).sum(axes)
+    dice, voxels = loss.soft_dice(logits, target, all_here)
+    torch.testing.assert_close(dice.detach(), 2 * overlap / ((p * within).sum(axes) + sizes))
+    assert voxels.tolist() == sizes.tolist()
+    assert torch.autograd.gradcheck(lambda x: loss.soft_dice(x, target, all_here)[0], logits)
+    assert torch.autograd.gradcheck(
+        lambda x: loss.weighted_cross_entropy(x, target, COUNTS.double(), all_here), logits, atol=1e-4
+    )
+
+
 PARTLY = torch.tensor([[True, True, False]])
 """One case, in which class 2 of 0, 1, 2 is not annotated."""
 
