@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -143,8 +143,7 @@ def training(
     """Train, and record the samples: the cases of every batch, and the patches computed by this process."""
     settings = LoopSettings(CPU, seconds=seconds, resume=resume, processes=processes)
     drawn: list[Batch] = []
-    exact = nullcontext() if together else _in_float64()
-    with exact, _watched(drawn), mock.patch.object(loop, "LOG_EVERY_STEPS", 1):
+    with _in_float64(), _watched(drawn), mock.patch.object(loop, "LOG_EVERY_STEPS", 1):
         loop.train(open_dataset(data), SPLIT, recipe(together), out, settings, Silent())
     # Validation patches, which only one process draws, are drawn one at a time.
     steps = [batch for batch in drawn if len(batch.cases) == BATCH]
@@ -160,8 +159,9 @@ def training(
 
 @contextmanager
 def _in_float64() -> Iterator[None]:
-    """Networks and losses in float64. A later stage reads stored predictions of the earlier one, rounded so
-    coarsely that in float32 the last bits of a weight would change whole levels."""
+    """Networks and losses in float64. In float32, a processor may add up a batch of three in another order
+    than its parts; and where a later stage reads stored predictions of the earlier one, which are rounded
+    coarsely, the last bits of a weight would change whole levels."""
     build, forward = loop.build_network, StageGroup.forward
 
     def build_double(*args: Any) -> nn.Module:
@@ -207,7 +207,7 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
         return draw(self, size, rng, share)
 
     settings = LoopSettings(CPU, processes=processes)
-    with mock.patch.object(PatchSource, "draw", draw_and_stop):
+    with _in_float64(), mock.patch.object(PatchSource, "draw", draw_and_stop):
         try:
             loop.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
         except InterruptedTrainingError as error:

@@ -17,7 +17,7 @@ EXTRAS = {
     "atlas": ("ants",),
     "dicom-extra": ("gdcm",),
     "cluster": ("distributed",),
-    "pacs": ("dicomweb_client", "prometheus_client", "pynetdicom"),
+    "pacs": ("dicomweb_client", "gdcm", "prometheus_client", "pynetdicom"),
 }
 """Extra -> the modules that it installs."""
 

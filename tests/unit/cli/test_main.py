@@ -120,6 +120,6 @@ def test_a_bug_keeps_its_traceback(act: SimpleNamespace) -> None:
 
 
 def test_an_error_of_the_system_is_one_line(act: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    act.does = lambda: fail(PermissionError(13, "Permission denied", "/root/recipe.yaml"))
+    act.does = lambda: fail(PermissionError(13, "Permission denied", "/scans/recipe.yaml"))
     assert run("check") == 2
-    assert capsys.readouterr().err == "zoomseg: /root/recipe.yaml: Permission denied\n"
+    assert capsys.readouterr().err == "zoomseg: /scans/recipe.yaml: Permission denied\n"

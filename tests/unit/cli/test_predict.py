@@ -423,7 +423,7 @@ def test_the_options_are_the_settings_of_a_prediction_on_a_cluster(
 
     def predicted(*given: object) -> object:
         seen.append(given[3])
-        return clusters.Outcome(0, 0, 0, Gathered(1, (), 0, ()))
+        return clusters.ClusterOutcome(0, 0, 0, Gathered(1, (), 0, ()))
 
     monkeypatch.setattr(clusters, "predict", predicted)
     given = ["--cluster", "tcp://nowhere:1", "--backend", "torch", "--max-ram", "8G", "--max-vram", "2G"]

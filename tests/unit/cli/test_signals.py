@@ -142,7 +142,7 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
             ["evaluate", str(room / "predicted"), labels, "-o", o],
             "cases were scored, and nothing was written",
         ),
-        "study": ("zoomseg.study.run", "_held_back", ["study", data, "-o", o, *study], GO_ON),
+        "study": ("zoomseg.study.run", "_held_out", ["study", data, "-o", o, *study], GO_ON),
         "export": (
             "zoomseg.export.package",
             "_pack",

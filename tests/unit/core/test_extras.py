@@ -60,7 +60,7 @@ def test_an_environment_of_uv_keeps_the_extras_that_it_has(
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     there = {*EXTRAS["pacs"], *EXTRAS["train"]} - {"torch"}
     monkeypatch.setattr(extras, "installed", there.__contains__)
-    assert how_to_install("torch") == "uv tool install '.[train,pacs]' in a clone of ZoomSeg"
+    assert how_to_install("torch") == "uv tool install '.[train,dicom-extra,pacs]' in a clone of ZoomSeg"
     assert how_to_reinstall() == "uv tool install --reinstall . in a clone of ZoomSeg"
 
 

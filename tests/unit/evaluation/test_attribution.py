@@ -254,7 +254,7 @@ def test_a_coarse_stage_with_coarser_labels_has_found_something_or_nothing(
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.json", "{", r"a\.json: file: Invalid JSON.*predict again"),
+        ("a.json", "{", r"a\.json: top level: Invalid JSON.*predict again"),
         ("a.json", '{"stages": [], "answering": {"liver": ["../fine"]}}', "must be distinct and named among"),
         ("a.json", json.dumps({"stages": [stage("../x")], "answering": {}}), r"stages\.0\.name: String"),
         ("a.json", json.dumps({"stages": [], "answering": {}, "run": 1}), "run: Extra inputs"),

@@ -238,7 +238,7 @@ def test_the_model_card_names_labels_data_and_use(tmp_path: Path) -> None:
     assert "validation" not in card
     assert "cases: train: a, b" in card
     assert "not for diagnosis" in card
-    assert "CT / 'x' # (b)" in card
+    assert r"CT \| \`x\` # \<b\>." in card
 
 
 def test_the_card_of_a_model_with_atlases_warns_of_the_patients_in_it(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_markdown() -> None:
         "## Dice",
         "",
         r"| row | left\|kidney | \* |",
-        "|---|---:|---:|",
+        "| --- | ---: | ---: |",
         "| W + CMA | 0.500 | – |",  # noqa: RUF001
         r"| \<script\> | 1 | 2 |",
         "",
