@@ -46,6 +46,9 @@ LOOKS = 100
 """Number of times that all training patches together should show the median scan's voxels on the fine grid; a
 short training gets a coarser grid. In CHAOS, 125 times was better than 31 on a finer grid, in BTCV 70 times
 better than 200 on a coarser one (benchmarks/results/2026-11-21-ablation.md)."""
+DETAILED_LOOKS = 150
+"""From so many times on, a training can also learn a finer grid with a wider network: in BTCV, this was
+better with 170 and 350 times, and worse with 60 (benchmarks/results/2026-11-29-fine-detail.md)."""
 LEAST_FINE_FACTOR = 6
 """Minimum ratio of the fine grid's voxels to the coarse one's, however short the training is."""
 MEMORY_SHARE = 0.4
@@ -75,6 +78,8 @@ class _Chosen:
     drafts: tuple[StagePlan, ...]
     costs: tuple[Cost, ...]
     why_memory: Reason
+    shrinkings: int
+    """Times that patches were made smaller to fit."""
     reasons: tuple[Reason, ...] = ()
 
 
@@ -136,9 +141,13 @@ def _cascade(
 ) -> _Chosen:
     """A coarse stage, and one or several fine ones with as many voxels as the training can show."""
     chosen = _fitting_memory(recipe, data, schema, device, two_stages)
-    affordable, why_voxels = _affordable(recipe, chosen, device, length)
+    affordable, detailed, why_voxels = _affordable(recipe, chosen, device, length)
     if affordable != recipe:
         recipe, chosen = affordable, _fitting_memory(affordable, data, schema, device, two_stages)
+    if detailed:
+        finer = _fitting_memory(recipe, data, schema, device, partial(two_stages, detailed=True))
+        # Larger patches are worth more than detail.
+        chosen = finer if finer.shrinkings == chosen.shrinkings else chosen
     groups, why_regions = _regions(recipe, data, schema, chosen.drafts[-1].mm)
     if groups:
         chosen = _fitting_memory(recipe, data, schema, device, partial(boxes, groups=groups))
@@ -213,7 +222,8 @@ def _fitting_memory(
         costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
         needed = step_bytes(costs)
         if needed <= available:
-            return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
+            why = _why_memory(needed, device, larger, shrinkings)
+            return _Chosen(drafts, tuple(costs), why, shrinkings)
         if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
             raise RecipeError(
                 f"a training step of recipe '{recipe.name}' needs {spoken(needed)} even with patches of "
@@ -226,8 +236,9 @@ def _fitting_memory(
 
 def _affordable(
     recipe: specs.PlannedRecipe, chosen: _Chosen, device: Device, length: TrainingLength | None
-) -> tuple[specs.PlannedRecipe, Reason]:
-    """The recipe with no more voxels on the fine grid than its training can show often enough."""
+) -> tuple[specs.PlannedRecipe, bool, Reason]:
+    """The recipe with no more voxels on the fine grid than its training can show often enough, and whether
+    it can show them so often that detail beyond them can be learned as well."""
     steps, why_steps = _steps(recipe, chosen.costs, device, length)
     fine = chosen.drafts[-1].stage.training
     shown = steps * fine.batch * math.prod(fine.patch)
@@ -241,7 +252,8 @@ def _affordable(
     else:
         why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time allows more detail"
     changed = recipe.model_copy(update={"fine_voxels": voxels})
-    return changed, Reason("fine voxels", count(voxels), why)
+    detailed = shown >= DETAILED_LOOKS * recipe.fine_voxels
+    return changed, detailed, Reason("fine voxels", count(voxels), why)
 
 
 def _steps(

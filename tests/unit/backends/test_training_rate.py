@@ -5,7 +5,7 @@ import torch
 
 from zoomseg.backends import training_rate
 from zoomseg.backends.device import Device
-from zoomseg.backends.training_rate import CONVOLUTION_SHARE, GRID, measured, rounded
+from zoomseg.backends.training_rate import BLOCK_SHARE, GRID, measured, rounded
 
 
 @pytest.fixture(autouse=True)
@@ -15,22 +15,30 @@ def _forgotten() -> None:
 
 def test_the_fastest_pass_counts_but_not_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.001, 0.5, 0.4, 0.1, 0.3, 0.2])
-    monkeypatch.setattr(training_rate._Convolution, "seconds", lambda self: next(seconds))
-    # Forward, and two gradients: 2 patches of 24x24x24 voxels, 32 channels to 32, 27 weights each.
-    multiply_adds = 3 * 2 * 24**3 * 32 * 32 * 27
-    assert measured(Device("cpu")) == rounded(CONVOLUTION_SHARE * multiply_adds / 0.1)
+    monkeypatch.setattr(training_rate._Block, "seconds", lambda self: next(seconds))
+    # Forward, and two gradients: 2 patches of 24x24x24 voxels, twice 32 channels to 32, 27 weights each.
+    multiply_adds = 3 * 2 * 24**3 * 2 * 32 * 32 * 27
+    assert measured(Device("cpu")) == rounded(BLOCK_SHARE * multiply_adds / 0.1)
 
 
 def test_it_is_measured_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
-    monkeypatch.setattr(training_rate._Convolution, "seconds", lambda self: passes.append(1) or 0.1)
+    monkeypatch.setattr(training_rate._Block, "seconds", lambda self: passes.append(1) or 0.1)
     first = Device("cpu").multiply_adds_per_second
     before = len(passes)
     assert Device("cpu").multiply_adds_per_second == first
     assert len(passes) == before > 0
 
 
-def test_it_is_what_the_convolution_reaches() -> None:
+def test_it_draws_no_random_numbers_of_the_training() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    measured(Device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_is_what_a_convolution_reaches() -> None:
     """The rate of a larger convolution, forward alone, is within a factor of ten."""
     import time
 
