@@ -19,7 +19,8 @@ from zoomseg.core.memory import require_ram_of
 from zoomseg.core.morphology import Mask, filled
 from zoomseg.core.region import bounding_box
 from zoomseg.core.resample import AxisInterpolations, read_box, resample_data
-from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.core.volume import Volume
+from zoomseg.pipeline.label_priors import Numbers, numbers_on, one_hot
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
     AtlasInput,
@@ -323,6 +324,23 @@ def select_prior(spec: PriorInput | AtlasInput, probabilities: Array, labels: tu
     return namespace(probabilities).take(probabilities, index, axis=probabilities.ndim - 4)
 
 
+def label_maps_on(
+    specs: Sequence[InputSpec],
+    priors: Mapping[str, StagePrediction],
+    grid: Grid,
+    box: Box,
+    kernels: AxisInterpolations,
+) -> dict[int, Numbers]:
+    """Those of ``priors_on``, ``[*box.shape]`` of ``grid``; ``kernels`` by its axes."""
+    found: dict[int, Numbers] = {}
+    for n, spec in enumerate(prior_specs(specs)):
+        if isinstance(spec, PriorInput) and spec.form == "label_map":
+            decided = priors[spec.of].decided
+            assert decided is not None  # the caller checks ``graph.label_map_is_read``
+            found[n] = numbers_on(decided, prior_names(spec, priors[spec.of].labels), grid, box, kernels)
+    return found
+
+
 def image_on(
     specs: Sequence[InputSpec],
     image: Volume,
@@ -346,48 +364,23 @@ def priors_on(
     specs: Sequence[InputSpec],
     priors: Mapping[str, StagePrediction],
     grid: Grid,
-    kernels: AxisInterpolations | None = None,
+    label_maps: Mapping[int, Numbers],
 ) -> list[Array]:
     """The channels ``[C, *grid.shape]`` of every prior of these inputs.
 
     Args:
-        kernels: of label maps, by axis of ``grid``; None: linear.
+        label_maps: ``[*grid.shape]``, by index of the prior inputs that read label maps.
     """
     parts: list[Array] = []
-    for spec in prior_specs(specs):
+    for n, spec in enumerate(prior_specs(specs)):
         prior = priors[spec.of]
-        if isinstance(spec, PriorInput) and spec.form == "label_map":
-            assert prior.decided is not None  # the caller checks ``graph.label_map_is_read``
-            names = prior_names(spec, prior.labels)
-            parts.append(beside(label_map_on(prior.decided, names, grid, kernels), prior.probabilities))
+        if n in label_maps:
+            count = len(prior_names(spec, prior.labels))
+            parts.append(beside(one_hot(label_maps[n], count), prior.probabilities))
             continue
         chosen = select_prior(spec, prior.probabilities, prior.labels)
         parts.append(resample_data(chosen, prior.grid, grid))
     return parts
-
-
-def label_map_on(
-    labels: LabelMap, names: Sequence[str], grid: Grid, kernels: AxisInterpolations | None = None
-) -> AnyNumpy:
-    """``[len(names), *grid.shape]`` float32: 1 where a label has at least half of a voxel, interpolated
-    separately; of two such labels, the one with the higher value is used (``resize_segmentation`` of
-    batchgenerators)."""
-    values = labels.schema.value_of
-    won = np.zeros(grid.shape, dtype=np.int64)
-    for n in sorted(range(len(names)), key=lambda n: values[names[n]]):
-        c = labels.schema.class_of(names[n])
-        own = resample_data(
-            labels.data[None], labels.grid, grid, False, functools.partial(_share_of, c), kernels
-        )
-        won[own[0] >= 0.5] = n + 1
-    out: AnyNumpy = (won == np.arange(1, 1 + len(names)).reshape(-1, 1, 1, 1)).astype(np.float32)
-    return out
-
-
-def _share_of(c: int, labels: AnyNumpy) -> AnyNumpy:
-    """1 inside a label, 0 elsewhere."""
-    out: AnyNumpy = (labels == c).astype(np.float32)
-    return out
 
 
 def window_of(spec: IntensitySpec) -> tuple[float, float] | None:

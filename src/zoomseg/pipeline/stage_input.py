@@ -223,15 +223,18 @@ class InputReader:
         self._view = view
         self._start = box.start
         self._image = image_in(view, scan, box)
-        self._label_kernels = grids.label_kernels(view.stage.grid, scan.grid)
+        kernels = grids.label_kernels(view.stage.grid, scan.grid)
+        self._label_maps = inputs.label_maps_on(view.stage.inputs, priors, view.grid, box, kernels)
         read = {spec.of for spec in inputs.prior_specs(view.stage.inputs)}
         self._priors = {name: priors[name].beside(self._image) for name in read}
 
     def read(self, box: Box) -> Array:
         """``[C, *box.shape]``."""
-        image = self._image[(slice(None), *box.relative_to(self._start).slices)]
+        own = box.relative_to(self._start).slices
+        image = self._image[(slice(None), *own)]
+        label_maps = {n: numbers[own] for n, numbers in self._label_maps.items()}
         grid = self._view.grid.crop(box)
-        priors = inputs.priors_on(self._view.stage.inputs, self._priors, grid, self._label_kernels)
+        priors = inputs.priors_on(self._view.stage.inputs, self._priors, grid, label_maps)
         for prior in priors:
             _clear_beyond(prior, self._view, box)
         return namespace(image).concat([image, *priors])

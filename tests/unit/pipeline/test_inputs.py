@@ -18,7 +18,7 @@ from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.region import Region
 from zoomseg.core.resample import AxisInterpolations, resample_data
-from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.core.volume import Volume
 from zoomseg.pipeline import inputs
 from zoomseg.pipeline.inputs import Normalisation, check_within, line
 from zoomseg.recipe.load import load
@@ -135,7 +135,7 @@ def seen(
     n = image.channels
     plain = Normalisation((-math.inf,) * n, (math.inf,) * n, (0.0,) * n, (1.0,) * n)
     return np.concatenate(
-        [inputs.image_on(specs, image, plain, grid), *inputs.priors_on(specs, priors, grid)]
+        [inputs.image_on(specs, image, plain, grid), *inputs.priors_on(specs, priors, grid, {})]
     )
 
 
@@ -162,9 +162,9 @@ def test_atlas_and_stages_come_in_the_order_of_the_inputs() -> None:
 
     priors = {"coarse": constant("coarse", 0.5, 0.25, 0.25), ATLAS: constant(ATLAS, 0.1, 0.6, 0.3)}
     specs = [AtlasInput(labels=("spleen",)), ImageInput(), PriorInput(of="coarse", labels=("liver",))]
-    found = np.concatenate(inputs.priors_on(specs, priors, GRID))
+    found = np.concatenate(inputs.priors_on(specs, priors, GRID, {}))
     assert found[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.25])
-    everything = np.concatenate(inputs.priors_on([AtlasInput(labels="all")], priors, GRID))
+    everything = np.concatenate(inputs.priors_on([AtlasInput(labels="all")], priors, GRID, {}))
     assert everything[:, 1, 1, 1].tolist() == pytest.approx([0.6, 0.3])
     assert inputs.image_channels(specs, 2) == (0, 1)
 
@@ -391,32 +391,3 @@ def test_the_likeness_of_scans_is_judged_by_the_first_channels_window() -> None:
     spec = PerChannel(channels=(Window(lower=5, upper=9), MinMax()))
     assert inputs.window_of(spec) == (5, 9)
     assert inputs.limits_of(spec) is None
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_label_map_is_brought_over_label_by_label(apart: bool) -> None:
-    """A label is assigned where it covers at least half of a voxel; ``apart``: the nearest slice along k."""
-    data = np.random.default_rng(5).integers(0, 4, size=(9, 8, 6)).astype(np.uint8)
-    schema = LabelSchema(("b", "a", "c"), (2, 1, 3))  # of two halves, the higher value is kept
-    source = Grid.from_spacing(data.shape, (1.0, 1.0, 1.5))
-    target = source.with_shape((18, 12, 9))
-    kernels: AxisInterpolations = ("linear", "linear", "nearest" if apart else "linear")
-    found = inputs.label_map_on(LabelMap(data, source, schema), ("a", "b", "c"), target, kernels)
-    won = np.zeros(target.shape, dtype=int)
-    for c, n in ((2, 1), (1, 2), (3, 3)):  # classes by rising value
-        mask = (data == c).astype(np.float64)
-        if apart:
-            at = (np.arange(9) + 0.5) * 6 / 9 - 0.5
-            mask = mask[:, :, np.floor(at + 0.5 + 1e-9).astype(int).clip(0, 5)]
-        factors = [after / before for before, after in zip(mask.shape, target.shape, strict=True)]
-        share = ndimage.zoom(mask, factors, order=1, mode="nearest", grid_mode=True)
-        won[share >= 0.5 - 1e-9] = n
-    assert np.array_equal(found, np.stack([won == n for n in (1, 2, 3)]))
-    assert found.sum() > 500
-
-
-def test_on_its_own_grid_a_label_map_stays_as_it_is() -> None:
-    data = np.random.default_rng(5).integers(0, 3, size=(4, 4, 4)).astype(np.uint8)
-    labels = LabelMap(data, GRID, LabelSchema.consecutive(["a", "b"]))
-    found = inputs.label_map_on(labels, ("b",), GRID)
-    assert np.array_equal(found[0], data == 2)

@@ -65,10 +65,12 @@ def resampled(data: Floats, shape: tuple[int, int, int], order: int, apart: bool
 
 def one_hot(labels: npt.NDArray[np.int64], shape: tuple[int, int, int], apart: bool) -> Floats:
     """``resample_data_or_seg`` of a segmentation with order 1, and ``convert_labelmap_to_one_hot``."""
-    won = np.zeros(shape)
-    for label in (1, 2):
-        share = resampled((labels == label).astype(np.float64), shape, 1, apart)
-        won[share >= 0.5] = label
+    shares = np.stack(
+        [resampled((labels == label).astype(np.float64), shape, 1, apart) for label in (0, 1, 2)]
+    )
+    nearest = resampled(labels.astype(np.float64), shape, 0, apart).astype(int)
+    tied = np.take_along_axis(shares, nearest[None], axis=0)[0] == shares.max(axis=0)
+    won = np.where(tied, nearest, shares.argmax(axis=0))
     return np.stack([won == label for label in (1, 2)]).astype(np.float64)
 
 
