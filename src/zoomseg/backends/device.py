@@ -30,7 +30,7 @@ WRONG_CUDNN = (90800, 91500)
 HOARDED = 256 << 20
 """Bytes that glibc requests beyond what is needed, if freed memory is kept."""
 HELD_SHARE = 0.1
-"""Share of a GPU's memory for training data: 300 cases in 24 GB, at the planner's largest fine grid."""
+"""Share of a GPU's memory for training data: in 24 GB, 300 cases of 2.5 million voxels."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Device:
 
     @property
     def multiply_adds_per_second(self) -> float:
-        """Rate of convolutions in training, measured on this machine: sufficient to estimate the duration in
-        advance."""
+        """Rate of residual blocks in training, measured on this machine: sufficient to estimate the duration
+        in advance."""
         from zoomseg.backends import training_rate
 
         return training_rate.measured(self)

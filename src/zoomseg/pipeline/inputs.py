@@ -331,7 +331,8 @@ def label_maps_on(
     box: Box,
     kernels: AxisInterpolations,
 ) -> dict[int, Numbers]:
-    """Those of ``priors_on``, ``[*box.shape]`` of ``grid``; ``kernels`` by its axes."""
+    """The label maps ``[*box.shape]`` of ``grid`` that these inputs read, by index among the prior inputs
+    (see ``label_priors.numbers_on``)."""
     found: dict[int, Numbers] = {}
     for n, spec in enumerate(prior_specs(specs)):
         if isinstance(spec, PriorInput) and spec.form == "label_map":

@@ -28,7 +28,7 @@ Numbers = npt.NDArray[np.uint8]
 Part = tuple[slice, slice, slice]
 
 SAME_EXTENT = 1e-4
-"""Part of a voxel up to which two grids cover the same extent."""
+"""Largest difference, in voxels, between the ends of two grids of the same extent."""
 PIECE_VOXELS = 2_000_000
 """Voxels computed at once: each needs a few numbers of 8 bytes."""
 
@@ -46,12 +46,13 @@ def numbers_on(
     """
     axes = axiswise(grid.to_index_of(labels.grid), grid.shape)
     assert axes is not None  # a stage's grid has the axes of the scan
-    ordered = sorted(names, key=labels.schema.value_of.__getitem__)
+    ordered = sorted(labels.schema.names, key=labels.schema.value_of.__getitem__)
     ranks, numbers = np.zeros(256, dtype=np.uint8), np.zeros(256, dtype=np.uint8)
     for rank, name in enumerate(ordered, start=1):
-        ranks[labels.schema.class_of(name)], numbers[rank] = rank, 1 + names.index(name)
+        ranks[labels.schema.class_of(name)] = rank
+        numbers[rank] = 1 + names.index(name) if name in names else 0
     data = ranks[labels.data].transpose(axes.order)
-    boxes = class_boxes(data, range(1, 1 + len(names)))
+    boxes = class_boxes(data, range(1, 1 + len(ordered)))
     found = np.zeros(box.shape, dtype=np.uint8)
     if boxes:
         taps = [
@@ -116,6 +117,8 @@ def _reading(taps: Sequence[_Taps], box: Box) -> Part:
 def _pieces(part: Part) -> Iterator[Part]:
     """The part in pieces along its first axis."""
     first, *others = part
+    if any(rows.stop == rows.start for rows in part):
+        return
     each = max(1, PIECE_VOXELS // max(1, math.prod(rows.stop - rows.start for rows in others)))
     for start in range(first.start, first.stop, each):
         yield slice(start, min(start + each, first.stop)), part[1], part[2]
@@ -128,7 +131,7 @@ def _winners(data: Numbers, boxes: Mapping[int, Box], taps: Sequence[_Taps]) -> 
     read = Box(*zip(*((int(a.voxels[0].min()), int(a.voxels[1].max()) + 1) for a in taps), strict=True))
     best = _shares(data[read.slices] == 0, read.start, taps)
     won = np.zeros(best.shape, dtype=np.uint8)
-    is_nearest = (nearest == 0) & (best > 0)
+    is_nearest = nearest == 0
     for rank, box in sorted(boxes.items()):
         inside = box.intersect(read)
         if inside.empty:
@@ -140,7 +143,7 @@ def _winners(data: Numbers, boxes: Mapping[int, Box], taps: Sequence[_Taps]) -> 
             [a.part(rows) for a, rows in zip(taps, part, strict=True)],
         )
         own, above, same = nearest[part] == rank, share > best[part], share == best[part]
-        is_nearest[part] = np.where(above, own, is_nearest[part] | (same & (share > 0) & own))
+        is_nearest[part] = np.where(above, own, is_nearest[part] | (same & own))
         won[part][above] = rank
         np.maximum(best[part], share, out=best[part])
     return np.where(is_nearest, nearest, won)

@@ -30,8 +30,8 @@ that are too short to be pooled are not compared with."""
 WEIGHT_COPIES = 5
 """Copies of every weight: itself, its gradient, two moments of the optimiser, its average."""
 ANSWER_COPIES = 8
-"""Copies of a network's output, in float32: logits, their logarithms, probabilities for the Dice and for the
-next stage, the reference, and intermediate results of their gradients."""
+"""Copies of a network's output, in float32: logits, probabilities for the loss and for the next
+stage, the reference, and intermediate results of their gradients."""
 
 PASSES = 3
 """A step's arithmetic in forward passes: the backward pass takes two."""

@@ -23,7 +23,7 @@ SINGLE_STAGE_FACTOR = 4.0
 
 BATCH_LIMIT = 4
 ABOUT_HALF = 0.6
-"""Of a spacing."""
+"""Data count as twice as fine as a grid up to this share of its spacing."""
 Number = TypeVar("Number")
 
 SAME_SIDE = 0.9
@@ -74,7 +74,8 @@ def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchem
 def two_stages(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, detailed: bool = False
 ) -> tuple[StagePlan, ...]:
-    """``detailed``: see ``_detailed``."""
+    """``detailed``: the fine stage's grid is finer than its first feature maps, which have twice the
+    channels."""
     coarse = _coarse_stage(recipe, data, schema)
     return coarse, _fine_stage(recipe, data, schema, detailed)
 
@@ -108,8 +109,8 @@ def _fine_stage(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, detailed: bool
 ) -> StagePlan:
     mm = spacing_for(data, recipe.fine_voxels)
-    why_spacing = _why_spacing("fine", data, mm, recipe.fine_voxels)
-    finer = finer_axes(data, mm) if detailed else (1, 1, 1)
+    finer = _finer_axes(data, mm) if detailed else (1, 1, 1)
+    # Twice the spacing of data that are not quite twice as fine: a grid finer than these shows nothing more.
     mm = as_vector(np.maximum(mm, np.where(np.array(finer) > 1, np.multiply(finer, data.spacing_mm), 0)))
     likely = recipe.region_threshold
     found = "finds" if likely is None else f"gives a probability over {likely:g}"
@@ -119,13 +120,13 @@ def _fine_stage(
         mm,
         specs.DilatedForeground(of="coarse", margin_mm=recipe.region_margin_mm, threshold=likely),
         f"{recipe.region_margin_mm:g} mm around all that the coarse stage {found}",
-        why_spacing,
+        _why_spacing("fine", data, mm, recipe.fine_voxels),
         finer=finer,
     )
     return _closer(look, recipe, data, schema)
 
 
-def finer_axes(data: Fingerprint, mm: Vector3) -> Index3:
+def _finer_axes(data: Fingerprint, mm: Vector3) -> Index3:
     """2 for each axis along which the data are about twice as fine as ``mm``, or finer, else 1."""
     return as_index(np.where(np.array(data.spacing_mm) <= ABOUT_HALF * np.array(mm), 2, 1))
 
@@ -193,7 +194,7 @@ def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema:
 
 def _detailed(fit: SizedNetwork, look: _Look) -> tuple[SizedNetwork, Vector3, Reason]:
     """The network on a finer grid, the spacing of that, and why. Its first convolution strides over what is
-    finer, and its logits are interpolated, so that it costs little more and delineates better."""
+    finer, and its logits are interpolated."""
     why = look.why_spacing
     if look.finer == (1, 1, 1):
         return fit, look.mm, why
@@ -205,7 +206,12 @@ def _detailed(fit: SizedNetwork, look: _Look) -> tuple[SizedNetwork, Vector3, Re
         "kernels": (kernel, *fit.network.kernels[1:]),
     }
     why_patch, *others = fit.reasons
-    why_patch = replace(why_patch, value=times(patch), why=f"{why_patch.why}; twice that on the finer grid")
+    twice = " and ".join(axis for axis, factor in zip(AXES, look.finer, strict=True) if factor > 1)
+    why_patch = replace(
+        why_patch,
+        value=times(patch),
+        why=f"{why_patch.why}; twice that along {twice}, where the grid is finer",
+    )
     detailed = SizedNetwork(patch, fit.network.model_copy(update=changed), (why_patch, *others))
     told = (
         f"{millimetres(look.mm)} {why.why}; there is time to learn more detail, which the data have: the "

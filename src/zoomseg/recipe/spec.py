@@ -332,8 +332,9 @@ class PriorInput(Spec):
     of: str
     labels: Labels = "all"
     form: Literal["probabilities", "label_map"] = "probabilities"
-    """``label_map``: for each label, 1 inside it in the label map of that stage alone and 0 elsewhere;
-    resampled to the grid label by label, linearly, and thresholded at a half (nnU-Net's cascade)."""
+    """``label_map``: for each label, 1 inside it in the label map of that stage alone and 0 elsewhere; on the
+    grid, each voxel belongs to the label, or the background, with the largest share, interpolated linearly
+    (nnU-Net's cascade)."""
     dropout: Dropout = 0.0
     """Training: share of patches in which a label's channel is zero, drawn label by label, as if the earlier
     stage had missed the label. In training it misses fewer than in new scans, so that a stage which always
@@ -846,7 +847,8 @@ class PlannedRecipe(Spec):
     description: Text = ""
     source: Text = ""
     fine_voxels: VoxelCount
-    """The fine grid has about this many voxels in the median scan, and is never finer than the data."""
+    """The fine grid has about this many voxels in the median scan, more in long trainings, and is never finer
+    than the data."""
     coarse_voxels: VoxelCount
     """The coarse grid is chosen so that the median scan has about this many voxels."""
     fine_patch_voxels: VoxelCount
@@ -854,7 +856,7 @@ class PlannedRecipe(Spec):
     gpu_patch_factor: Annotated[int, Field(ge=1, le=1000)] = 1
     """On a GPU, fine patches have this many times as many voxels, as far as its memory allows."""
     base_channels: tuple[Channels, Channels]
-    """Channels of the first level of the coarse and the fine network."""
+    """Channels of the first level of the coarse and the fine network; twice the latter in long trainings."""
     max_channels: Channels
     batch: Batch
     region_margin_mm: LengthMm

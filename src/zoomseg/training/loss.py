@@ -170,7 +170,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(logits_BCIJK: Tensor, target_BIJK: Tensor, weights_C: Tensor | None = None) -> _Sums:
-    """Of which all losses are functions; without weights, w is one."""
+    """Of which all losses from the reference are functions; without weights, w is one."""
     if weights_C is None:
         weights_C = logits_BCIJK.new_ones(logits_BCIJK.shape[1])
     return _Sums(*_SumsOfSoftmax.apply(logits_BCIJK, target_BIJK, weights_C))  # type: ignore[no-untyped-call]
@@ -194,7 +194,7 @@ class _SumsOfSoftmax(torch.autograd.Function):
             p_BCIJK *= counts_BIJK[:, None]
         weight_BIJK = weights_C.to(p_BCIJK)[class_BIJK] * counts_BIJK
         ctx.save_for_backward(p_BCIJK, own_BIJK, class_BIJK, weight_BIJK)
-        # One after the other, so that float32 would lose small numbers.
+        # index_add_ adds voxel by voxel: in float32, small numbers would be lost.
         overlap_C = own_BIJK.new_zeros(p_BCIJK.shape[1], dtype=torch.float64)
         overlap_C.index_add_(0, class_BIJK.flatten(), own_BIJK.flatten().double())
         cost = -(weight_BIJK * log_own_BIJK).sum()
@@ -271,11 +271,6 @@ def soft_dice(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total) -> tuple[
     return _dice(_sums(logits_BCIJK, target_BIJK), target_BIJK, total)
 
 
-def soft_dice_loss(logits_BCIJK: Tensor, target_BIJK: Tensor, total: Total) -> Tensor:
-    """One minus the soft Dice over the whole batch, averaged over the foreground classes in it."""
-    return _dice_loss(*soft_dice(logits_BCIJK, target_BIJK, total))
-
-
 def _dice(sums: _Sums, target_BIJK: Tensor, total: Total) -> tuple[Tensor, Tensor]:
     voxels_C = voxels_by_class(target_BIJK, len(sums.overlap_C)).to(sums.overlap_C)
     overlap_C, sizes_C = total(sums.overlap_C), total(voxels_C)
@@ -283,6 +278,7 @@ def _dice(sums: _Sums, target_BIJK: Tensor, total: Total) -> tuple[Tensor, Tenso
 
 
 def _dice_loss(dice_C: Tensor, sizes_C: Tensor) -> Tensor:
+    """One minus the soft Dice, averaged over the foreground classes in the batch."""
     present = sizes_C[1:] > 0
     if not bool(present.any()):
         return dice_C.sum() * 0.0

@@ -174,8 +174,7 @@ class StageGroup:
             x_BCIJK = self._assemble(stage, data, batch, answers)
             learning = stage.name in self.trained and modules[stage.name].training
             with torch.set_grad_enabled(learning), self._autocast(stage):
-                logits = [level.contiguous() for level in modules[stage.name](x_BCIJK)]
-            logits = [level.float() for level in logits]
+                logits = [level.contiguous().float() for level in modules[stage.name](x_BCIJK)]
             if stage.name in self.trained:
                 target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
                 losses[stage.name] = loss.compute(

@@ -74,6 +74,35 @@ def test_the_label_with_the_largest_share_wins_as_in_nnunet(
     assert np.array_equal(part, padded[2:, 3:6, 1:4])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_part_of_the_grid_without_any_label_is_zero(axis: int) -> None:
+    data = np.zeros((8, 8, 8), dtype=np.uint8)
+    data[tuple(slice(0, 2) if a == axis else slice(None) for a in range(3))] = 1
+    grid = Grid.from_spacing(data.shape, (1.0, 2.0, 3.0))
+    labels = LabelMap(data, grid, LabelSchema.consecutive(["a", "b"]))
+    start, stop = [0, 0, 0], [8, 8, 8]
+    start[axis] = 5
+    box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    assert not numbers_on(labels, ("a", "b"), grid, box, ("linear",) * 3).any()
+    # A label that lies between the samples of a coarser grid.
+    coarse = grid.with_shape((2, 2, 2))
+    thin = np.where(data == 1, 0, data)
+    thin[tuple(slice(0, 1) if a == axis else slice(None) for a in range(3))] = 2
+    found = numbers_on(LabelMap(thin, grid, labels.schema), ("a", "b"), coarse, coarse.box, ("linear",) * 3)
+    assert not found.any()
+
+
+def test_labels_that_are_not_read_take_their_share() -> None:
+    """Of the middle voxel, a has a half, b and the background a quarter each: without b, a has no more than
+    the others together."""
+    data = np.array([1, 1, 2, 0], dtype=np.uint8).reshape(4, 1, 1)
+    grid = Grid.from_spacing(data.shape, (1.0, 1.0, 1.0))
+    labels = LabelMap(data, grid, LabelSchema.consecutive(["a", "b"]))
+    target = grid.with_shape((2, 1, 1))
+    assert numbers_on(labels, ("a",), target, target.box, ("linear",) * 3).ravel().tolist() == [1, 0]
+    assert numbers_on(labels, ("b",), target, target.box, ("linear",) * 3).ravel().tolist() == [0, 0]
+
+
 def test_on_its_own_grid_a_label_map_stays_as_it_is() -> None:
     data = drawn((8, 8, 8), 3)
     grid = Grid.from_spacing(data.shape, (1.0, 2.0, 3.0))

@@ -245,7 +245,7 @@ def test_a_long_training_learns_detail_beyond_the_fine_grid() -> None:
         return made.recipe.stages[1], reasons(made)
 
     shown = 2 * 48**3
-    enough = math.ceil(150 * 2_500_000 / shown)
+    enough = math.ceil(350 * 2_500_000 / shown)
     (usual, _), (detailed, why) = fine(enough - 1), fine(enough)
     assert isinstance(usual.grid, FixedSpacing)
     assert isinstance(detailed.grid, FixedSpacing)
@@ -276,6 +276,24 @@ def test_patches_are_not_made_smaller_for_detail() -> None:
     assert isinstance(plain.recipe.stages[1].network, ResEncUNet)
     assert plain.recipe.stages[1].network.strides[0] == (1, 1, 1)
     assert "to fit" not in reasons(plain)["memory of a step"].why
+
+
+def test_a_plan_without_detail_that_fits_is_kept() -> None:
+    """Even where one with detail would not fit with the smallest patches."""
+    many = LabelSchema.consecutive([f"organ {n}" for n in range(60)])
+    sizes = [0.05 * 1.1**n for n in range(60)]
+
+    def fits(size: float) -> bool:
+        try:
+            whole_plan(ABDOMEN, many, on=device("cpu", size))
+        except RecipeError:
+            return False
+        return True
+
+    smallest = next(size for size in sizes if fits(size))
+    made = whole_plan(ABDOMEN, many, on=device("cpu", smallest))
+    assert isinstance(made.recipe.stages[1].network, ResEncUNet)
+    assert made.recipe.stages[1].network.strides[0] == (1, 1, 1)
 
 
 def test_detail_is_never_finer_than_the_data() -> None:
