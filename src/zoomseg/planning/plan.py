@@ -2,11 +2,11 @@
 to the model and never computed again.
 
 The rules, in order: one stage if a scan fits a patch; grids from the median scan's size and a voxel budget,
-the fine one's no larger than the training can show, or finer if it is long; boxes for groups of organs that
-are small and far apart; patches as physical cubes, larger on a GPU, and all voxel budgets reduced until one
-training step fits the device's memory; pooling only of axes that are still long and not yet coarser than the
-others; a window from foreground intensities for CT, with more contrast for most organs where a few (bone,
-airways) make it wide; z-scores for other images.
+the fine one's no larger than the training can show; boxes for groups of organs that are small and far apart;
+patches as physical cubes, larger on a GPU, and all voxel budgets reduced until one training step fits the
+device's memory; pooling only of axes that are still long and not yet coarser than the others; a window from
+foreground intensities for CT, with more contrast for most organs where a few (bone, airways) make it wide;
+z-scores for other images.
 """
 
 from __future__ import annotations
@@ -46,10 +46,6 @@ LOOKS = 100
 """Number of times that all training patches together should show the median scan's voxels on the fine grid; a
 short training gets a coarser grid. In CHAOS, 125 times was better than 31 on a finer grid, in BTCV 70 times
 better than 200 on a coarser one (benchmarks/results/2026-11-21-ablation.md)."""
-DETAILED_LOOKS = 350
-"""From so many times on, a training, which then makes fewer and larger steps, gets a finer grid and a wider
-network: on fold 0 of BTCV, this was better with 350 times, on fold 1 worse with 175 times
-(benchmarks/results/2026-11-29-fine-detail.md, 2026-11-30-default-recipe-trials.md)."""
 LEAST_FINE_FACTOR = 6
 """Minimum ratio of the fine grid's voxels to the coarse one's, however short the training is."""
 MEMORY_SHARE = 0.4
@@ -79,8 +75,6 @@ class _Chosen:
     drafts: tuple[StagePlan, ...]
     costs: tuple[Cost, ...]
     why_memory: Reason
-    recipe: specs.PlannedRecipe
-    """With the patches that fit."""
     reasons: tuple[Reason, ...] = ()
 
 
@@ -142,26 +136,13 @@ def _cascade(
 ) -> _Chosen:
     """A coarse stage, and one or several fine ones with as many voxels as the training can show."""
     chosen = _fitting_memory(recipe, data, schema, device, two_stages)
-    affordable, has_time, why_voxels = _affordable(recipe, chosen, device, length)
+    affordable, why_voxels = _affordable(recipe, chosen, device, length)
     if affordable != recipe:
         recipe, chosen = affordable, _fitting_memory(affordable, data, schema, device, two_stages)
     groups, why_regions = _regions(recipe, data, schema, chosen.drafts[-1].mm)
     if groups:
         chosen = _fitting_memory(recipe, data, schema, device, partial(boxes, groups=groups))
-    elif has_time:
-        chosen = _detailed(chosen, data, schema, device)
     return replace(chosen, reasons=(why_voxels, why_regions))
-
-
-def _detailed(chosen: _Chosen, data: Fingerprint, schema: LabelSchema, device: Device) -> _Chosen:
-    """With more detail, if that fits without smaller patches."""
-    drafts = two_stages(chosen.recipe, data, schema, detailed=True)
-    costs = tuple(costs_of([draft.stage for draft in drafts], data.channels, schema))
-    needed = step_bytes(costs)
-    if needed > MEMORY_SHARE * _memory(device):
-        return chosen
-    why_memory = replace(chosen.why_memory, value=spoken(needed))
-    return replace(chosen, drafts=drafts, costs=costs, why_memory=why_memory)
 
 
 def _described(recipe: specs.PlannedRecipe, stages: int) -> str:
@@ -232,8 +213,7 @@ def _fitting_memory(
         costs = costs_of([draft.stage for draft in drafts], data.channels, schema)
         needed = step_bytes(costs)
         if needed <= available:
-            why = _why_memory(needed, device, larger, shrinkings)
-            return _Chosen(drafts, tuple(costs), why, recipe)
+            return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
         if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
             raise RecipeError(
                 f"a training step of recipe '{recipe.name}' needs {spoken(needed)} even with patches of "
@@ -246,9 +226,8 @@ def _fitting_memory(
 
 def _affordable(
     recipe: specs.PlannedRecipe, chosen: _Chosen, device: Device, length: TrainingLength | None
-) -> tuple[specs.PlannedRecipe, bool, Reason]:
-    """The recipe with no more voxels on the fine grid than its training can show often enough, and whether
-    there is time for more detail."""
+) -> tuple[specs.PlannedRecipe, Reason]:
+    """The recipe with no more voxels on the fine grid than its training can show often enough."""
     steps, why_steps = _steps(recipe, chosen.costs, device, length)
     fine = chosen.drafts[-1].stage.training
     shown = steps * fine.batch * math.prod(fine.patch)
@@ -261,11 +240,8 @@ def _affordable(
         why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
     else:
         why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time allows more detail"
-    has_time = shown >= DETAILED_LOOKS * recipe.fine_voxels
-    if has_time:
-        why += f"; {DETAILED_LOOKS} times, so that there is time for steps that are larger and fewer"
     changed = recipe.model_copy(update={"fine_voxels": voxels})
-    return changed, has_time, Reason("fine voxels", count(voxels), why)
+    return changed, Reason("fine voxels", count(voxels), why)
 
 
 def _steps(
@@ -314,9 +290,7 @@ def _why_network(recipe: specs.PlannedRecipe, stage: specs.Stage, cost: Cost) ->
     channels = stage.network.channels
     half = f"{2 * cost.parameters / UNITS['M']:.1f} MB in half precision"
     size = f"{cost.parameters / 1e6:.2f} million weights, {half}"
-    detailed = stage.network.strides[0] != (1, 1, 1)
-    first = f"twice the recipe's {channels[0] // 2}" if detailed else f"the recipe's {channels[0]}"
-    why = f"{first} channels at first, doubled by level up to its {recipe.max_channels}"
+    why = f"the recipe's {channels[0]} channels at first, doubled by level up to its {recipe.max_channels}"
     return Reason(f"{stage.name} network", f"{' '.join(map(str, channels))} channels; {size}", why)
 
 

@@ -13,17 +13,15 @@ from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.sides import has_side, is_asymmetric
 from zoomseg.planning.fingerprint import Fingerprint, as_index, as_vector
-from zoomseg.planning.network_sizes import SizedNetwork, size_network
+from zoomseg.planning.network_sizes import size_network
 from zoomseg.planning.organ_groups import Group
-from zoomseg.planning.rationale import AXES, Reason, count, decimals, millimetres, times
+from zoomseg.planning.rationale import AXES, Reason, count, decimals, millimetres
 from zoomseg.recipe import spec as specs
 
 SINGLE_STAGE_FACTOR = 4.0
 """One stage is enough if the median scan has at most this many times a patch's voxels."""
 
 BATCH_LIMIT = 4
-ABOUT_HALF = 0.6
-"""Data count as twice as fine as a grid up to this share of its spacing."""
 Number = TypeVar("Number")
 
 SAME_SIDE = 0.9
@@ -71,13 +69,9 @@ def one_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchem
     return (StagePlan(stage, mm, reasons),)
 
 
-def two_stages(
-    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, detailed: bool = False
-) -> tuple[StagePlan, ...]:
-    """``detailed``: the fine stage's grid is finer than its first feature maps, which have twice the
-    channels."""
+def two_stages(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> tuple[StagePlan, ...]:
     coarse = _coarse_stage(recipe, data, schema)
-    return coarse, _fine_stage(recipe, data, schema, detailed)
+    return coarse, _fine_stage(recipe, data, schema)
 
 
 def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
@@ -105,13 +99,8 @@ def _coarse_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelS
     return StagePlan(stage, mm, (why_spacing, *fit.reasons, _why_batch("coarse", recipe), why_shift))
 
 
-def _fine_stage(
-    recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, detailed: bool
-) -> StagePlan:
+def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     mm = spacing_for(data, recipe.fine_voxels)
-    finer = _finer_axes(data, mm) if detailed else (1, 1, 1)
-    # Twice the spacing of data that are not quite twice as fine: a grid finer than these shows nothing more.
-    mm = as_vector(np.maximum(mm, np.where(np.array(finer) > 1, np.multiply(finer, data.spacing_mm), 0)))
     likely = recipe.region_threshold
     found = "finds" if likely is None else f"gives a probability over {likely:g}"
     look = _Look(
@@ -121,14 +110,8 @@ def _fine_stage(
         specs.DilatedForeground(of="coarse", margin_mm=recipe.region_margin_mm, threshold=likely),
         f"{recipe.region_margin_mm:g} mm around all that the coarse stage {found}",
         _why_spacing("fine", data, mm, recipe.fine_voxels),
-        finer=finer,
     )
     return _closer(look, recipe, data, schema)
-
-
-def _finer_axes(data: Fingerprint, mm: Vector3) -> Index3:
-    """2 for each axis along which the data are about twice as fine as ``mm``, or finer, else 1."""
-    return as_index(np.where(np.array(data.spacing_mm) <= ABOUT_HALF * np.array(mm), 2, 1))
 
 
 def boxes(
@@ -165,16 +148,11 @@ class _Look:
     """``roi`` in words."""
     why_spacing: Reason
     labels: tuple[str, ...] | Literal["all"] = "all"
-    finer: Index3 = (1, 1, 1)
-    """By how much the grid of the scan and of the prediction is finer than the ``mm`` of the first feature
-    maps."""
 
 
 def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
     name = look.name
-    base = recipe.base_channels[1] * (1 if look.finer == (1, 1, 1) else 2)
-    fit = size_network(name, look.shape, look.mm, recipe.fine_patch_voxels, base, recipe)
-    fit, mm, why_spacing = _detailed(fit, look)
+    fit = size_network(name, look.shape, look.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
     # Its patches contain its own labels, and all others as the coarse prediction.
     shown = (schema,) if look.labels == "all" else (schema, LabelSchema.consecutive(look.labels))
     training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, *shown)
@@ -182,42 +160,16 @@ def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema:
         name=name,
         labels=look.labels,
         roi=look.roi,
-        grid=specs.FixedSpacing(mm=mm, tile=fit.patch, overlap=0.25),
+        grid=specs.FixedSpacing(mm=look.mm, tile=fit.patch, overlap=0.25),
         inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
         network=fit.network,
         training=training,
     )
     why = "the recipe's margin: room for what the coarse stage cuts off"
     region = Reason(f"{name} region", look.region, why)
-    return StagePlan(stage, mm, (region, why_spacing, *fit.reasons, _why_batch(name, recipe), why_shift))
-
-
-def _detailed(fit: SizedNetwork, look: _Look) -> tuple[SizedNetwork, Vector3, Reason]:
-    """The network on a finer grid, the spacing of that, and why. Its first convolution strides over what is
-    finer, and its logits are interpolated."""
-    why = look.why_spacing
-    if look.finer == (1, 1, 1):
-        return fit, look.mm, why
-    finer = np.array(look.finer)
-    mm, patch = _rounded(as_vector(np.array(look.mm) / finer)), as_index(np.array(fit.patch) * finer)
-    kernel = as_index(np.where(finer > 1, 3, fit.network.kernels[0]))
-    changed = {
-        "strides": (look.finer, *fit.network.strides[1:]),
-        "kernels": (kernel, *fit.network.kernels[1:]),
-    }
-    why_patch, *others = fit.reasons
-    twice = " and ".join(axis for axis, factor in zip(AXES, look.finer, strict=True) if factor > 1)
-    why_patch = replace(
-        why_patch,
-        value=times(patch),
-        why=f"{why_patch.why}; twice that along {twice}, where the grid is finer",
+    return StagePlan(
+        stage, look.mm, (region, look.why_spacing, *fit.reasons, _why_batch(name, recipe), why_shift)
     )
-    detailed = SizedNetwork(patch, fit.network.model_copy(update=changed), (why_patch, *others))
-    told = (
-        f"{millimetres(look.mm)} {why.why}; there is time to learn more detail, which the data have: the "
-        "first convolution strides from this grid to that one, and has twice the recipe's channels"
-    )
-    return detailed, mm, Reason(why.what, millimetres(mm), told)
 
 
 def _why_batch(stage: str, recipe: specs.PlannedRecipe) -> Reason:

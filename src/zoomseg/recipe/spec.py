@@ -847,8 +847,7 @@ class PlannedRecipe(Spec):
     description: Text = ""
     source: Text = ""
     fine_voxels: VoxelCount
-    """The fine grid has about this many voxels in the median scan, more in long trainings, and is never finer
-    than the data."""
+    """The fine grid has about this many voxels in the median scan, and is never finer than the data."""
     coarse_voxels: VoxelCount
     """The coarse grid is chosen so that the median scan has about this many voxels."""
     fine_patch_voxels: VoxelCount
@@ -856,7 +855,7 @@ class PlannedRecipe(Spec):
     gpu_patch_factor: Annotated[int, Field(ge=1, le=1000)] = 1
     """On a GPU, fine patches have this many times as many voxels, as far as its memory allows."""
     base_channels: tuple[Channels, Channels]
-    """Channels of the first level of the coarse and the fine network; twice the latter in long trainings."""
+    """Channels of the first level of the coarse and the fine network."""
     max_channels: Channels
     batch: Batch
     region_margin_mm: LengthMm
