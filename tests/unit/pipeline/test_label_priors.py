@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -116,3 +120,27 @@ def test_one_hot() -> None:
     found = one_hot(numbers, 2)
     assert found.dtype == np.float32
     assert found[..., 0, 0].tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]
+
+
+RESIZE = """
+import sys, numpy as np
+from batchgenerators.augmentations.utils import resize_segmentation
+given, out, *shape = sys.argv[1:]
+data = np.load(given).astype(np.float32)
+np.save(out, resize_segmentation(data, tuple(map(int, shape)), 1))
+"""
+
+
+def test_it_is_what_batchgenerators_computes(tmp_path: Path) -> None:
+    python = os.environ.get("ZOOMSEG_NNUNET_PYTHON")
+    if not python:
+        pytest.skip("ZOOMSEG_NNUNET_PYTHON names no Python that has nnunetv2")
+    shape, other = (256, 64, 12), (224, 56, 20)
+    data, schema = drawn(shape), LabelSchema.consecutive(["a", "b", "c"])
+    source = Grid.from_spacing(shape, (1.3, 1.237, 5.0))
+    target = source.with_shape(other)
+    np.save(tmp_path / "given.npy", data.T)
+    run = [python, "-c", RESIZE, tmp_path / "given.npy", tmp_path / "out.npy", *reversed(other)]
+    subprocess.run([str(part) for part in run], check=True)
+    found = numbers_on(LabelMap(data, source, schema), NAMES, target, target.box, ("linear",) * 3)
+    assert np.array_equal(found, np.load(tmp_path / "out.npy").T)
