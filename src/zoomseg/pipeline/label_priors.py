@@ -104,7 +104,7 @@ def _taps(kernel: AxisInterpolation, positions: FloatArray, size: int) -> _Taps:
     nearest = np.floor(positions + 0.5)
     lower = nearest if kernel == "nearest" else np.floor(positions)
     weight = np.ones(len(lower)) if kernel == "nearest" else 1.0 - (positions - lower)
-    first, second, closest = ((at.astype(np.int64)).clip(0, size - 1) for at in (lower, lower + 1, nearest))
+    first, second, closest = (at.astype(np.int64).clip(0, size - 1) for at in (lower, lower + 1, nearest))
     return _Taps((first, second), (weight, 1.0 - weight), closest)
 
 
@@ -119,7 +119,7 @@ def _pieces(part: Part) -> Iterator[Part]:
     first, *others = part
     if any(rows.stop == rows.start for rows in part):
         return
-    each = max(1, PIECE_VOXELS // max(1, math.prod(rows.stop - rows.start for rows in others)))
+    each = max(1, PIECE_VOXELS // math.prod(rows.stop - rows.start for rows in others))
     for start in range(first.start, first.stop, each):
         yield slice(start, min(start + each, first.stop)), part[1], part[2]
 
@@ -152,7 +152,8 @@ def _winners(data: Numbers, boxes: Mapping[int, Box], taps: Sequence[_Taps]) -> 
 def _shares(inside: npt.NDArray[np.bool_], start: Index3, taps: Sequence[_Taps]) -> FloatArray:
     """The share of these voxels, which begin at ``start`` of the source, at every position."""
     share = np.zeros(tuple(len(along.nearest) for along in taps))
-    for corner in itertools.product((0, 1), repeat=3):  # of the last axis, the second, and the first
+    sides = [(0, 1) if along.weights[1].any() else (0,) for along in taps]
+    for corner in itertools.product(*reversed(sides)):  # of the last axis, the second, and the first
         weights: FloatArray | float = 1.0
         picked = inside
         for a in (2, 1, 0):
