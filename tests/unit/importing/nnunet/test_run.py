@@ -103,7 +103,8 @@ def windowed(image: Floats, network: torch.nn.Module, patch: list[int], mirrored
     delta = np.zeros(patch)
     delta[tuple(p // 2 for p in patch)] = 1
     weight = ndimage.gaussian_filter(delta, [p / 8 for p in patch], mode="constant")
-    weight = (weight / weight.max()).clip(2.0**-24 / 10)
+    weight = (10 * weight / weight.max()).astype(np.float16).astype(np.float64)
+    weight[weight == 0] = weight[weight > 0].min()
     classes = network.decoder.seg_layers[-1].out_channels  # type: ignore[union-attr]
     total, weights = np.zeros((classes, *sizes)), np.zeros(sizes)
     for start in itertools.product(*starts):
