@@ -131,7 +131,7 @@ def _winners(data: Numbers, boxes: Mapping[int, Box], taps: Sequence[_Taps]) -> 
     read = Box(*zip(*((int(a.voxels[0].min()), int(a.voxels[1].max()) + 1) for a in taps), strict=True))
     best = _shares(data[read.slices] == 0, read.start, taps)
     won = np.zeros(best.shape, dtype=np.uint8)
-    is_nearest = nearest == 0
+    of_nearest = np.where(nearest == 0, best, 0.0)
     for rank, box in sorted(boxes.items()):
         inside = box.intersect(read)
         if inside.empty:
@@ -142,11 +142,10 @@ def _winners(data: Numbers, boxes: Mapping[int, Box], taps: Sequence[_Taps]) -> 
             inside.start,
             [a.part(rows) for a, rows in zip(taps, part, strict=True)],
         )
-        own, above, same = nearest[part] == rank, share > best[part], share == best[part]
-        is_nearest[part] = np.where(above, own, is_nearest[part] | (same & own))
-        won[part][above] = rank
+        np.copyto(of_nearest[part], share, where=nearest[part] == rank)
+        won[part][share > best[part]] = rank
         np.maximum(best[part], share, out=best[part])
-    return np.where(is_nearest, nearest, won)
+    return np.where(of_nearest == best, nearest, won)
 
 
 def _shares(inside: npt.NDArray[np.bool_], start: Index3, taps: Sequence[_Taps]) -> FloatArray:

@@ -177,8 +177,8 @@ def _sums(logits_BCIJK: Tensor, target_BIJK: Tensor, weights_C: Tensor | None = 
 
 
 class _SumsOfSoftmax(torch.autograd.Function):
-    """One softmax for all of them: with torch's functions, cross-entropy and Dice took a quarter of a step
-    where convolutions are fast (AMX)."""
+    """One softmax for all of them: where convolutions are fast (AMX), a step of the default fine network
+    takes a tenth less time than with torch's functions for cross-entropy and Dice."""
 
     @staticmethod
     def forward(
@@ -205,11 +205,11 @@ class _SumsOfSoftmax(torch.autograd.Function):
         """With a_c, b_c and g the given gradients of predicted_c, overlap_c and the cost, that of a logit z_c
         is p_c (a_c - sum_j a_j p_j - b_k p_k + g w_k), and for c = k in addition b_k p_k - g w_k."""
         p_BCIJK, own_BIJK, class_BIJK, weight_BIJK = ctx.saved_tensors
-        of_own_BIJK = of_overlap_C[class_BIJK] * own_BIJK - of_cost * weight_BIJK
+        of_own_B1IJK = (of_overlap_C[class_BIJK] * own_BIJK - of_cost * weight_BIJK)[:, None]
         mean_B1N = of_predicted_C[None, None] @ p_BCIJK.flatten(2)
-        rest_B1IJK = (-mean_B1N).view_as(of_own_BIJK[:, None]) - of_own_BIJK[:, None]
-        found_BCIJK = (of_predicted_C[:, None, None, None] + rest_B1IJK).mul_(p_BCIJK)
-        return found_BCIJK.scatter_add_(1, class_BIJK[:, None], of_own_BIJK[:, None]), None, None
+        mean_B1IJK = mean_B1N.view_as(of_own_B1IJK) + of_own_B1IJK
+        found_BCIJK = (of_predicted_C[:, None, None, None] - mean_B1IJK).mul_(p_BCIJK)
+        return found_BCIJK.scatter_add_(1, class_BIJK[:, None], of_own_B1IJK), None, None
 
 
 def class_weights(counts_C: Tensor) -> Tensor:
