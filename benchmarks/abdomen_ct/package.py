@@ -5,10 +5,10 @@
 
 MODEL was trained on all cases, its twin with the same recipe but without some. README.md in this folder lists
 all commands. Both get the recipe from this folder, the coarse network of a further training of it alone
-(``coarse_recipe.py``), on the same cases, and the shifts below. The first command then scores the
-twin on its held-out cases and calibrates its confidence; it keeps its precision, and gets no card. The second
-one writes the included model (FOLDER is ``src/zoomseg/models/abdomen-ct``), with the calibration and the
-scores of the twin.
+(``coarse_recipe.py``), on the same cases and some scans without these organs (``coarse_cases.py``), and the
+shifts below. The first command then scores the twin on its held-out cases and calibrates its confidence; it
+keeps its precision, and gets no card. The second one writes the included model (FOLDER is
+``src/zoomseg/models/abdomen-ct``), with the calibration and the scores of the twin.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ def table(metrics: pd.DataFrame, model: bundle.Bundle) -> str:
 def packaged(trained: bundle.Bundle, coarse: bundle.Bundle) -> bundle.Bundle:
     """The model with the recipe from this folder, the first stage of ``coarse``, and shifted logits of its
     last stage."""
-    if coarse.provenance["training_cases"] != trained.provenance["training_cases"]:
-        raise SystemExit("the coarse network was trained on other cases than the model")
+    same, held_out = set(_cases(trained, "training_cases")), set(_cases(trained, "validation_cases"))
+    seen = set(_cases(coarse, "training_cases"))
+    if not same <= seen or held_out & seen:
+        raise SystemExit("the coarse network was not trained on the cases of the model, or on held-out ones")
     recipe = load(RECIPE)
     assert isinstance(recipe, Recipe)
     first, last = recipe.stages[0].name, recipe.stages[-1].name
@@ -63,6 +65,12 @@ def packaged(trained: bundle.Bundle, coarse: bundle.Bundle) -> bundle.Bundle:
         bias[1 + trained.schema.names.index(organ)] += shift  # class 0 is the background
     weights = {first: coarse.weights[first], last: {**tensors, "heads.0.bias": bias}}
     return replace(trained, recipe=recipe, weights=weights)
+
+
+def _cases(model: bundle.Bundle, kind: str) -> list[str]:
+    cases = model.provenance[kind]
+    assert isinstance(cases, list)
+    return [str(case) for case in cases]
 
 
 def main() -> None:
@@ -82,8 +90,7 @@ def main() -> None:
     bundle.save(model, options.out)
     # Its report shows the curves of the training.
     shutil.copytree(options.model / "training", options.out / "training", ignore=ALL_BUT_CURVES)
-    held_out = [str(case) for case in model.provenance["validation_cases"]]  # type: ignore[union-attr]
-    validate(open_dataset(options.score_on), options.out, held_out, resolve("auto"))
+    validate(open_dataset(options.score_on), options.out, _cases(model, "validation_cases"), resolve("auto"))
     write_graphs(options.out)
 
 
@@ -93,8 +100,7 @@ def include(model: bundle.Bundle, twin: Path, out: Path) -> None:
     # Duration and hardware of the training are recorded, the identifiers of its scans are not.
     unsaid = {"training_cases", "validation_cases", "init"}
     told: dict[str, JSON] = {key: value for key, value in model.provenance.items() if key not in unsaid}
-    cases = model.provenance["training_cases"]
-    assert isinstance(cases, list)
+    cases = _cases(model, "training_cases")
     told_of_it = {**told, "training_cases": len(cases)}
     model = replace(model, provenance=told_of_it, calibration=bundle.load(twin).calibration)
     bundle.save(model, out, half=True)

@@ -103,6 +103,7 @@ def train(
     epochs: int | None = None,
     folds: int | None = None,
     fold: int = 0,
+    split: str | PathLike[str] | None = None,
     seed: int = 0,
     init: str | PathLike[str] | None = None,
     resume: bool = False,
@@ -119,6 +120,8 @@ def train(
         folds: number of folds, of which ``fold`` is held out; by default none. At the end, the held-out cases
             are segmented and scored, in ``validation`` in the model's folder, and calibrate its confidence.
         fold: index of the held-out fold, from 0.
+        split: JSON file with lists ``train``, ``validation`` and ``test`` of cases, or nnU-Net's
+            ``splits_final.json`` (of which ``fold`` is used), in place of ``folds``.
         seed: on the CPU and with ``epochs``, equal seeds give equal models.
         init: folder of a model to fine-tune, possibly to other labels, with a tenth of the learning rate.
         resume: continue the training in ``out``; ``seconds`` or ``epochs`` change its length, and other
@@ -139,7 +142,9 @@ def train(
 
     initial = None if init is None else Path(init)
     request = TrainingRequest(recipe, seconds, epochs, folds, fold, seed, initial)
-    return train_model(Path(dataset), Path(out), request, resume, device)
+    return train_model(
+        Path(dataset), Path(out), request, resume, device, None if split is None else Path(split)
+    )
 
 
 def evaluate(

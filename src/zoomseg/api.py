@@ -202,11 +202,17 @@ def load_model(path: Path, device: str, any_scan: bool) -> Model:
     return Model(load_predictor([path], resolve(device), PredictionSettings(any_scan=any_scan)))
 
 
-def train_model(dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str) -> Model:
-    from zoomseg.training import training_run, validation
+def train_model(
+    dataset: Path, out: Path, request: TrainingRequest, resume: bool, device: str, split: Path | None
+) -> Model:
+    from zoomseg.datasets.split_file import read_splits
+    from zoomseg.training import requested_recipe, training_run, validation
     from zoomseg.training.log import Silent
 
     data, where = open_dataset(dataset), resolve(device)
+    if split is not None:
+        splits = requested_recipe.trained_on(read_splits(split, data))
+        request = requested_recipe.with_split(request, splits)
     if resume:
         given = [one.name for one in fields(request) if getattr(request, one.name) != one.default]
         settings = training_run.settings_given(request, given)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zoomseg.datasets.layouts import Dataset
     from zoomseg.evaluation.result import Evaluation
     from zoomseg.io.bundle import Bundle
+    from zoomseg.training.loop import Split
     from zoomseg.training.requested_recipe import TrainingRequest
     from zoomseg.training.validation import Validation
 
@@ -70,6 +71,13 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Length in epochs (of the recipe's steps_per_epoch, or 100 steps).",
 )
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds for a cross-validation.")
+@click.option(
+    "--split",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="JSON with lists train, validation and test, or nnU-Net's splits_final.json, instead of --folds; "
+    "other cases are not used.",
+)
 @click.option(
     "--fold",
     metavar="FOLD",
@@ -124,6 +132,7 @@ def command(
     time_budget: float | None,
     epochs: int | None,
     folds: int | None,
+    split: Path | None,
     fold: int | None,
     init: Path | None,
     teachers: tuple[str, ...],
@@ -134,9 +143,9 @@ def command(
 ) -> int:
     """Train a recipe on DATASET (nnU-Net raw, MSD, or images/ and labels/ folders) and write a model.
 
-    The folder is a usable model after every checkpoint (about once a minute). With --folds, the held-out fold
-    is segmented and evaluated at the end, in OUT/validation; with --fold all, all cases are. Under
-    `torchrun`, processes share every batch.
+    The folder is a usable model after every checkpoint (about once a minute). With --folds or --split, the
+    held-out cases are segmented and evaluated at the end, in OUT/validation; with --fold all, those of all
+    folds. Under `torchrun`, processes share every batch.
     """
     began = time.monotonic()  # before the imports, which take seconds that count for users
     from rich.console import Console
@@ -145,26 +154,32 @@ def command(
     from zoomseg.cli.training_display import TrainingDisplay
     from zoomseg.core.interrupts import ending
     from zoomseg.datasets.layouts import open_dataset
+    from zoomseg.datasets.split_file import read_splits
     from zoomseg.io.bundle import models_in
     from zoomseg.training import cross_validation, requested_recipe, self_training, training_run
     from zoomseg.training.distributed import by_torchrun, joined
     from zoomseg.training.log import Silent
 
     require_one_length(time_budget, epochs)
-    if fold != 0 and folds is None and not resume:
+    if fold != 0 and folds is None and split is None and not resume:
         wanted = "all" if fold is None else fold
-        raise click.UsageError(f"--fold {wanted} needs the number of folds, for example --folds 5")
+        raise click.UsageError(
+            f"--fold {wanted} needs the number of folds, for example --folds 5, or a --split"
+        )
     if fold is None and unlabelled is not None:
         raise click.UsageError("--unlabelled cannot be combined with --fold all; give one --fold, or none")
     data = open_dataset(dataset)
+    splits = () if split is None else requested_recipe.trained_on(read_splits(split, data))
     known = tuple(str(model) for teacher in teachers for model in models_in(teacher))
     request = requested_recipe.TrainingRequest(
         recipe, time_budget, epochs, folds, fold or 0, seed, init, teachers=known
     )
+    if splits:
+        request = requested_recipe.with_split(request, splits)
     given = given_by_user(context) - ({"fold"} if fold is None else set())
     settings = training_run.settings_given(request, given) if resume else None
     if fold is None or (resume and cross_validation.is_begun(out)):
-        return _train_all(data, out, request, device, settings)
+        return _train_all(data, out, request, splits, device, settings)
     if unlabelled is not None or (resume and self_training.is_begun(out)):
         if settings is not None and unlabelled is not None:
             settings |= {"unlabelled": str(unlabelled.resolve())}
@@ -240,7 +255,12 @@ def _train_with_unlabelled(
 
 
 def _train_all(
-    data: Dataset, out: Path, request: TrainingRequest, device: str, settings: Mapping[str, Any] | None
+    data: Dataset,
+    out: Path,
+    request: TrainingRequest,
+    splits: tuple[Split, ...],
+    device: str,
+    settings: Mapping[str, Any] | None,
 ) -> int:
     """All folds, one after the other. With ``settings``, the existing cross-validation, which must have had
     them, is resumed; finished folds are not repeated."""
@@ -253,12 +273,14 @@ def _train_all(
 
     _require_one_process("--fold all", "start one command per fold: --fold 0, --fold 1, ...")
     where, console, reporter = resolve(device), Console(stderr=True), _FoldReporter()
+    if settings is not None and splits:
+        settings = {**settings, "split": tuple((split.train, split.validation) for split in splits)}
     with TrainingDisplay(console) as display:
         if settings is not None:
             trained = cross_validation.reopen(data, out, request.seconds, request.epochs, settings)
         else:
-            assert request.folds is not None
-            trained = cross_validation.begin(data, out, request.folds, request, where, display)
+            count = request.folds or len(splits)
+            trained = cross_validation.begin(data, out, count, request, where, display, splits)
     with ending(lambda: "--resume continues from here"):
         scores = trained.run(where, lambda: TrainingDisplay(console), reporter.fold)
     _tell_all_folds(scores, trained.count, out)

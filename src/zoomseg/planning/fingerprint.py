@@ -197,41 +197,48 @@ def require(dataset: Dataset, ids: Sequence[str], organs: Iterable[str]) -> None
         raise _absent(dataset, missing, len(ids))
 
 
-def require_in_two(
+def require_in_every(
     dataset: Dataset,
     folds: Sequence[Sequence[str]],
     organs: Iterable[str],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Read cases until each of ``organs`` was found in two folds, so that whichever is held out, the others
-    have it.
+    """Read cases until each of ``organs`` was found in the training cases of every fold.
+
+    Args:
+        folds: the training cases of each fold.
 
     Raises:
-        DatasetError: some are in none of them, or in one, whose model could not learn them.
+        DatasetError: some are in none of them, or a fold has none, and its model could not learn them.
         ScanError: a case cannot be used.
     """
-    found: dict[str, dict[int, list[str]]] = {name: {} for name in organs}
-    in_turn = [
-        (fold, case) for row in zip_longest(*folds) for fold, case in enumerate(row) if case is not None
-    ]
-    for done, (fold, case_id) in enumerate(in_turn):
-        if all(len(there) > 1 for there in found.values()):
+    trained = [frozenset(cases) for cases in folds]
+    found: dict[str, list[str]] = {name: [] for name in organs}
+
+    def lacking(name: str) -> int | None:
+        """The first fold without the organ."""
+        return next((n for n, cases in enumerate(trained) if cases.isdisjoint(found[name])), None)
+
+    # First the cases of all folds but one, so that two of them usually suffice.
+    in_turn = list(dict.fromkeys(case for row in zip_longest(*folds) for case in row if case is not None))
+    for done, case_id in enumerate(in_turn):
+        if all(lacking(name) is None for name in found):
             return
         if on_progress is not None:
             on_progress(done, len(in_turn))
         (case,) = cases_of(dataset, [case_id])
         for name in _present(case).intersection(found):
-            found[name].setdefault(fold, []).append(case_id)
+            found[name].append(case_id)
     absent = [name for name, there in found.items() if not there]
     if absent:
         raise _absent(dataset, absent, len(in_turn))
     for name, there in found.items():
-        if len(there) == 1:
-            ((fold, cases),) = there.items()
+        fold = lacking(name)
+        if fold is not None:
             raise DatasetError(
-                f"data set '{dataset.name}': {name} is only in {listed(cases)}, held out in fold {fold}, "
-                "whose model could not learn it; remove it from 'labels' in dataset.json, add cases that "
-                "contain it, or train without --fold all"
+                f"data set '{dataset.name}': {name} is only in {listed(there)}, on which the model of fold "
+                f"{fold} is not trained, so that it could not learn it; remove it from 'labels' in "
+                "dataset.json, add cases that contain it, or train without --fold all"
             )
 
 

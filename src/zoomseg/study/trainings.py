@@ -15,6 +15,7 @@ from zoomseg.core.errors import DatasetError, RecipeError, TrainingError
 from zoomseg.core.interrupts import GO_ON, InterruptedTrainingError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import Dataset, open_dataset
+from zoomseg.datasets.split_file import CaseSplit, read_splits
 from zoomseg.inference import atlas_priors
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
@@ -35,7 +36,6 @@ from zoomseg.study.recipe_edits import (
     with_atlases,
     with_small_organs,
 )
-from zoomseg.study.split_file import CaseSplit, read_splits
 from zoomseg.study.study_record import StudyRecord
 from zoomseg.training import atlases, fine_tuning, requested_recipe, self_training, training_run
 from zoomseg.training.log import Silent, TrainingObserver
@@ -134,7 +134,7 @@ class Trainings:
         )
 
     def _listed(self, fold: int) -> Split:
-        return Split(self.splits[fold].train, self.splits[fold].validation)
+        return requested_recipe.trained_on(self.splits)[fold]
 
     def start(self, training: StudyTraining) -> Recipe:
         """The recipe that a training changes: the study's, or its own, reduced in the same way."""

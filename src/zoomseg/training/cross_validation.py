@@ -8,8 +8,9 @@ OUT/init/<name>/     a copy of the initial model, if there is one
 OUT/fold-<n>/        a model with its training, as ``training.training_run`` writes it
 ```
 
-A plan uses all labelled cases, as their spacings and sizes reveal little about any one of them. (nnU-Net also
-takes its fingerprint from all of them: Isensee et al. 2021.)
+A plan uses all labelled cases (of given splits: those on which some fold trains), as their spacings and
+sizes reveal little about any one of them. (nnU-Net also takes its fingerprint from all of them: Isensee et
+al. 2021.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from zoomseg.backends.device import Device
+from zoomseg.core.errors import DatasetError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.evaluation.result import Evaluation
 from zoomseg.evaluation.saved import gather, read_scores
@@ -34,6 +36,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import PlannedRecipe
 from zoomseg.training import fine_tuning, record, requested_recipe, training_run, validation
 from zoomseg.training.log import TrainingObserver
+from zoomseg.training.loop import Split
 from zoomseg.training.record import CrossValidationRecord
 from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.validation import Validation
@@ -44,12 +47,14 @@ OnValidated = Callable[[Path, Validation], None]
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """All ``count`` folds of a data set; ``request`` says how each is trained."""
+    """All ``count`` folds of a data set; ``request`` says how each is trained. ``splits`` are their cases;
+    without them, they are drawn."""
 
     dataset: Dataset
     out: Path
     count: int
     request: TrainingRequest
+    splits: tuple[Split, ...] = ()
 
     def folder(self, fold: int) -> Path:
         return self.out / f"fold-{fold}"
@@ -58,9 +63,9 @@ class CrossValidation:
     def folders(self) -> tuple[Path, ...]:
         return tuple(self.folder(fold) for fold in range(self.count))
 
-    def held_out(self, fold: int) -> tuple[str, ...]:
-        """The cases on which a fold's model is scored."""
-        return requested_recipe.choose_split(self.dataset, self._request_of(fold)).validation
+    def split(self, fold: int) -> Split:
+        """The cases on which a fold's model is trained, and those on which it is scored."""
+        return requested_recipe.choose_split(self.dataset, self._request_of(fold))
 
     def model(self, fold: int, device: Device, observer: TrainingObserver) -> Bundle:
         """A fold's model: from disk if it is finished, otherwise trained or resumed.
@@ -95,7 +100,7 @@ class CrossValidation:
         for fold, folder in enumerate(self.folders):
             with watch() as observer:
                 self.model(fold, device, observer)
-            held_out = self.held_out(fold)
+            held_out = self.split(fold).validation
             if not _is_validated(folder, held_out):
                 on_validated(folder, validation.validate(self.dataset, folder, held_out, device))
         parts = [folder / validation.FOLDER for folder in self.folders]
@@ -103,7 +108,10 @@ class CrossValidation:
 
     def _request_of(self, fold: int) -> TrainingRequest:
         recipe, atlases = str(self.out / "recipe.yaml"), self.out / "atlases"
-        return replace(self.request, recipe=recipe, folds=self.count, fold=fold, registered=atlases)
+        split = self.splits[fold] if self.splits else None
+        return replace(
+            self.request, recipe=recipe, folds=self.count, fold=fold, registered=atlases, split=split
+        )
 
 
 def _is_validated(folder: Path, held_out: tuple[str, ...]) -> bool:
@@ -122,29 +130,34 @@ def begin(
     request: TrainingRequest,
     device: Device,
     observer: TrainingObserver,
+    splits: tuple[Split, ...] = (),
 ) -> CrossValidation:
     """Plan a cross-validation and write it down.
 
     Args:
         request: how each fold is trained; its length applies to each fold.
+        splits: the ``count`` folds, unless they are drawn. Other cases are not used.
 
     Raises:
         ModelError: ``out`` already contains a model or a cross-validation; ``request.init`` is none.
-        DatasetError: too few labelled cases for the folds; an organ that only one of them has.
+        DatasetError: too few labelled cases for the folds; an organ that the training cases of one lack.
         RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
     record.require_free(out)
-    folds = CrossValidation(dataset, out, count, request)
-    held_out = [folds.held_out(fold) for fold in range(count)]
+    if count < 2:
+        raise DatasetError(f"a cross-validation needs at least 2 folds, got {count}")
+    folds = CrossValidation(dataset, out, count, request, splits)
+    trained = [folds.split(fold).train for fold in range(count)]
     cases = requested_recipe.choose_split(dataset, TrainingRequest())
+    used = Split(tuple(case for case in cases.train if any(case in fold for fold in trained)), ())
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
     recipe = requested_recipe.wanted_recipe(request, initial)
     organs = requested_recipe.organs_of(recipe, dataset)
-    fingerprint.require_in_two(dataset, held_out, organs, partial(observer.preparing, "folds"))
+    fingerprint.require_in_every(dataset, trained, organs, partial(observer.preparing, "folds"))
     with record.alone_in_free(out):
         if isinstance(recipe, PlannedRecipe):
-            planned = requested_recipe.plan_recipe(dataset, cases, recipe, device, observer, request)
+            planned = requested_recipe.plan_recipe(dataset, used, recipe, device, observer, request)
             write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
             recipe = planned.recipe
         write_text_atomic(out / "recipe.yaml", dump(recipe))
@@ -152,6 +165,7 @@ def begin(
             **training_run.recorded(dataset, request),
             cases=cases.train,
             folds=count,
+            split=tuple((split.train, split.validation) for split in splits) or None,
         )
         if request.init is not None and initial is not None:
             request = replace(request, init=fine_tuning.keep(initial, request.init, out))
@@ -180,7 +194,8 @@ def reopen(
         seconds=known.seconds, epochs=known.epochs, seed=known.seed, init=init, teachers=known.teachers
     )
     record.keep_length(known, before, out, bundle.FOLDS)
-    return CrossValidation(dataset, out, known.folds, request)
+    splits = tuple(Split(*split) for split in known.split or ())
+    return CrossValidation(dataset, out, known.folds, request, splits)
 
 
 def is_begun(out: Path) -> bool:

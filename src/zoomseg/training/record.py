@@ -30,6 +30,9 @@ UNLABELLED = "unlabelled.json"
 ACCELERATION = "accelerate.json"
 """Record of the acceleration of a model, in the new model's folder."""
 
+CaseIds = tuple[tuple[str, ...], tuple[str, ...]]
+"""Training and held-out cases."""
+
 _BEGUN = (ACCELERATION, UNLABELLED, FOLDS, MANIFEST, FILE)
 """Each of these files shows that something was started in a folder."""
 
@@ -133,6 +136,10 @@ def _spoken(key: str, value: Any) -> str:
     """A setting and its value, for users."""
     name = key.removeprefix("requested_")
     match value:
+        case ((str(), *_) as train, held_out) if key == "split":
+            return f"a split into {len(train)} training and {len(held_out)} held-out cases"
+        case ((_, _), *_) if key == "split":
+            return f"a split into {len(value)} folds"
         case None | ():
             return f"no {name}"
         case dict():
@@ -153,9 +160,11 @@ class _OfAllLabelled(_Record):
 
 
 class CrossValidationRecord(_OfAllLabelled):
-    """``folds.json``: the cases are distributed over the folds."""
+    """``folds.json``: the cases are distributed over the folds; ``split`` are the training and held-out
+    cases of each, if they were given."""
 
     folds: Annotated[int, Field(ge=2)]
+    split: tuple[CaseIds, ...] | None = None
 
 
 class SelfTrainingRecord(_OfAllLabelled):
@@ -166,7 +175,7 @@ class SelfTrainingRecord(_OfAllLabelled):
     recipe: str | None
     folds: Annotated[int, Field(ge=2)] | None
     fold: Annotated[int, Field(ge=0)]
-    split: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    split: CaseIds | None = None
 
 
 class AccelerationRecord(_OfAllLabelled):
@@ -190,6 +199,10 @@ class TrainingRecord(_Record):
     training_domain: TrainingDomain | None = None
     planning_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Start-up and planning, which ``seconds`` includes."""
+
+    @property
+    def split(self) -> CaseIds:
+        return self.train, self.validation
 
     @property
     def seconds_left(self) -> float | None:

@@ -3,7 +3,7 @@ the labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import DatasetError, RecipeError, TrainingError, quoted
 from zoomseg.datasets.layouts import Dataset, folds
+from zoomseg.datasets.split_file import CaseSplit
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.manifests import first_problem
 from zoomseg.planning import fingerprint, plan
@@ -87,6 +88,24 @@ def choose_split(dataset: Dataset, request: TrainingRequest) -> loop.Split:
     validation = parts[request.fold]
     held_out = frozenset(validation)
     return loop.Split((*(i for i in labelled if i not in held_out), *pseudo), validation)
+
+
+def trained_on(splits: Sequence[CaseSplit]) -> tuple[loop.Split, ...]:
+    """The splits of a file for trainings, which do not use their test cases."""
+    return tuple(loop.Split(split.train, split.validation) for split in splits)
+
+
+def with_split(request: TrainingRequest, splits: Sequence[loop.Split]) -> TrainingRequest:
+    """A request for the cases of one of ``splits``, its ``fold``.
+
+    Raises:
+        DatasetError: there is no such fold; a number of folds is given, too.
+    """
+    if request.folds is not None:
+        raise DatasetError("a number of folds and a split file exclude each other; give one of them")
+    if not 0 <= request.fold < len(splits):
+        raise DatasetError(f"the split file has {len(splits)} split(s), from 0; got fold {request.fold}")
+    return replace(request, split=splits[request.fold])
 
 
 def resolve_recipe(

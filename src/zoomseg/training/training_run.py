@@ -254,7 +254,8 @@ def settings_given(request: TrainingRequest, given: Collection[str]) -> dict[str
         ModelError: a teacher, or the initial model, is not a model.
         RecipeError: the recipe cannot be read.
     """
-    known = _settings(request) | {"folds": request.folds, "fold": request.fold}
+    split = None if request.split is None else (request.split.train, request.split.validation)
+    known = _settings(request) | {"folds": request.folds, "fold": request.fold, "split": split}
     return {key: value for key, value in known.items() if key.removeprefix("requested_") in given}
 
 

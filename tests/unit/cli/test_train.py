@@ -151,6 +151,44 @@ def test_a_resumed_training_refuses_other_settings(
     assert "recipe 'tiny' has changed since then; omit it, or choose another folder" in changed
 
 
+def test_cases_are_taken_from_nnunet_s_split_file(
+    data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(dump(tiny_recipe(together=True, iterations=1)))
+    file, other = tmp_path / "splits_final.json", tmp_path / "other.json"
+    folds = [
+        {"train": ["case_0", "case_1"], "val": ["case_2"]},
+        {"train": ["case_3", "case_2"], "val": ["case_1"], "test": ["case_0"]},
+    ]
+    file.write_text(json.dumps(folds))
+    train, split = ("train", data, "--device", "cpu", "-o"), ("--split", file, "--fold", "1")
+    out = tmp_path / "m"
+    assert run(*train, out, "-r", recipe, *split) == 0
+    told = json.loads((out / "model.json").read_text())["provenance"]
+    assert told["training_cases"] == ["case_3", "case_2"]
+    assert told["validation_cases"] == ["case_1"]
+    assert {line.split(",")[0] for line in pooled(out)} == {"case_1"}
+    assert run(*train, out, "--resume", *split) == 0
+    resumed = (data, "--device", "cpu", "-o", out, "--resume")
+    assert "fold 0 cannot be given" in refused(capfd, *resumed, "--split", file, "--fold", "0")
+    one = {"train": ["case_3", "case_0"], "val": ["case_1"]}
+    other.write_text(json.dumps([folds[0], one]))
+    changed = "a split into 2 training and 1 held-out cases has changed since then"
+    assert changed in refused(capfd, *resumed, "--split", other, "--fold", "1")
+    begun = (data, "--device", "cpu", "-o", tmp_path / "n", "-r", recipe)
+    assert "2 split(s), from 0; got fold 2" in refused(capfd, *begun, "--split", file, "--fold", "2")
+    assert "exclude each other" in refused(capfd, *begun, "--split", file, "--folds", "2")
+    other.write_text(json.dumps(one))
+    assert "at least 2 folds, got 1" in refused(capfd, *begun, "--split", other, "--fold", "all")
+    both = tmp_path / "both"
+    assert run(*train, both, "-r", recipe, "--split", file, "--fold", "all") == 0
+    assert {line.split(",")[0] for line in pooled(both)} == {"case_1", "case_2"}
+    assert run(*train, both, "--resume", "--split", file) == 0
+    other.write_text(json.dumps([folds[0], folds[1] | {"train": ["case_2"]}]))
+    again = refused(capfd, data, "--device", "cpu", "-o", both, "--resume", "--split", other)
+    assert "a split into 2 folds has changed since then" in again
+
+
 def test_a_resumed_cross_validation_refuses_other_settings(
     data: Path, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,7 +236,8 @@ def test_an_existing_model_is_not_overwritten(
         (("--time-budget", "5m", "--epochs", "3"), "not both"),
         (("--folds", "3", "--fold", "7"), "fold must be 0 to 2, got 7"),
         (("--folds", "9"), "4 labelled cases can be split into 2 to 4 folds, got 9"),
-        (("--fold", "1"), "--fold 1 needs the number of folds, for example --folds 5"),
+        (("--fold", "1"), "--fold 1 needs the number of folds, for example --folds 5, or a --split"),
+        (("--split", "nowhere.json"), "split file nowhere.json cannot be read"),
         (("--fold", "all"), "--fold all needs the number of folds"),
         (("--resume",), "there is no training to resume"),
         (("--device", "tpu"), "unknown device 'tpu'"),

@@ -17,7 +17,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.io.scans import read_image, write_image, write_labels
 from zoomseg.planning import fingerprint
-from zoomseg.planning.fingerprint import SideBySide, require, require_in_two, take
+from zoomseg.planning.fingerprint import SideBySide, require, require_in_every, take
 
 SHAPE = (24, 20, 16)
 
@@ -178,20 +178,21 @@ def test_an_organ_that_no_case_has_is_named_with_the_way_out(tmp_path: Path) -> 
 
 def test_an_organ_of_one_fold_alone_is_named_with_its_cases_and_the_fold(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {2: LARGE}, {1: SMALL, 2: LARGE}, {2: LARGE}])
-    require_in_two(data, [("c0", "c1"), ("c2", "c3")], SCHEMA.names)
-    require_in_two(data, [("c0",), ("c1",), ("c2",), ("c3",)], SCHEMA.names)
-    require_in_two(data, [("c0", "c2"), ("c1", "c3")], ["right kidney"])
+    require_in_every(data, [("c2", "c3"), ("c0", "c1")], SCHEMA.names)
+    require_in_every(data, [[c for c in data.ids if c != out] for out in data.ids], SCHEMA.names)
+    require_in_every(data, [("c0", "c2"), ("c1", "c3")], ["right kidney"])
     with pytest.raises(DatasetError) as refusal:
-        require_in_two(data, [("c1", "c3"), ("c0", "c2")], SCHEMA.names)
+        require_in_every(data, [("c0", "c2"), ("c1", "c3")], SCHEMA.names)
     assert str(refusal.value) == (
-        "data set 'd': left kidney is only in c0, c2, held out in fold 1, whose model could not learn it; "
-        "remove it from 'labels' in dataset.json, add cases that contain it, or train without --fold all"
+        "data set 'd': left kidney is only in c0, c2, on which the model of fold 1 is not trained, so that "
+        "it could not learn it; remove it from 'labels' in dataset.json, add cases that contain it, or train "
+        "without --fold all"
     )
     with pytest.raises(DatasetError, match=r"no voxel of spleen in any of the 4 training cases"):
-        require_in_two(data, [("c1", "c3"), ("c0", "c2")], ["spleen", "left kidney"])
+        require_in_every(data, [("c0", "c2"), ("c1", "c3")], ["spleen", "left kidney"])
     partial = replace(data, cases=(replace(data.cases[0], annotated=frozenset()), *data.cases[1:]))
-    with pytest.raises(DatasetError, match="left kidney is only in c2, held out in fold 1"):
-        require_in_two(partial, [("c0", "c1"), ("c2", "c3")], SCHEMA.names)
+    with pytest.raises(DatasetError, match="left kidney is only in c2, on which the model of fold 1 is not"):
+        require_in_every(partial, [("c2", "c3"), ("c0", "c1")], SCHEMA.names)
 
 
 def test_folds_are_read_in_turn_until_all_organs_were_found(tmp_path: Path) -> None:
@@ -199,8 +200,8 @@ def test_folds_are_read_in_turn_until_all_organs_were_found(tmp_path: Path) -> N
     for case in (1, 3):
         Path(data.cases[case].images[0]).write_bytes(b"not a scan")
     read: list[tuple[int, int]] = []
-    folds = [("c0", "c1"), ("c2", "c3")]
-    require_in_two(data, folds, SCHEMA.names, lambda done, total: read.append((done, total)))
+    folds = [("c2", "c3"), ("c0", "c1")]
+    require_in_every(data, folds, SCHEMA.names, lambda done, total: read.append((done, total)))
     assert read == [(0, 4), (1, 4)]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.tiny_dataset import CPU, tiny_dataset, tiny_recipe
 from helpers.untrained_models import untrained_bundle
-from zoomseg.core.errors import DatasetError, ModelError, TrainingError
+from zoomseg.core.errors import DatasetError, ModelError, ScanError, TrainingError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_labels, write_labels
@@ -21,6 +21,7 @@ from zoomseg.recipe.spec import PlannedRecipe, Recipe
 from zoomseg.training import cross_validation, requested_recipe
 from zoomseg.training.cross_validation import CrossValidation
 from zoomseg.training.log import Silent
+from zoomseg.training.loop import Split
 from zoomseg.training.requested_recipe import TrainingRequest
 
 
@@ -44,9 +45,9 @@ def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_pat
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe, seed=5))
     models = [begun.model(fold, CPU, Silent()) for fold in range(2)]
     for fold, model in enumerate(models):
-        assert model.provenance["validation_cases"] == list(begun.held_out(fold))
+        assert model.provenance["validation_cases"] == list(begun.split(fold).validation)
         assert model.provenance["seed"] == 5
-    assert sorted(begun.held_out(0) + begun.held_out(1)) == sorted(data.ids)
+    assert sorted(begun.split(0).validation + begun.split(1).validation) == sorted(data.ids)
     assert bundle.models_in(tmp_path / "m") == begun.folders
     assert bundle.models_in("abdomen-ct") == ("abdomen-ct",)
 
@@ -161,9 +162,40 @@ def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(
     held_out = requested_recipe.choose_split(data, TrainingRequest(folds=2, fold=1)).validation
     fold = int("case_0" in held_out)
     for wanted in (recipe, "default"):
-        with pytest.raises(DatasetError, match=f"right kidney is only in case_0, held out in fold {fold},"):
+        expected = f"right kidney is only in case_0, on which the model of fold {fold} is not trained,"
+        with pytest.raises(DatasetError, match=expected):
             begin(data, tmp_path / "m", TrainingRequest(wanted))
         assert not (tmp_path / "m").exists()
+
+
+def test_given_splits_are_kept_and_leave_out_other_cases(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    splits = (Split(("case_0", "case_1"), ("case_2",)), Split(("case_2", "case_0"), ("case_1",)))
+    request = TrainingRequest(recipe)
+    begun = cross_validation.begin(data, tmp_path / "m", 2, request, CPU, Silent(), splits)
+    again = cross_validation.reopen(data, tmp_path / "m")
+    for run in (begun, again):
+        assert [run.split(fold) for fold in range(2)] == list(splits)
+    model = again.model(1, CPU, Silent())
+    assert model.provenance["training_cases"] == ["case_2", "case_0"]
+    assert model.provenance["validation_cases"] == ["case_1"]
+
+
+def test_a_plan_does_not_see_cases_that_no_split_trains_on(tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "d")
+    splits = (Split(("case_0",), ("case_1",)), Split(("case_1",), ("case_0",)))
+    Path(data.cases[3].images[0]).write_bytes(b"not a scan")
+    with pytest.raises(ScanError):
+        begin(data, tmp_path / "all", TrainingRequest("default", epochs=1))
+    cross_validation.begin(
+        data, tmp_path / "m", 2, TrainingRequest("default", epochs=1), CPU, Silent(), splits
+    )
+    assert (tmp_path / "m" / "plan.md").is_file()
+
+
+def test_a_single_split_is_no_cross_validation(data: Dataset, recipe: str, tmp_path: Path) -> None:
+    one = (Split(("case_0", "case_1"), ("case_2",)),)
+    with pytest.raises(DatasetError, match="at least 2 folds, got 1"):
+        cross_validation.begin(data, tmp_path / "m", 1, TrainingRequest(recipe), CPU, Silent(), one)
 
 
 def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:

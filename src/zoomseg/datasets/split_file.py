@@ -1,4 +1,4 @@
-"""The cases on which a study trains and scores, from a file: own lists, or nnU-Net's ``splits_final.json``.
+"""The cases to train on and to score, from a file: own lists, or nnU-Net's ``splits_final.json``.
 
 ```json
 {"train": ["case_1", "case_2"], "validation": ["case_3"], "test": ["case_4"]}

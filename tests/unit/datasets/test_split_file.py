@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.errors import DatasetError
 from zoomseg.datasets.layouts import Dataset
-from zoomseg.study.split_file import CaseSplit, read_splits
+from zoomseg.datasets.split_file import CaseSplit, read_splits
 
 
 @pytest.fixture(scope="module")
