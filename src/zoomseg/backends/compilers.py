@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from zoomseg.backends.cpu import Network, Precision
+from zoomseg.backends.cpu import Channels, Network, Precision
 from zoomseg.backends.onnxruntime_network import load as load_onnxruntime
 from zoomseg.backends.openvino_network import load as load_openvino
 from zoomseg.backends.openvino_network import pointwise_head as openvino_head
@@ -30,18 +30,20 @@ def load(
     precision: Precision = "fastest",
     threads: int | None = None,
     without_head: bool = False,
+    channels: Channels | None = None,
 ) -> Network:
     """A network, compiled for this machine; arguments as in ``openvino_network.load``.
 
     Raises:
         BackendError: the library refuses the network.
+        ModelError: it has other ``channels``.
     """
     with _refusals(compiler):
         match compiler:
             case "openvino":
-                return load_openvino(graph, precision, threads, without_head)
+                return load_openvino(graph, precision, threads, without_head, channels)
             case "onnxruntime":
-                return load_onnxruntime(graph, threads)
+                return load_onnxruntime(graph, threads, channels)
 
 
 def pointwise_head(compiler: Compiler, graph: Path | bytes) -> PointwiseHead | None:
@@ -60,6 +62,8 @@ def pointwise_head(compiler: Compiler, graph: Path | bytes) -> PointwiseHead | N
 def _refusals(compiler: Compiler) -> Iterator[None]:
     try:
         yield
+    except ZoomSegError:
+        raise
     except Exception as error:  # the libraries' own errors have no common base
         line = " ".join(str(error).split())[:160]
         other = next(name for name in COMPILERS if name != compiler)

@@ -9,12 +9,32 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from zoomseg.core.errors import ModelError
+
 Float32Array = npt.NDArray[np.float32]
 Network = Callable[[Float32Array], Float32Array]
 """Input ``[B, C, *tile]`` -> probabilities ``[B, classes, ...]``, for any B and any tile that the network
 accepts. Only one call at a time, which may overwrite the output of the previous one."""
+Channels = tuple[int, int]
+"""Numbers of a network's input and output channels."""
 Precision = Literal["fastest", "float32"]
 """``fastest`` allows bfloat16 where the CPU multiplies it natively."""
+
+
+def require_channels(found: tuple[object, object], expected: Channels | None) -> None:
+    """
+    Args:
+        found: of the graph; anything but a number if it leaves them open.
+        expected: of the recipe; None: any.
+
+    Raises:
+        ModelError: they differ.
+    """
+    if expected is not None and found != expected:
+        raise ModelError(
+            f"the graph turns {found[0]} channels into {found[1]}, but the recipe {expected[0]} into "
+            f"{expected[1]}"
+        )
 
 
 def usable_threads() -> int:

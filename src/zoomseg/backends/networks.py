@@ -11,7 +11,7 @@ import numpy as np
 from zoomseg.backends import compilers, graph_check
 from zoomseg.backends.choice import Backend
 from zoomseg.backends.compilers import Compiler
-from zoomseg.backends.cpu import Network, Precision
+from zoomseg.backends.cpu import Channels, Precision
 from zoomseg.backends.device import Device
 from zoomseg.backends.network_costs import CountedTile, NetworkCosts
 from zoomseg.core.arrays import Array, namespace
@@ -21,6 +21,7 @@ from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.io.files import read_file
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.sliding_window import SplitNetwork, StageNetwork
+from zoomseg.recipe.graph import resolve_labels
 from zoomseg.recipe.spec import MeanKind, Stage
 
 
@@ -58,31 +59,34 @@ def _of_stage(
         modules = [ready_network(model, stage.name, device) for model in models]
         return mirrored(mean([as_network(own, device) for own in modules], stage.mean), axes, stage.mean)
     precision: Precision = "fastest" if device.bfloat16 else "float32"
-    graphs = [_graph(model, stage.name, backend) for model in models]
-    parts = _in_parts(graphs, stage, backend, precision, threads)
-    if parts is not None:
-        return SplitNetwork(mirrored(parts.body, axes), parts.head)
-    compiled = [_for_tiles(compilers.load(backend, graph, precision, threads)) for graph in graphs]
-    return mirrored(mean(compiled, stage.mean), axes, stage.mean)
+
+    def load(model: Bundle, without_head: bool = False) -> StageNetwork:
+        graph, channels = _graph(model, stage.name, backend), _channels(model, stage)
+        try:
+            network = compilers.load(backend, graph, precision, threads, without_head, channels)
+        except ModelError as error:
+            raise _unusable(model, stage.name, error) from error
+        return lambda x_BCIJK, tiles: network(np.ascontiguousarray(x_BCIJK))
+
+    head = _common_head([_graph(model, stage.name, backend) for model in models], stage, backend)
+    if head is not None:
+        bodies = [load(model, without_head=True) for model in models]
+        return SplitNetwork(mirrored(_concatenated(bodies), axes), head)
+    return mirrored(mean([load(model) for model in models], stage.mean), axes, stage.mean)
 
 
-def _in_parts(
-    graphs: Sequence[Path], stage: Stage, backend: Compiler, precision: Precision, threads: int | None
-) -> SplitNetwork | None:
-    """The networks without their last layers, which are combined into one; None if this saves nothing."""
+def _common_head(graphs: Sequence[Path], stage: Stage, backend: Compiler) -> PointwiseHead | None:
+    """The last layers of all networks, combined into one that is computed after their outputs were fused;
+    None if this saves nothing."""
     if stage.mean != "geometric":
         return None
     heads = [compilers.pointwise_head(backend, graph) for graph in graphs]
     found = [head for head in heads if head is not None]
     if len(found) < len(heads) or sum(head.features for head in found) >= found[0].classes:
         return None
-    bodies = [
-        _for_tiles(compilers.load(backend, graph, precision, threads, without_head=True)) for graph in graphs
-    ]
     weight = np.concatenate([head.weight for head in found], axis=1) / len(found)
     bias = np.mean([head.bias for head in found], axis=0)
-    head = PointwiseHead(weight.astype(np.float32), bias.astype(np.float32))
-    return SplitNetwork(_concatenated(bodies), head)
+    return PointwiseHead(weight.astype(np.float32), bias.astype(np.float32))
 
 
 def _concatenated(bodies: Sequence[StageNetwork]) -> StageNetwork:
@@ -90,10 +94,6 @@ def _concatenated(bodies: Sequence[StageNetwork]) -> StageNetwork:
     if len(bodies) == 1:
         return bodies[0]
     return lambda x_BCIJK, tiles: np.concatenate([body(x_BCIJK, tiles) for body in bodies], axis=1)
-
-
-def _for_tiles(network: Network) -> StageNetwork:
-    return lambda x_BCIJK, tiles: network(np.ascontiguousarray(x_BCIJK))
 
 
 def costs_of(model: Bundle, backend: Backend) -> dict[str, NetworkCosts]:
@@ -108,8 +108,15 @@ def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
     from zoomseg.backends.torch_costs import TorchCosts
     from zoomseg.backends.torch_networks import weightless
 
-    channels = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
-    return TorchCosts(lambda: weightless(model, stage).eval(), channels)
+    return TorchCosts(lambda: weightless(model, stage).eval(), _channels(model, stage)[0])
+
+
+def _channels(model: Bundle, stage: Stage) -> Channels:
+    images = len(model.channel_names)
+    return (
+        input_channels(stage, model.recipe, model.schema, images),
+        1 + len(resolve_labels(stage, model.schema)),
+    )
 
 
 def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> StageNetwork:
@@ -173,4 +180,8 @@ def _check(files: NetworkFiles, model: Bundle, stage: str) -> None:
         graph = read_file(files.graph, graph_check.LARGEST)
         graph_check.check(graph, files.weights.name, files.weights.stat().st_size)
     except (ValueError, OSError) as error:
-        raise ModelError(f"model {model.folder}, stage '{stage}': {error}; obtain it again") from error
+        raise _unusable(model, stage, error) from error
+
+
+def _unusable(model: Bundle, stage: str, error: Exception) -> ModelError:
+    return ModelError(f"model {model.folder}, stage '{stage}': {error}; obtain it again")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoomseg.backends.cpu import Float32Array, Network, Precision, usable_threads
+from zoomseg.backends.cpu import Channels, Float32Array, Network, Precision, require_channels, usable_threads
 from zoomseg.core.tiling import PointwiseHead
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def load(
     precision: Precision = "fastest",
     threads: int | None = None,
     without_head: bool = False,
+    channels: Channels | None = None,
 ) -> Network:
     """A network, compiled for this machine from its ONNX graph.
 
@@ -32,8 +33,10 @@ def load(
         graph: a file, as graphs with external weights name these by a relative path; or the content.
         threads: number of threads; None: as many as this process may use.
         without_head: compute only the input of its ``pointwise_head``.
+        channels: those that the graph must have; None: any.
 
     Raises:
+        ModelError: it has others.
         Exception: from OpenVINO, if it cannot read the graph; its errors have no common base.
     """
     settings: dict[str, str | int] = {
@@ -43,6 +46,7 @@ def load(
     if precision == "float32":  # otherwise bfloat16, if the CPU supports it
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     model = _core().read_model(graph)
+    require_channels((_channels(model.input(0)), _channels(model.output(0))), channels)
     if without_head:
         import openvino
 
@@ -59,6 +63,13 @@ def load(
         return out
 
     return compute
+
+
+def _channels(port: openvino.Output) -> int | None:
+    """None if the graph leaves them open."""
+    shape = port.get_partial_shape()
+    is_known = shape.rank.is_static and len(shape) > 1 and shape[1].is_static
+    return int(shape[1].get_length()) if is_known else None
 
 
 def pointwise_head(graph: Path | bytes) -> PointwiseHead | None:

@@ -119,6 +119,21 @@ def test_a_graph_that_reads_another_file_is_refused(backend: Backend, tmp_path: 
         networks_of([model], backend, CPU)
 
 
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_graph_of_other_channels_than_the_recipe_s_is_refused(backend: Backend, tmp_path: Path) -> None:
+    """Not blamed on the first scan."""
+    model = converted("unet3d", tmp_path)
+    classes = 1 + len(model.schema.names)
+    fewer = dataclasses.replace(model, channel_names=model.channel_names[:1])
+    with pytest.raises(
+        ModelError, match=f"'coarse': the graph turns 2 channels into {classes}, but the recipe 1 "
+    ):
+        networks_of([fewer], backend, CPU)
+    more = dataclasses.replace(model, schema=LabelSchema.consecutive([f"organ {n}" for n in range(classes)]))
+    with pytest.raises(ModelError, match=rf"channels into {classes}, but .* {classes + 1}; obtain it again"):
+        networks_of([more], backend, CPU)
+
+
 def test_a_graph_that_grew_since_it_was_loaded_is_not_read(tmp_path: Path) -> None:
     model = converted("unet3d", tmp_path)
     with model.graphs["coarse"].graph.open("ab") as file:
