@@ -2,7 +2,7 @@
 
 The packages are those of the import contract. What the other figures show is computed by ZoomSeg's own
 functions on a phantom: regions, tiles, weights and losses are those that a scan would get. Nothing is
-trained for this; a perfect answer on the coarse stage's grid stands in for its network, as in
+trained for this; a perfect prediction on the coarse stage's grid stands in for its network, as in
 ``zoomseg ceiling``. A test draws the figures again and compares.
 """
 
@@ -131,7 +131,7 @@ def _draw_region(panel: Axes, region: Region) -> None:
 
 
 def coarse_to_fine(case: Case) -> Figure:
-    """A coarse answer, the box around one organ of it with the fine stage's tiles, and the fine answer."""
+    """A coarse prediction, the box around one of its organs with the fine stage's tiles, and the fine one."""
     assert case.labels is not None
     region = region_of(BoxAround(of="coarse", labels=("pancreas",), margin_mm=15), case)
     coarse = region.grid.with_spacing(COARSE_MM)
@@ -146,9 +146,9 @@ def coarse_to_fine(case: Case) -> Figure:
     _outline(second, region.box, fine, edgecolor=REGION_COLOUR, linewidth=2, linestyle="--")
     within = resample(case.image, fine.crop(region.box))
     _draw_scan(third, within, "fine: the region, 3 mm voxels")
-    answer = resample_labels(case.labels, within.grid)
-    only = np.where(answer.data == answer.schema.class_of("pancreas"), answer.data, np.uint8(0))
-    _draw_labels(third, LabelMap(only, within.grid, answer.schema))
+    prediction = resample_labels(case.labels, within.grid)
+    only = np.where(prediction.data == prediction.schema.class_of("pancreas"), prediction.data, np.uint8(0))
+    _draw_labels(third, LabelMap(only, within.grid, prediction.schema))
     return figure
 
 

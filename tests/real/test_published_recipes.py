@@ -88,7 +88,7 @@ def check_region(
     box = extent(region.grid, np.array([region.box.start, region.box.stop]), scan)
     names = earlier.labels if roi.labels == "all" else roi.labels
     channels = [earlier.channel(name) for name in names]
-    places = np.argwhere(np.isin(earlier.probabilities.argmax(axis=0), channels) & earlier.answered)
+    places = np.argwhere(np.isin(earlier.probabilities.argmax(axis=0), channels) & earlier.in_region)
     found = ends
     if places.size > 0:
         found = extent(earlier.grid, np.array([places.min(axis=0), places.max(axis=0) + 1]), scan)

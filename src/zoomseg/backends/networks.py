@@ -130,12 +130,12 @@ def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> Sta
             logs = sum(logarithms(network(x_BCIJK, tiles)) for network in networks) / len(networks)
             return namespace(logs).stack([normalised(one) for one in logs])
         # Copied, as others are added to it, and one of them may be the same network, mirrored.
-        answer = first(x_BCIJK, tiles)
-        answer = namespace(answer).asarray(answer, copy=True)
+        output = first(x_BCIJK, tiles)
+        output = namespace(output).asarray(output, copy=True)
         for other in others:
-            answer += other(x_BCIJK, tiles)
-        answer /= len(networks)
-        return answer
+            output += other(x_BCIJK, tiles)
+        output /= len(networks)
+        return output
 
     return compute
 

@@ -57,8 +57,8 @@ class _Alive:
         for hook in self._hooks:
             hook.remove()
 
-    def _watch(self, part: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
-        for tensor in (*given, answer):
+    def _watch(self, part: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        for tensor in (*given, output):
             if id(tensor) not in self._met:
                 self._meet(tensor)
 

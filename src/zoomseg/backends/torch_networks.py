@@ -68,8 +68,8 @@ def as_network(module: nn.Module, device: Device) -> StageNetwork:
     def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
         # Not inference mode, whose tensors ``backends.networks.mean`` could not add to in place.
         with torch.no_grad(), device.autocast():
-            answer = _softmax(module(torch.as_tensor(x_BCIJK, device=device.place))[0].float())
-        return to_numpy(answer) if isinstance(x_BCIJK, np.ndarray) else answer
+            probabilities = _softmax(module(torch.as_tensor(x_BCIJK, device=device.place))[0].float())
+        return to_numpy(probabilities) if isinstance(x_BCIJK, np.ndarray) else probabilities
 
     return compute
 

@@ -62,8 +62,8 @@ class _Block:
     def seconds(self) -> float:
         started = time.perf_counter()
         with self._device.autocast(), self._device.tuned():
-            answer = self._module(self._x_BCIJK)
-        torch.autograd.grad(answer.float().sum(), (self._x_BCIJK, *self._module.parameters()))
+            output = self._module(self._x_BCIJK)
+        torch.autograd.grad(output.float().sum(), (self._x_BCIJK, *self._module.parameters()))
         if self._device.is_gpu:
             torch.cuda.synchronize(self._device.place)
         return time.perf_counter() - started

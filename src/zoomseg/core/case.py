@@ -51,7 +51,7 @@ class StagePrediction:
             raise GeometryError(f"prior of shape {tuple(self.probabilities.shape)}, expected {expected}")
 
     @property
-    def answered(self) -> Mask:
+    def in_region(self) -> Mask:
         """Bool mask ``[I, J, K]``: the voxels of ``grid`` that belong to the region. Tiles extend beyond it,
         but their predictions there are not valid."""
         return self.region.on(self.grid).mask_in(self.grid.box)

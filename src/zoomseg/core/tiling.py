@@ -177,8 +177,8 @@ def place(
         row = occupied[:, :, planes]
         for i, rows in along(0, row):
             for j, _ in along(1, row[rows]):
-                answered = Box((i, j, k), (i + inner[0], j + inner[1], k + inner[2]))
-                yield Tile(answered.expand(halo), answered)
+                predicted = Box((i, j, k), (i + inner[0], j + inner[1], k + inner[2]))
+                yield Tile(predicted.expand(halo), predicted)
 
 
 def importance_map(shape: Index3) -> Float32Array:
@@ -326,8 +326,8 @@ class TileAggregator:
         expected = (self._sum.shape[0], *self._weights.shape)
         if tuple(probabilities.shape) != expected or tile.inner.shape != self._weights.shape:
             raise GeometryError(
-                f"a tile that answers for {tile.inner.shape} voxels got {tuple(probabilities.shape)}, "
-                f"expected {expected}"
+                f"a tile that predicts {tile.inner.shape} voxels has probabilities "
+                f"{tuple(probabilities.shape)}, expected {expected}"
             )
         common = tile.inner.intersect(self._asked)
         if common.empty:
@@ -342,10 +342,10 @@ class TileAggregator:
         there = common.relative_to(tile.inner.start).slices
         weights = self._weights[there]
         # Class by class, as the weighted predictions of all classes would take as much memory again.
-        for total, answer in zip(
+        for total, values in zip(
             self._sum[(slice(None), *here)], probabilities[(slice(None), *there)], strict=True
         ):
-            total += (logarithms(answer) if logs else answer) * weights
+            total += (logarithms(values) if logs else values) * weights
         self._weight[here] += weights
 
     def take(self, stop: int | None = None) -> Iterator[Array]:

@@ -156,14 +156,14 @@ def attribute_case(
     boxes = [class_boxes(classes, wanted) for classes in (predicted, drawn)]
     out: dict[str, Attribution] = {}
     named = {own: organ for organ, own in organs.items()}
-    for answering, together in stages.groups(named):
-        region, spacing_mm = stages.region(answering), stages.spacing_mm(answering)
+    for deciding, together in stages.groups(named):
+        region, spacing_mm = stages.region(deciding), stages.spacing_mm(deciding)
         for own in together:
             organ = named[own]
             c = reference.schema.class_of(organ)
             box = union_of(found.get(c) for found in boxes).slices
             place = OrganRegion(
-                None if region is None else region[box], stages.found(answering, own), spacing_mm
+                None if region is None else region[box], stages.found(deciding, own), spacing_mm
             )
             out[organ] = attribute(predicted[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
     return out
@@ -177,7 +177,7 @@ def read_region(folder: Path, case: str, organ: str, grid: Grid) -> Mask | None:
         ScanError: a file is missing, damaged, or on another grid.
     """
     stages = _Stages(folder, case, stage_outputs.read(folder, case), grid)
-    return next((stages.region(answering) for answering, _ in stages.groups([organ])), None)
+    return next((stages.region(deciding) for deciding, _ in stages.groups([organ])), None)
 
 
 class _Stages:
@@ -192,8 +192,8 @@ class _Stages:
         """Organs by the stages that predict them, so that each region is read once."""
         out: dict[tuple[str, ...], list[str]] = {}
         for organ in organs:
-            if organ in self._about.answering:
-                out.setdefault(self._about.answering[organ], []).append(organ)
+            if organ in self._about.deciding:
+                out.setdefault(self._about.deciding[organ], []).append(organ)
         return list(out.items())
 
     def region(self, names: tuple[str, ...]) -> Mask | None:

@@ -106,7 +106,7 @@ def atlas_oracle(spec: AtlasSpec) -> AtlasPriorOf:
 def last_stage_by_organ(recipe: Recipe, schema: LabelSchema) -> dict[str, Stage]:
     """By organ, the stage that predicts it last, also of stages that vote together; organs that no stage
     predicts are omitted."""
-    last = graph.answering(recipe, schema)
+    last = graph.deciding_stages(recipe, schema)
     return {organ: graph.stage_of(recipe, last[organ][-1]) for organ in schema.names if organ in last}
 
 
@@ -131,8 +131,8 @@ def check(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     for stage in recipe.stages:
         check_tile(stage)
         input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
-    answered = last_stage_by_organ(recipe, dataset.schema)
-    return tuple(organ for organ in dataset.schema.names if organ not in answered)
+    predicted = last_stage_by_organ(recipe, dataset.schema)
+    return tuple(organ for organ in dataset.schema.names if organ not in predicted)
 
 
 def best(case: Case, recipe: Recipe, device: Device) -> Prediction:

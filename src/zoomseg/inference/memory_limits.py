@@ -361,8 +361,8 @@ def counted_bytes(view: StageView, work: StageWork) -> int:
     """Counted memory of a tile: the network's input twice, as it is assembled from image and priors, and the
     network's feature maps."""
     tile = view.stage.grid.tile
-    answer = 4 * work.output_channels * math.prod(tile)
-    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + answer
+    output = 4 * work.output_channels * math.prod(tile)
+    return 2 * input_bytes(view, work) + work.activation_bytes(tile) + output
 
 
 def input_bytes(view: StageView, work: StageWork) -> int:

@@ -191,18 +191,18 @@ class Predictor:
         return self._networks[view.stage.name]
 
     def _work(self, stage: Stage) -> memory_limits.StageWork:
-        bundle, answering = self.bundle, self._networks  # no cycle: networks are freed with the predictor
+        bundle, networks = self.bundle, self._networks  # no cycle: networks are freed with the predictor
         seen = len(inputs.image_channels(stage.inputs, self.channels))
         read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
         classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
-        network = answering[stage.name]
+        network = networks[stage.name]
         return memory_limits.StageWork(
             self._costs[stage.name].activation_bytes,
             read,
             seen,
             classes,
             network.head.features if isinstance(network, SplitNetwork) else classes,
-            lambda x_BCIJK: before_head(answering[stage.name])(x_BCIJK, ()),
+            lambda x_BCIJK: before_head(networks[stage.name])(x_BCIJK, ()),
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zoomseg.core.arrays import AnyNumpy, to_numpy
 from zoomseg.core.case import StagePrediction
@@ -64,12 +64,14 @@ class CaseStageOutputs(_Record):
 
     format: Literal[1] = 1
     stages: tuple[StageOutput, ...]
-    answering: dict[str, tuple[str, ...]]
+    deciding: dict[str, tuple[str, ...]] = Field(
+        validation_alias=AliasChoices("deciding", "answering")  # its name in earlier versions
+    )
 
     @model_validator(mode="after")
     def _names_are_stages(self) -> CaseStageOutputs:
         names = [stage.name for stage in self.stages]
-        named = set(itertools.chain.from_iterable(self.answering.values()))
+        named = set(itertools.chain.from_iterable(self.deciding.values()))
         named |= {stage.placed_by for stage in self.stages if stage.placed_by is not None}
         if len(set(names)) != len(names) or not named <= set(names):
             raise ValueError(f"stages must be distinct and named among {names}, got {sorted(named)}")
@@ -175,7 +177,7 @@ def describe(
         )
         for stage in recipe.stages
     )
-    return CaseStageOutputs(stages=stages, answering=graph.answering(recipe, schema))
+    return CaseStageOutputs(stages=stages, deciding=graph.deciding_stages(recipe, schema))
 
 
 def _spacing_mm(grid: Grid) -> Vector3:

@@ -53,7 +53,7 @@ def averaged_and_projected(x_BCIJK: Tensor, pool: nn.AvgPool3d, layer: nn.Conv3d
 
 
 def _kernel_is_stride(x_BCIJK: Tensor, weight: Tensor, bias_C: Tensor | None, transposed: bool) -> Tensor:
-    """In the precision of autocast where that is on, as a module would be: its average pooling answers in
+    """In the precision of autocast where that is on, as a module would be: its average pooling returns
     float32, so that a level that keeps the number of channels does so too. The gradients are computed outside
     autocast, and need both in one precision."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCIJK.dtype

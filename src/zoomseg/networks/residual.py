@@ -66,10 +66,10 @@ class ResEncUNet(nn.Module):
         for block in self.encoder:
             x = block(x)
             skips.append(x)
-        answering = len(self.heads) if self.training else 1
+        outputs = len(self.heads) if self.training else 1
         logits: list[Tensor] = []
         for level in reversed(range(len(self.decoder))):
             x = self.decoder[level](concatenate(transposed(x, self.up[level]), skips[level]))
-            if level < answering:
+            if level < outputs:
                 logits.insert(0, self.heads[level](x))
         return (upsample(logits[0], self.stem_stride), *logits[1:])

@@ -35,7 +35,7 @@ Shares = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class _Answer:
+class _Fused:
     """One or more stages that are fused together."""
 
     kind: FusionKind
@@ -74,38 +74,38 @@ def probability_map(
         RecipeError: the stages vote.
     """
     require_probabilities(recipe)
-    answers = tuple(_answers(recipe, stages, atlas))
+    fused = tuple(_fused(recipe, stages, atlas))
     out = np.zeros(grid.shape[::-1], dtype=np.uint8).transpose()
     for block in blocks(grid.box):
         shares = np.zeros(block.shape, dtype=np.float32)
-        for answer in answers:
-            _enter(shares, answer, organ, grid, block)
+        for one in fused:
+            _enter(shares, one, organ, grid, block)
         out[block.slices] = np.rint(np.clip(shares, 0, 1) * LEVELS)
     return out
 
 
-def _answers(
+def _fused(
     recipe: Recipe, stages: Mapping[str, StagePrediction], atlas: StagePrediction | None
-) -> Iterator[_Answer]:
+) -> Iterator[_Fused]:
     for kind, group in graph.fused_groups(recipe.stages):
         found = [as_probabilities(stages[stage.name], stage) for stage in group if stage.name in stages]
         if kind == "replace_times_atlas" and found:
             assert atlas is not None  # a recipe without one is refused
             found = [times_atlas(one, atlas) for one in found]
         if kind == "most_probable" and found:
-            yield _Answer(kind, tuple(found))
+            yield _Fused(kind, tuple(found))
         else:
-            yield from (_Answer(kind, (one,)) for one in found)
+            yield from (_Fused(kind, (one,)) for one in found)
 
 
-def _enter(shares: Shares, answer: _Answer, organ: str, grid: Grid, block: Box) -> None:
+def _enter(shares: Shares, fused: _Fused, organ: str, grid: Grid, block: Box) -> None:
     """Add one prediction to the probabilities of a block of the scan's grid, in place."""
-    replaces_all = answer.kind in ("replace_in_roi", "replace_times_atlas")
+    replaces_all = fused.kind in ("replace_in_roi", "replace_times_atlas")
     if not replaces_all:
-        if not any(organ in one.labels for one in answer.predictions):
+        if not any(organ in one.labels for one in fused.predictions):
             return  # predictions of other organs leave this one unchanged
         shares[...] = 0
-    for prediction in answer.predictions:
+    for prediction in fused.predictions:
         region = prediction.region
         box = region.box_on(grid).intersect(block)
         if box.empty:

@@ -92,8 +92,8 @@ def foreground(prediction: StagePrediction, labels: tuple[str, ...] | None = Non
     ``labels`` (default any)."""
     winner = to_numpy(namespace(prediction.probabilities).argmax(prediction.probabilities, axis=0))
     if labels is None:
-        return (winner > 0) & prediction.answered
-    found: Mask = np.isin(winner, [prediction.channel(name) for name in labels]) & prediction.answered
+        return (winner > 0) & prediction.in_region
+    found: Mask = np.isin(winner, [prediction.channel(name) for name in labels]) & prediction.in_region
     return found
 
 
@@ -109,7 +109,7 @@ def dilated_foreground(
     axis). Roth et al. 2018, Section 2.2 (r = 3, all labels, no threshold)."""
     seen = foreground(prediction, labels)
     if threshold is not None:
-        seen |= to_numpy(_likelihood_of_none(prediction, labels) < 1 - threshold) & prediction.answered
+        seen |= to_numpy(_likelihood_of_none(prediction, labels) < 1 - threshold) & prediction.in_region
     found = _moved(seen, prediction.grid, grid)
     if found is None:
         return None
@@ -165,7 +165,7 @@ def probability_times_atlas(
     own = to_numpy(prediction.probabilities)[[prediction.channel(name) for name in labels]]
     shares = atlas.probabilities[[atlas.channel(name) for name in labels]]
     likely: AnyNumpy = (own * to_numpy(resample_data(shares, atlas.grid, prediction.grid))).sum(axis=0)
-    return likely * prediction.answered
+    return likely * prediction.in_region
 
 
 def box_around(mask: Mask, source: Grid, grid: Grid, margin_mm: float) -> Region | None:

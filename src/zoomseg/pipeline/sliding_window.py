@@ -163,9 +163,9 @@ class SlidingWindow:
     def slabs(self) -> Iterator[Array]:
         """Probabilities ``[C, I, J, planes]``, or for geometric means their logarithms, up to a constant per
         voxel; slab by slab, together on ``grid``. Each is to be used before the next is requested."""
-        spec, answered = self.view.stage.grid, self.tiling.tiles[0].inner.shape
+        spec, inner = self.view.stage.grid, self.tiling.tiles[0].inner.shape
         shared = spec.overlap not in (0, (0, 0, 0)) and spec.padding == "same"
-        weights = _weights(spec, answered) if shared else np.ones(answered, dtype=np.float32)
+        weights = _weights(spec, inner) if shared else np.ones(inner, dtype=np.float32)
         head, asked = self._head, self.view.region.box
         channels = 1 + len(self.labels) if head is None else head.features
         background = -LOWEST_LOG if self._geometric else 1.0
@@ -184,10 +184,10 @@ class SlidingWindow:
         # In training, scans are in this machine's memory; in prediction, they are on the device already.
         data = self._device.put(namespace(read[0]).stack(read))
         started = time.perf_counter()
-        answers = self._network(data, tiles)
+        outputs = self._network(data, tiles)
         self._network_seconds += time.perf_counter() - started
-        for tile, answer in zip(tiles, answers, strict=True):
-            stitcher.add(tile, answer, self._geometric and self._head is None)
+        for tile, output in zip(tiles, outputs, strict=True):
+            stitcher.add(tile, output, self._geometric and self._head is None)
 
     def predict(self, estimator: UncertaintyEstimator | None = None) -> StagePrediction:
         """The prediction as a whole; ``estimator`` accumulates from it. Overlapping labels have odds relative

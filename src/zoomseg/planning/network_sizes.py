@@ -29,7 +29,7 @@ ANISOTROPY = 2.0
 that are too short to be pooled are not compared with."""
 WEIGHT_COPIES = 5
 """Copies of every weight: itself, its gradient, two moments of the optimiser, its average."""
-ANSWER_COPIES = 8
+OUTPUT_COPIES = 8
 """Copies of a network's output, in float32: logits, probabilities for the loss and for the next
 stage, the reference, and intermediate results of their gradients."""
 
@@ -200,8 +200,8 @@ def _cost(stage: specs.Stage, channels: int, classes: int) -> Cost:
     parameters = networks.parameters(module)
     # Of one patch: batch norm cannot train on it if it is reduced to a single voxel.
     forward = training.batch * networks.multiply_adds(module.eval(), (channels, *training.patch))
-    answers = ANSWER_COPIES * 4 * classes * training.batch * math.prod(training.patch)
-    return Cost(kept + answers + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward)
+    outputs = OUTPUT_COPIES * 4 * classes * training.batch * math.prod(training.patch)
+    return Cost(kept + outputs + WEIGHT_COPIES * 4 * parameters, parameters, PASSES * forward)
 
 
 def require_room(stage: specs.Stage, channels: int, classes: int, device: Device) -> None:

@@ -538,7 +538,7 @@ _VOTED = ("most_probable", "majority_vote")
 """Fusions in which several stages determine one voxel."""
 
 
-def answering(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
+def deciding_stages(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str, ...]]:
     """By organ, the stage that predicts it last; of stages that vote together, all that predict it, in order.
     Organs that no stage predicts are omitted."""
     last: dict[str, tuple[str, ...]] = {}

@@ -293,8 +293,8 @@ def _predict(row: TableRow, fold: int, trainings: Trainings, cases: Dataset, out
         _name_labels(out, schema.names, schema)
         return segment_by_atlas(trainings, fold, missing, out)
     model = with_changed_prediction(trainings.model(row.training, fold), row.predict)
-    answered = graph.answering(model.recipe, model.schema)
-    organs = tuple(organ for organ in model.schema.names if organ in answered)
+    predicted = graph.deciding_stages(model.recipe, model.schema)
+    organs = tuple(organ for organ in model.schema.names if organ in predicted)
     _name_labels(out, organs, model.schema)
     scans = [ScanInput(case.id, case.images) for case in missing.cases]
     numbers = itertools.count(1)

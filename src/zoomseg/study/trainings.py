@@ -485,12 +485,12 @@ def _check_rows(study: Ablation, recipe: Recipe, settings: StudySettings, datase
         if row.training is None:
             continue
         try:
-            answering = row.predict(_trained(row.training, recipe, settings, dataset))
+            predicting = row.predict(_trained(row.training, recipe, settings, dataset))
         except RecipeError as error:
             if settings.recipe is not None and row.training.recipe is None:
                 raise RecipeError(f"row '{row.name}' of study '{study.name}': {error}") from error
             continue  # the row is omitted, with a message, later
-        same = seen.setdefault((row.training.id, answering.model_dump_json()), row.name)
+        same = seen.setdefault((row.training.id, predicting.model_dump_json()), row.name)
         if same != row.name:
             organs = dict.fromkeys(o for s in recipe.stages if isinstance(s.labels, tuple) for o in s.labels)
             raise DatasetError(

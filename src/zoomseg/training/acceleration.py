@@ -295,10 +295,10 @@ class Acceleration:
             observer.preparing("choosing the region", number, len(held_out))
             case = self.dataset.load(files)
             prediction = predictor.predict(Case(case.id, case.image)).stages[REGION]
-            answer = stage_input.prepare(case, model.recipe).labels
-            assert answer is not None
+            found = stage_input.prepare(case, model.recipe).labels
+            assert found is not None
             for search in searches:
-                search.add(prediction, answer)
+                search.add(prediction, found)
         observer.preparing("choosing the region", len(held_out), len(held_out))
         return {search.stage.name: search.chosen() for search in searches}
 

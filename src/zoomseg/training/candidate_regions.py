@@ -87,20 +87,18 @@ class RegionSearch:
     """The stage's labels that the stage ``of`` also predicts."""
     found: dict[Candidate, list[RegionCost]] = field(default_factory=dict)
 
-    def add(self, prediction: StagePrediction, answer: LabelMap) -> None:
+    def add(self, prediction: StagePrediction, found: LabelMap) -> None:
         """Add a scan: the prediction of stage ``of``, and the model's own label map, in the same
         orientation."""
-        grid = grids.stage_grid(self.stage.grid, answer.grid)
+        grid = grids.stage_grid(self.stage.grid, found.grid)
         everything = self._tiles(Region.whole(grid))
-        whole = _counts(answer, self.labels)
+        whole = _counts(found, self.labels)
         for candidate in CANDIDATES:
             region = dilated_foreground(prediction, grid, *candidate, self.labels)
             if region is None:  # the stage's region is then the whole scan
                 cost = RegionCost(whole, whole, everything, everything)
             else:
-                cost = RegionCost(
-                    _counts(answer, self.labels, region), whole, self._tiles(region), everything
-                )
+                cost = RegionCost(_counts(found, self.labels, region), whole, self._tiles(region), everything)
             self.found.setdefault(candidate, []).append(cost)
 
     def _tiles(self, region: Region) -> int:
@@ -158,14 +156,14 @@ def searches(
     return found
 
 
-def _counts(answer: LabelMap, labels: tuple[str, ...], region: Region | None = None) -> dict[str, int]:
+def _counts(found: LabelMap, labels: tuple[str, ...], region: Region | None = None) -> dict[str, int]:
     """Voxels by label, of the whole map or of a region."""
-    data: npt.NDArray[np.uint8] = answer.data
+    data: npt.NDArray[np.uint8] = found.data
     if region is not None:
-        here = region.on(answer.grid)
+        here = region.on(found.grid)
         data = data[here.box.slices][here.mask_in(here.box)]
-    counts = np.bincount(data.ravel(), minlength=answer.schema.classes)
-    return {name: int(counts[answer.schema.class_of(name)]) for name in labels}
+    counts = np.bincount(data.ravel(), minlength=found.schema.classes)
+    return {name: int(counts[found.schema.class_of(name)]) for name in labels}
 
 
 def _by_organ(costs: Sequence[RegionCost]) -> dict[str, float]:

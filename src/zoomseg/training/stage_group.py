@@ -136,7 +136,7 @@ class StageGroup:
                     part.momentum = 1 - self._decay(NORM_DECAY)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
-        losses, answers = self.forward(batch, self.modules, self.progress, self.processes.total)
+        losses, predicted = self.forward(batch, self.modules, self.progress, self.processes.total)
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             return None
@@ -152,7 +152,7 @@ class StageGroup:
         self.processes.average([b for b in buffers if b.is_floating_point()])
         self._average()
         if measure:
-            self._measure(answers, batch, dice, self.processes.total)
+            self._measure(predicted, batch, dice, self.processes.total)
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def forward(
@@ -168,15 +168,15 @@ class StageGroup:
         A stage's probabilities reach the stages after it with their gradient, if both are trained.
         """
         losses: dict[str, Tensor] = {}
-        answers: dict[str, Tensor] = {}
+        predicted: dict[str, Tensor] = {}
         for stage in self.stages:
             data = batch.stages[stage.name]
-            x_BCIJK = self._assemble(stage, data, batch, answers)
+            x_BCIJK = self._assemble(stage, data, batch, predicted)
             learning = stage.name in self.trained and modules[stage.name].training
             with torch.set_grad_enabled(learning), self._autocast(stage):
                 logits = [level.contiguous().float() for level in modules[stage.name](x_BCIJK)]
             if stage.name in self.trained:
-                target = _answered(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
+                target = _predicted_part(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
                 losses[stage.name] = loss.compute(
                     stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
                 )
@@ -185,8 +185,8 @@ class StageGroup:
                     losses[stage.name] = loss.distilled(
                         losses[stage.name], logits[0], taught_BCIJK, target, total
                     )
-            answers[stage.name] = logits[0]
-        return losses, answers
+            predicted[stage.name] = logits[0]
+        return losses, predicted
 
     def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
         """Mean losses of the averaged weights, in evaluation mode and as at the end of the training, so that
@@ -200,10 +200,10 @@ class StageGroup:
             module.eval()
         with torch.no_grad():
             for batch in batches:
-                losses, answers = self.forward(batch, modules)
+                losses, predicted = self.forward(batch, modules)
                 for name in self.trained:
                     sums[name] += float(losses[name]) / len(batches)
-                self._measure(answers, batch, dice, loss.all_here)
+                self._measure(predicted, batch, dice, loss.all_here)
         return sums
 
     def take_over(self) -> None:
@@ -230,23 +230,27 @@ class StageGroup:
         return self.device.autocast()
 
     def _measure(
-        self, answers: Mapping[str, Tensor], batch: Batch, dice: Mapping[str, RunningDice], total: loss.Total
+        self,
+        predicted: Mapping[str, Tensor],
+        batch: Batch,
+        dice: Mapping[str, RunningDice],
+        total: loss.Total,
     ) -> None:
         """Update ``dice`` of every trained stage with a batch."""
         for name in self.trained:
             data = batch.stages[name]
-            here = overlaps(answers[name], data.target_BIJK, data.annotated_BC)
+            here = overlaps(predicted[name], data.target_BIJK, data.annotated_BC)
             dice[name].add(*total(torch.tensor(here, dtype=torch.float64)).tolist())
 
     def _assemble(
-        self, stage: Stage, data: StageBatch, batch: Batch, answers: Mapping[str, Tensor]
+        self, stage: Stage, data: StageBatch, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Tensor:
         device = self.device.place
         parts = [data.image_BCIJK.to(device)]
         for n, spec in enumerate(inputs.prior_specs(stage.inputs)):
             labels = self.labels[spec.of]
-            if spec.of in answers:
-                chosen = inputs.select_prior(spec, answers[spec.of].softmax(dim=1), labels)
+            if spec.of in predicted:
+                chosen = inputs.select_prior(spec, predicted[spec.of].softmax(dim=1), labels)
                 low = batch.stages[spec.of].grids
                 middle = _middle(low[0].shape, tuple(chosen.shape[2:]))
                 moved = [
@@ -290,8 +294,8 @@ class _AveragedWeights(nn.Module):
 
     def forward(self, x_BCIJK: Tensor) -> tuple[Tensor, ...]:
         module, weights = self._parts
-        answer: tuple[Tensor, ...] = functional_call(module, weights, (x_BCIJK,))
-        return answer
+        logits: tuple[Tensor, ...] = functional_call(module, weights, (x_BCIJK,))
+        return logits
 
 
 def overlaps(
@@ -304,7 +308,7 @@ def overlaps(
         annotated_BC: classes annotated in the patches' cases; None: all.
     """
     classes = logits_BCIJK.shape[1]
-    target = _answered(target_BIJK, tuple(logits_BCIJK.shape[2:])).to(logits_BCIJK.device)
+    target = _predicted_part(target_BIJK, tuple(logits_BCIJK.shape[2:])).to(logits_BCIJK.device)
     counts = target != IGNORE
     found_BIJK = logits_BCIJK.argmax(dim=1)
     if annotated_BC is not None:
@@ -341,12 +345,12 @@ def _optimiser(spec: OptimiserSpec, parameters: list[nn.Parameter]) -> torch.opt
             )
 
 
-def _middle(patch: tuple[int, ...], answer: tuple[int, ...]) -> Box:
+def _middle(patch: tuple[int, ...], shape: tuple[int, ...]) -> Box:
     """The box of a patch that a valid network predicts."""
-    i, j, k = ((n - m) // 2 for n, m in zip(patch, answer, strict=True))
-    return Box((i, j, k), (i + answer[0], j + answer[1], k + answer[2]))
+    i, j, k = ((n - m) // 2 for n, m in zip(patch, shape, strict=True))
+    return Box((i, j, k), (i + shape[0], j + shape[1], k + shape[2]))
 
 
-def _answered(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _predicted_part(target_BIJK: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The part of the target that the network predicts."""
     return target_BIJK[(slice(None), *_middle(tuple(target_BIJK.shape[1:]), shape).slices)]

@@ -53,7 +53,7 @@ def test_prior_answered_is_its_region_on_its_own_grid() -> None:
     region = Region.of_mask(GRID, mask)
     assert region is not None
     prior = StagePrediction(np.zeros((2, 2, 3, 4), dtype=np.float32), GRID, ("liver",), region, "coarse")
-    assert np.array_equal(prior.answered, mask)
+    assert np.array_equal(prior.in_region, mask)
     part = GRID.crop(Box((0, 1, 1), (2, 3, 3)))
     inside = StagePrediction(np.zeros((2, 2, 2, 2), dtype=np.float32), part, ("liver",), region, "coarse")
-    assert np.array_equal(inside.answered, mask[:, 1:, 1:3])
+    assert np.array_equal(inside.in_region, mask[:, 1:, 1:3])

@@ -229,13 +229,13 @@ def test_stitcher_takes_half_precision(make: Make) -> None:
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 1, 1), (1, 2, 1)])
 def test_stitcher_refuses_an_answer_of_another_shape(make: Make, shape: tuple[int, ...]) -> None:
     stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), make(ones(2, 1, 1)))
-    with pytest.raises(GeometryError, match=r"answers for \(2, 1, 1\) voxels got .* expected \(1, 2, 1, 1\)"):
+    with pytest.raises(GeometryError, match=r"predicts \(2, 1, 1\) voxels has .* expected \(1, 2, 1, 1\)"):
         stitcher.add(tile(0, 2), make(0 * ones(*shape)))
 
 
 def test_stitcher_refuses_a_tile_that_its_weights_do_not_fit(make: Make) -> None:
     stitcher = TileAggregator(1, Box((0, 0, 0), (3, 1, 1)), make(ones(2, 1, 1)))
-    with pytest.raises(GeometryError, match=r"answers for \(3, 1, 1\) voxels"):
+    with pytest.raises(GeometryError, match=r"predicts \(3, 1, 1\) voxels"):
         stitcher.add(tile(0, 3), make(ones(1, 2, 1, 1)))
 
 

@@ -168,7 +168,7 @@ def keep(folder: Path, grid: Grid, region: np.ndarray, coarse: np.ndarray, **mor
     fine_stage = {"name": "fine", "labels": labels, "everywhere": False, "placed_by": "coarse"}
     description = {
         "stages": [coarse_stage | {"spacing_mm": [4, 4, 4]}, fine_stage | {"spacing_mm": [1, 1, 1]}],
-        "answering": {"liver": ["fine"], "spleen": ["fine"]},
+        "deciding": {"liver": ["fine"], "spleen": ["fine"]},
     }
     folder.mkdir()
     (folder / "a.json").write_text(json.dumps(description | more))
@@ -215,7 +215,7 @@ def stage(name: str, **more: object) -> dict[str, object]:
 
 
 def test_an_organ_that_no_stage_answers_for_is_left_out(tmp_path: Path) -> None:
-    keep(tmp_path / "s", SMALL, np.ones(SMALL.shape), np.ones(SMALL.shape), answering={"liver": ["fine"]})
+    keep(tmp_path / "s", SMALL, np.ones(SMALL.shape), np.ones(SMALL.shape), deciding={"liver": ["fine"]})
     assert list(small_case(tmp_path / "s")) == ["liver"]
 
 
@@ -227,7 +227,7 @@ def test_stages_that_vote_look_where_any_of_them_does(tmp_path: Path) -> None:
         block(SMALL.shape, (0, 2), (0, 4), (0, 4)),
         np.zeros(SMALL.shape),
         stages=[stage("fine"), stage("other")],
-        answering={"liver": ["fine", "other"]},
+        deciding={"liver": ["fine", "other"]},
     )
     other = block(SMALL.shape, (1, 3), (0, 4), (0, 4)).astype(np.uint8)
     write_array(tmp_path / "s" / "a-other-region.nii.gz", other, SMALL)
@@ -246,7 +246,7 @@ def test_a_coarse_stage_with_coarser_labels_has_found_something_or_nothing(
         np.zeros(SMALL.shape),
         np.full(SMALL.shape, value),
         stages=[stage("coarse", labels={"abdomen": 1}, everywhere=True), stage("fine", placed_by="coarse")],
-        answering={"liver": ["fine"]},
+        deciding={"liver": ["fine"]},
     )
     assert losses(small_case(tmp_path / "s")["liver"]) == lost
 
@@ -255,9 +255,9 @@ def test_a_coarse_stage_with_coarser_labels_has_found_something_or_nothing(
     ("file", "content", "message"),
     [
         ("a.json", "{", r"a\.json: top level: Invalid JSON.*predict again"),
-        ("a.json", '{"stages": [], "answering": {"liver": ["../fine"]}}', "must be distinct and named among"),
-        ("a.json", json.dumps({"stages": [stage("../x")], "answering": {}}), r"stages\.0\.name: String"),
-        ("a.json", json.dumps({"stages": [], "answering": {}, "run": 1}), "run: Extra inputs"),
+        ("a.json", '{"stages": [], "deciding": {"liver": ["../fine"]}}', "must be distinct and named among"),
+        ("a.json", json.dumps({"stages": [stage("../x")], "deciding": {}}), r"stages\.0\.name: String"),
+        ("a.json", json.dumps({"stages": [], "deciding": {}, "run": 1}), "run: Extra inputs"),
         ("a.json", None, r"a\.json: cannot be read \(No such file"),
         ("a-coarse.nii.gz", None, r"a-coarse\.nii\.gz: no such file"),
         ("a-fine-region.nii.gz", "damaged", r"a-fine-region\.nii\.gz: damaged"),

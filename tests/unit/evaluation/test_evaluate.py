@@ -322,10 +322,10 @@ def keep_stages(folder: Path, case: str, region: np.ndarray, coarse: np.ndarray)
             "spacing_mm": [2, 2, 3],
         },
     ]
-    answering = {"liver": ["fine"], "spleen": ["fine"]}
+    deciding = {"liver": ["fine"], "spleen": ["fine"]}
     save(folder / f"{case}-coarse.nii.gz", coarse)
     save(folder / f"{case}-fine-region.nii.gz", region.astype(np.uint8))
-    (folder / f"{case}.json").write_text(json.dumps({"stages": stages, "answering": answering}))
+    (folder / f"{case}.json").write_text(json.dumps({"stages": stages, "deciding": deciding}))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def _keep_stages(folder: Path, case: str) -> None:
     about = {"labels": {"liver": 6, "spleen": 1}, "spacing_mm": [3, 3, 3], "placed_by": None}
     kept = {
         "stages": [{"name": "fine", "everywhere": False, **about}],
-        "answering": {"liver": ["fine"], "spleen": ["fine"]},
+        "deciding": {"liver": ["fine"], "spleen": ["fine"]},
     }
     save(folder / f"{case}-fine.nii.gz", organs(LIVER))
     save(folder / f"{case}-fine-region.nii.gz", (organs(LIVER) > 0).astype(np.uint8))

@@ -172,11 +172,15 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     back = LabelMap(expected, canonical, SCHEMA).reoriented(turn.inverse)
     assert np.array_equal(region[0], back.data)
     about = stage_outputs.read(folder, "a")
-    assert about.answering == dict.fromkeys(SCHEMA.names, ("fine",))
+    assert about.deciding == dict.fromkeys(SCHEMA.names, ("fine",))
     stages = [(s.name, s.everywhere, s.placed_by, s.labels) for s in about.stages]
     labels = {"left kidney": 3, "right kidney": 7}
     assert stages == [("coarse", True, None, labels), ("fine", False, None, labels)]
     assert [s.spacing_mm for s in about.stages] == [pytest.approx((4, 4, 4)), pytest.approx((2, 2, 3))]
+    file = stage_outputs.json_path(folder, "a")
+    assert '"deciding"' in file.read_text()
+    file.write_text(file.read_text().replace('"deciding"', '"answering"'))  # as earlier versions wrote it
+    assert stage_outputs.read(folder, "a") == about
 
 
 def test_a_stages_spacing_is_along_canonical_axes() -> None:
@@ -236,5 +240,5 @@ def test_stages_of_one_organ_each_answer_for_it_alone() -> None:
         for n, organ in enumerate(SCHEMA.names)
     ]
     about = stage_outputs.describe(with_stages(*stages), SCHEMA, {})
-    assert about.answering == {"left kidney": ("s0",), "right kidney": ("s1",)}
+    assert about.deciding == {"left kidney": ("s0",), "right kidney": ("s1",)}
     assert about.stage("s1").labels == {"right kidney": 7}

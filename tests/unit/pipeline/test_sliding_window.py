@@ -63,9 +63,9 @@ def test_a_prediction_entered_slab_by_slab_is_that_which_is_kept() -> None:
         gathered.append(estimator.uncertainty())
     winner = to_numpy(prior.probabilities).argmax(axis=0)
     here = window.box.slices
-    assert np.array_equal(to_numpy(fused.labels[here]) == 1, (winner == 1) & prior.answered)
+    assert np.array_equal(to_numpy(fused.labels[here]) == 1, (winner == 1) & prior.in_region)
     assert gathered[0] == gathered[1]
-    assert gathered[0]["left kidney"].voxels == int(((winner == 1) & prior.answered).sum()) > 100
+    assert gathered[0]["left kidney"].voxels == int(((winner == 1) & prior.in_region).sum()) > 100
     tiles = len(window.tiling.tiles)
     assert told[-1] == TileProgress("fine", tiles, tiles)
 

@@ -216,7 +216,7 @@ def test_a_stage_that_is_not_fused_does_not_separate_those_that_vote_together() 
 )
 def test_who_answers_last(fusions: tuple[str, ...], last: tuple[str, ...]) -> None:
     made = recipe(*(stage(f"s{n}", fusion=fusion) for n, fusion in enumerate(fusions)))
-    assert graph.answering(made, SCHEMA) == dict.fromkeys(SCHEMA.names, last)
+    assert graph.deciding_stages(made, SCHEMA) == dict.fromkeys(SCHEMA.names, last)
 
 
 def test_organs_that_no_stage_writes_to_the_label_map_are_omitted() -> None:
@@ -225,7 +225,7 @@ def test_organs_that_no_stage_writes_to_the_label_map_are_omitted() -> None:
         stage("two", labels=("left kidney", "right kidney"), fusion="most_probable"),
         stage("three", labels=("right kidney",), fusion="most_probable"),
     )
-    assert graph.answering(made, SCHEMA) == {"left kidney": ("two",), "right kidney": ("two", "three")}
+    assert graph.deciding_stages(made, SCHEMA) == {"left kidney": ("two",), "right kidney": ("two", "three")}
 
 
 def test_stages_may_be_renamed_also_where_they_name_each_other() -> None:

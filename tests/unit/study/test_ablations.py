@@ -179,9 +179,9 @@ def test_every_training_and_every_way_of_predicting_is_a_valid_recipe(study: Abl
             own = row.training.recipe
             trained = row.training.change(start if own is None else shipped(own))
             assert from_dict(trained.model_dump(mode="json")) == trained
-            answering = row.predict(trained)
-            graph.validate(answering)
-            assert "kind" in dump(answering)
+            predicting = row.predict(trained)
+            graph.validate(predicting)
+            assert "kind" in dump(predicting)
 
 
 def test_which_rows_share_a_training() -> None:

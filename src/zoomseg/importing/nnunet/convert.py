@@ -255,13 +255,13 @@ def _check(plans: Plans, name: str, configuration: Configuration) -> None:
 def _threshold(configuration: Configuration) -> float | None:
     """The anisotropy above which slices are resampled separately; None: never."""
     image = _resampling("data", configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs, 3)
-    answer = _resampling(
+    probabilities = _resampling(
         "probabilities",
         configuration.resampling_fn_probabilities,
         configuration.resampling_fn_probabilities_kwargs,
         1,
     )
-    if image != answer:
+    if image != probabilities:
         raise ModelError(
             "resampling of data and of probabilities separates slices differently; supported: alike"
         )
