@@ -2,13 +2,14 @@
 
     PEERS/bin/python benchmarks/nnunet_training.py DATASET -o OUT --minutes 5 [--configuration 3d_fullres]
         [--planner nnUNetPlannerResEncM] [--trainer nnUNetTrainerAdam1en3] [--features 32] [--memory-gb 1]
-        [--cases 8] [--leave-out CASE...]
+        [--cases 8] [--leave-out CASE...] [--bfloat16]
 
 PEERS is an environment with nnunetv2. DATASET has `imagesTr`, `labelsTr` and `dataset.json` as ZoomSeg and
 nnU-Net read them. For `3d_cascade_fullres`, half of the minutes are those of `3d_lowres`, which then predicts
 the training cases. To be trainable on a CPU, the network has at most `--features` channels, and its patch is
 planned for a GPU of `--memory-gb`. `--trainer` is one of nnU-Net's own trainers; its default one finds few
-organs in a few minutes. Prints the model's folder, for `nnunet_agreement.py` with `--fold all`.
+organs in a few minutes. ``--bfloat16`` trains in this precision, as nnU-Net trains in half precision on a GPU
+(on the CPU, it trains in float32). Prints the model's folder, for `nnunet_agreement.py` with `--fold all`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=1.0)
     parser.add_argument("--cases", type=int, default=8, help="number of training cases")
     parser.add_argument("--leave-out", nargs="*", default=[], help="cases that are kept back")
+    parser.add_argument("--bfloat16", action="store_true")
     given = parser.parse_args()
     for kind in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{kind}"] = str((given.out / kind).absolute())
     os.environ |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "1"}
+    if given.bfloat16:
+        _train_in_bfloat16()
     cascade = given.configuration == "3d_cascade_fullres"
     configurations = ["3d_lowres", given.configuration] if cascade else [given.configuration]
     _link(given.dataset, given.out / "raw", given.cases, given.leave_out)
@@ -49,6 +53,14 @@ def main() -> None:
     for configuration in configurations:
         minutes, is_read = given.minutes / len(configurations), configuration != configurations[-1]
         print(_trained(plans, configuration, given.trainer, minutes, is_read), flush=True)
+
+
+def _train_in_bfloat16() -> None:
+    """Replace the context that nnU-Net's trainer uses where it does not use autocast."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+
+    nnUNetTrainer.dummy_context = lambda: torch.autocast("cpu", torch.bfloat16)
 
 
 def _link(dataset: Path, raw: Path, cases: int, left_out: list[str]) -> None:
