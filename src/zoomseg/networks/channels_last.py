@@ -160,9 +160,9 @@ def _convolved(x_BCIJK: Tensor, weight: Tensor, bias_C: Tensor | None, transpose
     return run(x_BCIJK, weight, bias_C, stride=weight.shape[2:])
 
 
-def _of_weight(answer_BCIJK: Tensor, given_BCIJK: Tensor, weight: Tensor) -> Tensor:
+def _of_weight(gradient_BCIJK: Tensor, given_BCIJK: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weight of a convolution with kernel = stride, given that of its output."""
     stride = list(weight.shape[2:])
     backward = torch.ops.aten.convolution_backward
     rest = (None, stride, [0, 0, 0], [1, 1, 1], False, [0, 0, 0], 1, [False, True, False])
-    return cast(Tensor, backward(answer_BCIJK, given_BCIJK, weight, *rest)[1])
+    return cast(Tensor, backward(gradient_BCIJK, given_BCIJK, weight, *rest)[1])

@@ -59,7 +59,7 @@ class LabelDecision:
     @classmethod
     def of(cls, stage: Stage, scan: Grid) -> LabelDecision:
         """As the stage says, for a scan on this grid."""
-        kernels = grids.answer_kernels(stage.grid, scan)
+        kernels = grids.prediction_kernels(stage.grid, scan)
         return cls(stage.argmax_on, kernels, stage.mean == "geometric", stage.labels_overlap)
 
 

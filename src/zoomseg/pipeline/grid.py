@@ -66,7 +66,7 @@ def label_kernels(spec: GridSpec, scan: Grid) -> AxisInterpolations:
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=True))
 
 
-def answer_kernels(spec: GridSpec, scan: Grid) -> AxisInterpolations:
+def prediction_kernels(spec: GridSpec, scan: Grid) -> AxisInterpolations:
     """Interpolation of predictions back to the scan."""
     return _kernels("linear", _axis_apart(spec, scan.spacing_mm, first=False))
 

@@ -5,7 +5,7 @@ import pytest
 
 from helpers.grids import oriented
 from zoomseg.core.geometry import Box, Grid, Index3
-from zoomseg.pipeline.grid import answer_kernels, image_kernels, label_blocks, label_kernels, stage_grid
+from zoomseg.pipeline.grid import image_kernels, label_blocks, label_kernels, prediction_kernels, stage_grid
 from zoomseg.recipe.spec import Downsample, FixedShape, FixedSpacing, GridSpec
 
 SCAN = Grid.from_spacing((20, 30, 10), (1.0, 1.0, 3.0), (5.0, 6.0, 7.0))
@@ -26,7 +26,7 @@ def test_along_an_axis_without_a_spacing_the_scan_keeps_its_own(fit: str) -> Non
     assert (grid.shape, grid.spacing_mm) == ((10, 15, 10), (2, 2, 3))
     apart = spec.model_copy(update={"slices_apart_above": 2})
     assert image_kernels(apart, SCAN)[2] == "nearest"  # 3 mm compared with 1 mm
-    assert answer_kernels(apart, SCAN)[2] == "nearest"  # the scan's 3 mm decide, as 3 / 2 is not above 2
+    assert prediction_kernels(apart, SCAN)[2] == "nearest"  # the scan's 3 mm decide, as 3 / 2 is not above 2
 
 
 def test_spacing_does_not_depend_on_the_scans() -> None:
@@ -94,7 +94,7 @@ def test_slices_are_taken_apart_across_the_coarse_axis(
     scan = Grid.from_spacing((8, 8, 8), scan_mm)
     assert image_kernels(spec, scan) == tuple("nearest" if a == image else "cubic" for a in range(3))
     assert label_kernels(spec, scan) == tuple("nearest" if a == image else "linear" for a in range(3))
-    assert answer_kernels(spec, scan) == tuple("nearest" if a == answer else "linear" for a in range(3))
+    assert prediction_kernels(spec, scan) == tuple("nearest" if a == answer else "linear" for a in range(3))
     never = spec.model_copy(update={"slices_apart_above": None, "interpolation": "linear"})
     assert image_kernels(never, scan) == ("antialiased",) * 3
 

@@ -46,7 +46,7 @@ def coordinate(grid: Grid, axis: int) -> np.ndarray:
     return grid.world(index)[..., axis].astype(np.float32)
 
 
-def coarse_answer(scan: stage_input.PreparedScan, box: Box, c: int = 1) -> StagePrediction:
+def coarse_prediction(scan: stage_input.PreparedScan, box: Box, c: int = 1) -> StagePrediction:
     """Probability 1 of class ``c`` in ``box`` of the coarse grid, and of background elsewhere."""
     seen = stage_input.view(COARSE, RECIPE, scan, {})
     assert seen is not None
@@ -164,7 +164,7 @@ def test_a_whole_volume_is_seen_whole_on_the_stage_grid() -> None:
 
 def test_a_region_lies_around_what_the_earlier_stage_found() -> None:
     scan = prepared()
-    prior = coarse_answer(scan, Box((2, 4, 5), (4, 6, 6)))
+    prior = coarse_prediction(scan, Box((2, 4, 5), (4, 6, 6)))
     seen = stage_input.view(FINE, RECIPE, scan, {"coarse": prior})
     assert seen is not None
     mask = seen.region.mask_in(seen.grid.box)
@@ -189,7 +189,7 @@ def test_nothing_found_means_everywhere_or_nowhere(on_missing: str, looks: bool)
 
 def test_a_fixed_shape_spans_the_box_it_looks_at() -> None:
     scan = prepared()
-    prior = coarse_answer(scan, Box((2, 4, 5), (4, 6, 6)))
+    prior = coarse_prediction(scan, Box((2, 4, 5), (4, 6, 6)))
     changes = {
         "roi": BoxAround(of="coarse", margin_mm=4.0),
         "grid": FixedShape(shape=(8, 8, 4), tile=(8, 8, 4)),
@@ -224,7 +224,7 @@ def ramp_scan() -> stage_input.PreparedScan:
 
 def test_input_is_image_then_prior_at_the_same_places() -> None:
     scan = ramp_scan()
-    prior = coarse_answer(scan, Box((2, 4, 5), (4, 6, 6)), c=2)
+    prior = coarse_prediction(scan, Box((2, 4, 5), (4, 6, 6)), c=2)
     grid = stage_input.view(COARSE, RECIPE, scan, {}).grid  # type: ignore[union-attr]
     seen = stage_input.StageView(FINE, grid, Region.whole(grid))
     box = Box((1, 3, 4), (6, 8, 8))
@@ -252,7 +252,7 @@ def test_a_grid_that_no_machine_holds_is_refused_before_it_is_sampled(where: Roi
     scan, fine = prepared(), RECIPE.stages[1]
     grid = FixedSpacing(mm=(0.001, 0.001, 0.001), tile=(16, 16, 12))
     stage = fine.model_copy(update={"grid": grid, "roi": where})
-    priors = {"coarse": coarse_answer(scan, Box((1, 1, 1), (5, 5, 4)))}
+    priors = {"coarse": coarse_prediction(scan, Box((1, 1, 1), (5, 5, 4)))}
     with pytest.raises(MemoryLimitError, match=r"a region of .* voxels takes about .* GB of memory"):
         stage_input.view(stage, RECIPE, scan, priors)
 
