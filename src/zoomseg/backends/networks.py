@@ -77,12 +77,14 @@ def _of_stage(
 
 def _common_head(graphs: Sequence[Path], stage: Stage, backend: Compiler) -> PointwiseHead | None:
     """The last layers of all networks, combined into one that is computed after their outputs were fused;
-    None if this saves nothing."""
+    None if this saves nothing, or if they have different classes."""
     if stage.mean != "geometric":
         return None
     heads = [compilers.pointwise_head(backend, graph) for graph in graphs]
     found = [head for head in heads if head is not None]
-    if len(found) < len(heads) or sum(head.features for head in found) >= found[0].classes:
+    if len(found) < len(heads) or len({head.classes for head in found}) > 1:
+        return None
+    if sum(head.features for head in found) >= found[0].classes:
         return None
     weight = np.concatenate([head.weight for head in found], axis=1) / len(found)
     bias = np.mean([head.bias for head in found], axis=0)

@@ -189,6 +189,8 @@ class _Batch:
             if self.ahead:
                 self._begin_reading()
             found = self._compute(read, waited)
+            if isinstance(found, Failed) and found.short and not found.unexpected and self._is_shared:
+                found = self._compute_alone(read, waited)
             if not self.coming:  # nothing to overlap with: the time for writing belongs to this scan
                 self._write(found, monitor)
                 self._await_writing()
@@ -199,8 +201,11 @@ class _Batch:
         """Start reading the next scan; False if there is none."""
         scan = next(self.scans, None)
         if scan is not None:
-            self.coming.append(_in_background(lambda: self._read(scan)))
+            self.coming.append(self._read_later(scan))
         return scan is not None
+
+    def _read_later(self, scan: ScanInput) -> Future[_Read]:
+        return _in_background(lambda: self._read(scan))
 
     def _enough_memory(self, read: _Read) -> _Read:
         """A scan for which too little memory was free while the one before was computed and written is read
@@ -256,6 +261,21 @@ class _Batch:
         total = read.seconds + time.perf_counter() - began
         seconds = {"read": read.seconds, "waited": waited, **result.seconds}
         return _Computed(scan, read.sha256, case.image, result, seconds, total)
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether other scans may be in memory: one that is read ahead, or one that is being written."""
+        return bool(self.coming) or (self.writing is not None and not self.writing.done())
+
+    def _compute_alone(self, read: _Read, waited: float) -> _Computed | Failed:
+        """A scan that did not fit into memory beside others is computed again without them: the next one is
+        dropped, and read again afterwards."""
+        self._await_others()
+        dropped = [reading.result().scan for reading in self.coming]
+        self.coming.clear()
+        found = self._compute(read, waited)
+        self.coming.extend(self._read_later(scan) for scan in dropped)
+        return found
 
     def _write(self, found: _Computed | Failed, monitor: ResourceMonitor) -> None:
         self._await_writing()  # at most one finished scan is held

@@ -171,6 +171,7 @@ class MemoryLimits:
         together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
         ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
         if self._surely(still_to_fill + ample) or self._room(still_to_fill) >= ample:
+            keep_memory()  # an earlier scan may have been short of it
             return view, together
         return self._fit_measured(view, work, whole, still_to_fill, alone)
 

@@ -172,9 +172,11 @@ def highest_ram_mb() -> float:
 
 def _counted_mb() -> float:
     """The peak counted by the system."""
+    # On Linux, getrusage may report a peak of the parent process. Some containers do not count this one.
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux, getrusage may report a peak of the parent process
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    counted = status.read_text().partition("VmHWM:")[2].split() if status.exists() else []
+    if counted:
+        return int(counted[0]) / 1024
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / _MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

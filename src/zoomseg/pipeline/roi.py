@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from zoomseg.recipe.spec import (
     BodyMask,
     BoxAround,
     DilatedForeground,
+    OnMissing,
     ProbabilityTimesAtlas,
     RoiSpec,
     WholeVolume,
@@ -43,7 +43,7 @@ def find_region(
     grid: Grid,
     image: Volume,
     predictions: Mapping[str, StagePrediction],
-    on_missing: Literal["whole_volume", "empty"],
+    on_missing: OnMissing,
 ) -> Region | None:
     """Compute the region for any kind. ``image`` contains the scan's own intensities (HU for CT)."""
     match spec:

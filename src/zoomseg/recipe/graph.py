@@ -72,6 +72,10 @@ def _references(stage: Stage) -> Iterator[_Reference]:
             yield _Reference(f"inputs[{n}]", source.of, named)
 
 
+STEPS = ("read", "waited", "prepare", "fuse", "write", "total")
+"""Keys of ``run.json`` with the seconds of a scan, beside those of its stages."""
+
+
 def validate(recipe: Recipe) -> None:
     """Check everything that can be checked without data.
 
@@ -84,6 +88,11 @@ def validate(recipe: Recipe) -> None:
     for n, stage in enumerate(recipe.stages):
         if stage.name == ATLAS:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
+        if stage.name in STEPS:
+            raise RecipeError(
+                f"stages[{n}].name: '{stage.name}' is the name of a step in run.json "
+                f"({', '.join(STEPS)}); choose another"
+            )
         if stage.name in names[:n]:
             raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
         other = stage.name.removesuffix("-region")
@@ -550,6 +559,13 @@ def deciding_stages(recipe: Recipe, schema: LabelSchema) -> dict[str, tuple[str,
                 together[organ] = (*earlier, stage.name)
         last |= together
     return last
+
+
+def in_label_map(stage: Stage) -> Stage:
+    """The stage, its prediction written to the label map."""
+    if stage.fusion != "none":
+        return stage
+    return stage.model_copy(update={"fusion": "replace_in_roi"})
 
 
 def with_less_overlap(recipe: Recipe, overlap: float) -> Recipe:

@@ -341,6 +341,9 @@ class PriorInput(Spec):
     sees its prediction learns to repeat it (nnU-Net's cascade removes connected components instead)."""
 
 
+OnMissing = Literal["whole_volume", "empty"]
+"""The region of a stage if the stage that determines it finds nothing."""
+
 ATLAS = "atlas"
 """The atlas prior's name among the priors of a scan; no stage may use it."""
 
@@ -824,7 +827,7 @@ class Recipe(Spec):
     """``nonzero``: the scan is cropped to the box of voxels that are not zero in all channels, before
     anything else, including intensity statistics (nnU-Net's ``crop_to_nonzero``); the part outside is
     background."""
-    on_missing: Literal["whole_volume", "empty"] = "whole_volume"
+    on_missing: OnMissing = "whole_volume"
     """Region of a stage if the organ that defines it was not found."""
     roi_expansion: bool = True
     """Whether a stage is computed again, once, in a wider region, if the region given by earlier stages may

@@ -59,9 +59,7 @@ def only(name: str) -> Edit:
     """Stage ``name`` and those that it needs; its prediction becomes the label map."""
 
     def apply(recipe: Recipe) -> Recipe:
-        last = graph.stage_of(recipe, name)
-        if last.fusion == "none":
-            last = last.model_copy(update={"fusion": "replace_in_roi"})
+        last = graph.in_label_map(graph.stage_of(recipe, name))
         needed = graph.ancestors(recipe, name)
         stages = (*(s for s in recipe.stages if s.name in needed), last)
         kept = {stage.name for stage in stages}

@@ -35,7 +35,7 @@ from zoomseg.core.region import overlap_counts
 from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, Dataset, folds
 from zoomseg.inference.batch import Failed
-from zoomseg.inference.load import load_predictor, ready_predictor
+from zoomseg.inference.load import PredictionSettings, load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
@@ -288,8 +288,12 @@ class Acceleration:
         """
         model = self.bundles[0]
         stages = _everywhere(model.recipe)
-        searches = candidate_regions.searches(stages, self.schema, REGION, self.organs)
-        predictor = ready_predictor(coarse, device, on_warning=observer.message)
+        searches = candidate_regions.searches(
+            stages, self.schema, REGION, self.organs, model.recipe.on_missing
+        )
+        # Any scan: of few training scans, a held-out one may differ more than their domain allows.
+        settings = PredictionSettings(any_scan=True)
+        predictor = ready_predictor(coarse, device, settings, on_warning=observer.message)
         held_out = self.dataset.subset(self.split.validation).cases
         for number, files in enumerate(held_out):
             observer.preparing("choosing the region", number, len(held_out))

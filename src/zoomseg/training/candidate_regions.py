@@ -24,7 +24,7 @@ from zoomseg.core.volume import LabelMap
 from zoomseg.pipeline import grid as grids
 from zoomseg.pipeline.roi import dilated_foreground
 from zoomseg.recipe import graph, network_shapes
-from zoomseg.recipe.spec import DilatedForeground, Stage
+from zoomseg.recipe.spec import DilatedForeground, OnMissing, Stage
 
 RECALL = 0.999
 """Minimum share of the model's foreground that a region contains in every held-out scan."""
@@ -85,6 +85,8 @@ class RegionSearch:
     of: str
     labels: tuple[str, ...]
     """The stage's labels that the stage ``of`` also predicts."""
+    on_missing: OnMissing = "whole_volume"
+    """The recipe's: the region if stage ``of`` finds nothing."""
     found: dict[Candidate, list[RegionCost]] = field(default_factory=dict)
 
     def add(self, prediction: StagePrediction, found: LabelMap) -> None:
@@ -95,7 +97,9 @@ class RegionSearch:
         whole = _counts(found, self.labels)
         for candidate in CANDIDATES:
             region = dilated_foreground(prediction, grid, *candidate, self.labels)
-            if region is None:  # the stage's region is then the whole scan
+            if region is None and self.on_missing == "empty":
+                cost = RegionCost(dict.fromkeys(self.labels, 0), whole, 0, everything)
+            elif region is None:
                 cost = RegionCost(whole, whole, everything, everything)
             else:
                 cost = RegionCost(_counts(found, self.labels, region), whole, self._tiles(region), everything)
@@ -145,14 +149,18 @@ class RegionSearch:
 
 
 def searches(
-    stages: Iterable[Stage], schema: LabelSchema, of: str, known: Sequence[str]
+    stages: Iterable[Stage],
+    schema: LabelSchema,
+    of: str,
+    known: Sequence[str],
+    on_missing: OnMissing = "whole_volume",
 ) -> list[RegionSearch]:
     """One search for each stage that shares labels with stage ``of``."""
     found = []
     for stage in stages:
         labels = tuple(name for name in graph.resolve_labels(stage, schema) if name in known)
         if labels:
-            found.append(RegionSearch(stage, schema, of, labels))
+            found.append(RegionSearch(stage, schema, of, labels, on_missing))
     return found
 
 

@@ -393,6 +393,38 @@ def test_a_scan_that_did_not_fit_beside_the_one_before_is_read_again_alone(works
     assert works.log.index("settle 0") < again < works.log.index("read 2")
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_scan_that_did_not_fit_beside_the_next_is_computed_again_alone(works: Works, times: int) -> None:
+    """Once; the next one, which is dropped, is read again after that."""
+    refused: list[int] = []
+
+    def predict(n: int) -> None:
+        if n == 0 and len(refused) < times:
+            works.await_("read 1 done")
+            refused.append(len(works.images))
+            raise MemoryLimitError("too large", 1)
+
+    works.on_predict = predict
+    told = works.run(3)
+    found = [t.reason if isinstance(t, Failed) else t.case for t in told]
+    assert found == ["0" if times == 1 else "too large", "1", "2"]
+    assert works.log.count("predict 0") == 2
+    assert works.log.count("read 1") == 2
+    again = len(works.log) - 1 - works.log[::-1].index("read 1")
+    assert again > len(works.log) - 1 - works.log[::-1].index("predict 0")
+    if times == 2:
+        assert refused == [2, 1]  # scans in memory
+
+
+def test_a_scan_that_is_alone_is_computed_once(works: Works) -> None:
+    def predict(n: int) -> None:
+        raise MemoryLimitError("too large", 1)
+
+    works.on_predict = predict
+    assert [type(t) for t in works.run(1)] == [Failed]
+    assert works.log.count("predict 0") == 1
+
+
 def test_what_does_not_fit_alone_is_read_once(works: Works) -> None:
     def read(n: int) -> None:
         raise MemoryLimitError("too large", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +123,14 @@ def test_a_reading_of_this_process() -> None:
     assert highest_ram_mb() >= now.highest_ram_mb
     assert now.cpu_seconds > 0.1
     assert (now.vram_mb, now.highest_vram_mb) == (0.0, 0.0)
+
+
+def test_the_peak_is_read_where_the_system_does_not_count_that_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in some containers, whose ``/proc/self/status`` lacks the line."""
+    monkeypatch.setattr(Path, "read_text", lambda self: "Name:\tpython\nVmRSS:\t  1 kB\n")
+    assert 10 < take_sample(CPU).highest_ram_mb < 1e6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

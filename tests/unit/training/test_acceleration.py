@@ -112,7 +112,10 @@ def test_the_model_computes_around_what_the_coarse_stage_finds(
     assert len(run.split.validation) == 1
     assert run.organs == SCHEMA.names
     coarse = run.region_stage(CPU, Silent())
-    regions = run.choose(coarse, CPU, Silent())
+    assert coarse.domain is not None
+    far = tuple(tuple(value + 1e4 for value in row) for row in coarse.domain.intensities)
+    unlike = replace(coarse, domain=replace(coarse.domain, intensities=far))
+    regions = run.choose(unlike, CPU, Silent())  # a held-out scan is not refused
     chosen = regions["whole"]
     assert chosen.lowest_recall >= 0.999
     assert chosen.roi.of == "region"

@@ -74,6 +74,13 @@ def test_every_scan_has_to_be_held() -> None:
         found.chosen()
 
 
+def test_where_nothing_is_found_the_recipe_says_whether_anything_is_computed() -> None:
+    (empty,) = searches([STAGE], SCHEMA, "region", ("liver", "spleen"), "empty")
+    for found, recall, tiles in ((search(), 1.0, 8), (empty, 0.0, 0)):
+        found.add(prediction(), answer(slice(0, 8), slice(0, 0)))
+        assert {(cost[0].recall, cost[0].tiles) for cost in found.found.values()} == {(recall, tiles)}
+
+
 def test_a_scan_without_any_organ_asks_for_nothing() -> None:
     found = search()
     found.add(prediction(), answer(slice(0, 0), slice(0, 0)))

@@ -408,6 +408,21 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batc
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
+def test_a_model_without_its_last_stage_can_be_used(data: Dataset, tmp_path: Path) -> None:
+    """Its only stage would not be written to the label map if the next one were there."""
+    recipe = tiny_recipe(together=False)
+    coarse, fine = recipe.stages
+    recipe = recipe.model_copy(update={"stages": (coarse.model_copy(update={"fusion": "none"}), fine)})
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+    first = run._group(0)
+    run._save_model(first)
+    (stage,) = bundle.load(tmp_path / "m").recipe.stages
+    assert (stage.name, stage.fusion) == ("coarse", "replace_in_roi")
+    run.finished |= first.modules
+    run._save_model(run._group(1))
+    assert [one.fusion for one in bundle.load(tmp_path / "m").recipe.stages] == ["none", fine.fusion]
+
+
 def test_time_budget_is_kept_and_the_schedule_ends(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
