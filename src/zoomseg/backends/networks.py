@@ -19,9 +19,8 @@ from zoomseg.core.errors import ModelError
 from zoomseg.core.tiling import PointwiseHead, Tile, logarithms, normalised
 from zoomseg.io.bundle import Bundle, NetworkFiles
 from zoomseg.io.files import read_file
-from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.inputs import network_channels
 from zoomseg.pipeline.sliding_window import SplitNetwork, StageNetwork
-from zoomseg.recipe.graph import resolve_labels
 from zoomseg.recipe.spec import MeanKind, Stage
 
 
@@ -114,11 +113,7 @@ def _costs(model: Bundle, stage: Stage, backend: Backend) -> NetworkCosts:
 
 
 def _channels(model: Bundle, stage: Stage) -> Channels:
-    images = len(model.channel_names)
-    return (
-        input_channels(stage, model.recipe, model.schema, images),
-        1 + len(resolve_labels(stage, model.schema)),
-    )
+    return network_channels(stage, model.recipe, model.schema, len(model.channel_names))
 
 
 def mean(networks: Sequence[StageNetwork], kind: MeanKind = "arithmetic") -> StageNetwork:

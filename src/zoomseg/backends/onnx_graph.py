@@ -27,8 +27,7 @@ from zoomseg.core.errors import ModelError
 from zoomseg.core.geometry import Index3
 from zoomseg.io import bundle as bundles
 from zoomseg.networks import build as networks
-from zoomseg.pipeline.inputs import input_channels
-from zoomseg.recipe import graph as stages
+from zoomseg.pipeline.inputs import network_channels
 from zoomseg.recipe import network_shapes
 from zoomseg.recipe.network_shapes import Padding
 from zoomseg.recipe.spec import NetworkSpec
@@ -45,7 +44,7 @@ STORED_TYPES = {
 _Shapes: TypeAlias = "dict[str, dict[int, Any]]"
 
 
-class _Answer(nn.Module):
+class _Probabilities(nn.Module):
     """The network as used in prediction: probabilities from its logits at full resolution."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -58,7 +57,7 @@ class _Answer(nn.Module):
 
 
 _PREFIX = "network."
-"""Prefix of the names of weights in a graph, from the attribute of ``_Answer``."""
+"""Prefix of the names of weights in a graph, from the attribute of ``_Probabilities``."""
 
 
 def write_graphs(folder: Path) -> None:
@@ -76,8 +75,7 @@ def write_graphs(folder: Path) -> None:
     files, costs = bundles.weights_files(folder), costs_of(model, "torch")
     graphs: dict[str, bundles.NetworkGraph] = {}
     for stage in model.recipe.stages:
-        read = input_channels(stage, model.recipe, model.schema, len(model.channel_names))
-        classes = 1 + len(stages.resolve_labels(stage, model.schema))
+        read, classes = network_channels(stage, model.recipe, model.schema, len(model.channel_names))
         try:
             architecture = _architecture(stage.network, stage.grid.padding, read, classes)
         except torch.onnx.OnnxExporterError as error:
@@ -178,7 +176,7 @@ def _exported(network: nn.Module, shape: tuple[int, ...], opened: _Shapes) -> Mo
     """Traced with an input of ``shape``, for all shapes that ``opened`` allows; not optimised."""
     with _silent():
         program = torch.onnx.export(
-            _Answer(network).eval(),
+            _Probabilities(network).eval(),
             (torch.zeros(shape),),
             dynamo=True,
             verbose=False,

@@ -13,7 +13,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.core.tiling import Tile
 from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build as networks
-from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.inputs import network_channels
 from zoomseg.pipeline.sliding_window import StageNetwork
 from zoomseg.recipe import graph
 from zoomseg.recipe.network_shapes import check_tile
@@ -21,10 +21,8 @@ from zoomseg.recipe.spec import Recipe, Stage
 
 
 def build_network(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> nn.Module:
-    classes = 1 + len(graph.resolve_labels(stage, schema))
-    return networks.build(
-        stage.network, input_channels(stage, recipe, schema, channels), classes, stage.grid.padding
-    )
+    read, classes = network_channels(stage, recipe, schema, channels)
+    return networks.build(stage.network, read, classes, stage.grid.padding)
 
 
 def trained_network(bundle: Bundle, stage: Stage) -> nn.Module:

@@ -22,7 +22,7 @@ from zoomseg.io.training_domain import Likeness
 from zoomseg.pipeline import inputs, stage_input
 from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction, held_whole
 from zoomseg.pipeline.grid import stage_grid
-from zoomseg.pipeline.inputs import input_channels
+from zoomseg.pipeline.inputs import network_channels
 from zoomseg.pipeline.sliding_window import (
     OnProgress,
     SplitNetwork,
@@ -193,8 +193,7 @@ class Predictor:
     def _work(self, stage: Stage) -> memory_limits.StageWork:
         bundle, networks = self.bundle, self._networks  # no cycle: networks are freed with the predictor
         seen = len(inputs.image_channels(stage.inputs, self.channels))
-        read = input_channels(stage, bundle.recipe, bundle.schema, self.channels)
-        classes = 1 + len(graph.resolve_labels(stage, bundle.schema))
+        read, classes = network_channels(stage, bundle.recipe, bundle.schema, self.channels)
         network = networks[stage.name]
         return memory_limits.StageWork(
             self._costs[stage.name].activation_bytes,

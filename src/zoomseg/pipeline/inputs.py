@@ -395,6 +395,16 @@ def limits_of(spec: IntensitySpec) -> tuple[float, float] | None:
     return spec.output if isinstance(spec, Window) and not spec.zero_mean else None
 
 
+def network_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> tuple[int, int]:
+    """Numbers of input and output channels of a stage's network, for scans of ``channels``.
+
+    Raises:
+        RecipeError: as ``input_channels``.
+    """
+    classes = 1 + len(graph.resolve_labels(stage, schema))
+    return input_channels(stage, recipe, schema, channels), classes
+
+
 def input_channels(stage: Stage, recipe: Recipe, schema: LabelSchema, channels: int) -> int:
     """Number of channels that a stage's network reads.
 

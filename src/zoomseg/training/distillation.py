@@ -59,7 +59,7 @@ class Teachers:
     @property
     def summary(self) -> str:
         """What a user should know about them."""
-        return f"half of the loss is from what {', '.join(self.names)} say"
+        return f"half of the loss is the cross-entropy with the predictions of {', '.join(self.names)}"
 
 
 def load(models: Sequence[str | Path], dataset: Dataset, recipe: Recipe) -> Teachers:

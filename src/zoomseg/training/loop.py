@@ -449,7 +449,7 @@ class _Run:
             self.observer,
             self.atlas_of,
         )
-        prepare = partial(preparation.packs, group, self._taught_by(part), validation, self._answering)
+        prepare = partial(preparation.packs, group, self._taught_by(part), validation, self._networks_for)
         return shared_cases.shared_between_processes(
             prepare, group.index, self.cache, self.processes, self.stop
         )
@@ -458,7 +458,7 @@ class _Run:
         """The cases on which a part is trained."""
         return self.split.train if part.half is None else self.halves[part.half]
 
-    def _answering(self, case: str) -> Mapping[str, nn.Module]:
+    def _networks_for(self, case: str) -> Mapping[str, nn.Module]:
         """The finished networks for predicting a case: for stages with copies, the one not trained on it."""
         for half, ids in enumerate(self.halves):
             if case in ids:

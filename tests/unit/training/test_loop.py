@@ -254,7 +254,7 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
     monkeypatch.setattr(Preprocessing, "packs", spy)
     run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", LoopSettings(CPU), Silent())
     model = run.train(threading.Event())
-    (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, answering) = prepared
+    (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, networks_for) = prepared
     assert all_cases == fine == split.train
     assert sorted((*one, *two)) == sorted(split.train)
     assert min(len(one), len(two)) == 1
@@ -262,9 +262,9 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
     learned = [weight(run.copies[half]["coarse"]) for half in (0, 1)]
     assert not torch.equal(learned[0], learned[1])
     for case in split.train:
-        assert torch.equal(weight(answering(case)["coarse"]), learned[1 if case in one else 0])
+        assert torch.equal(weight(networks_for(case)["coarse"]), learned[1 if case in one else 0])
     whole = model.weights["coarse"]["heads.0.weight"]
-    assert np.array_equal(weight(answering("case_3")["coarse"]), whole)
+    assert np.array_equal(weight(networks_for("case_3")["coarse"]), whole)
     plain = tiny_recipe(together=False, iterations=2)
     other = loop.train(data, split, plain, tmp_path / "plain", LoopSettings(CPU), Silent())
     assert np.array_equal(other.weights["coarse"]["heads.0.weight"], whole)
