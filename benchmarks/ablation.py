@@ -207,7 +207,7 @@ class Ablation:
         for fold in self.chosen:
             with TrainingDisplay(Console(stderr=True)) as display:
                 folds.model(fold, self.device, display)
-            held_out, model = folds.held_out(fold), folds.folder(fold)
+            held_out, model = folds.split(fold).validation, folds.folder(fold)
             if read_scores(model / validation.FOLDER, len(held_out)) is None:
                 validation.validate(self.dataset, model, held_out, self.device)
         models = [folds.folder(fold) for fold in self.chosen]

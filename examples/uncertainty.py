@@ -31,7 +31,7 @@ def main(scan: str, model: str, out: str) -> None:
         write_array(folder / f"{name}.nii.gz", probabilities[found.channel(name)], found.grid)
     entropy = entr(probabilities).sum(axis=0) / np.log(2)  # bits
     write_array(folder / "entropy.nii.gz", entropy, found.grid)
-    print(f"mean entropy in the region: {entropy[np.asarray(found.answered)].mean():.3f} bits")
+    print(f"mean entropy in the region: {entropy[np.asarray(found.in_region)].mean():.3f} bits")
 
     # An estimate of each organ's Dice, calibrated if cases were held out when the model was trained.
     for organ in sorted(result.summary, key=lambda row: row.confidence or 0.0):

@@ -212,7 +212,7 @@ def test_figures_of_a_former_model_are_named_as_such() -> None:
     [
         ("`abdomen-ct` takes 7.5 s (2026-11-29).", True),
         ("The `abdomen-ct` of 2026-11-21 takes 7.5 s (2026-11-29).", False),
-        ("`abdomen-ct` takes 14.1 s (2026-11-30).", False),
+        ("`abdomen-ct` takes 14.1 s (2026-11-30), or 8.6 s (2026-12-01).", False),
         ("`abdomen-ct`.\n\nMeasured 2026-11-29.", False),
     ],
 )
