@@ -16,6 +16,8 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
 from zoomseg.core.case import Case
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap
@@ -37,7 +39,7 @@ def kept_for_measuring(others: tuple[CaseFiles, ...]) -> tuple[CaseFiles, ...]:
 
 def empty(case: Case, schema: LabelSchema) -> LabelMap:
     """A label map without any organ, on the scan's grid."""
-    return LabelMap((case.image.data[0] * 0).astype("uint8"), case.image.grid, schema)
+    return LabelMap(np.zeros(case.image.grid.shape, np.uint8), case.image.grid, schema)
 
 
 def main() -> None:
@@ -62,9 +64,9 @@ def main() -> None:
     for other in used:
         (images / f"{other.id}_0000.nii.gz").symlink_to(other.images[0].absolute())
         write_labels(labels / f"{other.id}.nii.gz", empty(others.load(other), schema))
-    known_of_it = {other.id: frozenset(schema.names) - IN_VIEW for other in used}
+    annotated = {other.id: frozenset(schema.names) - IN_VIEW for other in used}
     description = dataset_description(
-        "BTCV and heads", dataset.channel_names, schema, len(cases) + len(used), known_of_it
+        "BTCV and heads", dataset.channel_names, schema, len(cases) + len(used), annotated
     )
     (options.out / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     print(f"{options.out}: {len(cases)} cases, and {len(used)} scans of another part of the body")

@@ -59,19 +59,21 @@ def _of_stage(
         return mirrored(mean([as_network(own, device) for own in modules], stage.mean), axes, stage.mean)
     precision: Precision = "fastest" if device.bfloat16 else "float32"
 
-    def load(model: Bundle, without_head: bool = False) -> StageNetwork:
-        graph, channels = _graph(model, stage.name, backend), _channels(model, stage)
+    graphs = [_graph(model, stage.name, backend) for model in models]
+    head = _common_head(graphs, stage, backend)
+
+    def load(model: Bundle, graph: Path) -> StageNetwork:
+        channels = _channels(model, stage)
         try:
-            network = compilers.load(backend, graph, precision, threads, without_head, channels)
+            network = compilers.load(backend, graph, precision, threads, head is not None, channels)
         except ModelError as error:
             raise _unusable(model, stage.name, error) from error
         return lambda x_BCIJK, tiles: network(np.ascontiguousarray(x_BCIJK))
 
-    head = _common_head([_graph(model, stage.name, backend) for model in models], stage, backend)
+    compiled = [load(model, graph) for model, graph in zip(models, graphs, strict=True)]
     if head is not None:
-        bodies = [load(model, without_head=True) for model in models]
-        return SplitNetwork(mirrored(_concatenated(bodies), axes), head)
-    return mirrored(mean([load(model) for model in models], stage.mean), axes, stage.mean)
+        return SplitNetwork(mirrored(_concatenated(compiled), axes), head)
+    return mirrored(mean(compiled, stage.mean), axes, stage.mean)
 
 
 def _common_head(graphs: Sequence[Path], stage: Stage, backend: Compiler) -> PointwiseHead | None:

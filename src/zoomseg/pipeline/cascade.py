@@ -148,7 +148,7 @@ class Cascade:
         run = _Run(self, scan, keep, on_progress, priors)
         for stage in self.recipe.stages:
             if run.compute(stage):
-                clock.lap(stage.name)
+                clock.lap(f"stage {stage.name}" if stage.name in STEPS else stage.name)
         run.fuse()
         notes, misplaced = self._clean(run.fused, organs)
         labels = _on_own_grid(run.fused, scan, case)
@@ -204,6 +204,10 @@ def _uncropped(labels: LabelMap, grid: Grid, box: Box) -> LabelMap:
     data = np.zeros(grid.shape[::-1], dtype=np.uint8).T  # plane by plane in memory, as in files
     data[box.slices] = labels.data
     return LabelMap(data, grid, labels.schema)
+
+
+STEPS = ("read", "waited", "prepare", "fuse", "write", "summary", "report", "total")
+"""Keys of ``run.json`` with the seconds of a scan, beside those of its stages."""
 
 
 class _Clock:

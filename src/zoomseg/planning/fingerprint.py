@@ -219,7 +219,7 @@ def require_in_every(
         """The first fold without the organ."""
         return next((n for n, cases in enumerate(trained) if cases.isdisjoint(found[name])), None)
 
-    # First the cases of all folds but one, so that two of them usually suffice.
+    # The first case of every fold, then the second ones: two cases usually suffice.
     in_turn = list(dict.fromkeys(case for row in zip_longest(*folds) for case in row if case is not None))
     for done, case_id in enumerate(in_turn):
         if all(lacking(name) is None for name in found):

@@ -72,10 +72,6 @@ def _references(stage: Stage) -> Iterator[_Reference]:
             yield _Reference(f"inputs[{n}]", source.of, named)
 
 
-STEPS = ("read", "waited", "prepare", "fuse", "write", "total")
-"""Keys of ``run.json`` with the seconds of a scan, beside those of its stages."""
-
-
 def validate(recipe: Recipe) -> None:
     """Check everything that can be checked without data.
 
@@ -88,11 +84,6 @@ def validate(recipe: Recipe) -> None:
     for n, stage in enumerate(recipe.stages):
         if stage.name == ATLAS:
             raise RecipeError(f"stages[{n}].name: '{ATLAS}' is the atlas prior's; choose another")
-        if stage.name in STEPS:
-            raise RecipeError(
-                f"stages[{n}].name: '{stage.name}' is the name of a step in run.json "
-                f"({', '.join(STEPS)}); choose another"
-            )
         if stage.name in names[:n]:
             raise RecipeError(f"stages[{n}].name: '{stage.name}' is taken; stage names must be unique")
         other = stage.name.removesuffix("-region")

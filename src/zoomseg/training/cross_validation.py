@@ -150,7 +150,8 @@ def begin(
     folds = CrossValidation(dataset, out, count, request, splits)
     trained = [folds.split(fold).train for fold in range(count)]
     cases = requested_recipe.choose_split(dataset, TrainingRequest())
-    used = Split(tuple(case for case in cases.train if any(case in fold for fold in trained)), ())
+    in_some_fold = frozenset().union(*trained)
+    used = Split(tuple(case for case in cases.train if case in in_some_fold), ())
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
     recipe = requested_recipe.wanted_recipe(request, initial)
     organs = requested_recipe.organs_of(recipe, dataset)

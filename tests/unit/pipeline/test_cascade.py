@@ -37,6 +37,7 @@ from zoomseg.pipeline.cascade import Cascade, Prediction
 from zoomseg.pipeline.inputs import input_channels
 from zoomseg.pipeline.probability_map import LEVELS, probability_map
 from zoomseg.pipeline.sliding_window import SlidingWindow, StageNetwork
+from zoomseg.recipe import graph
 from zoomseg.recipe.spec import (
     ATLAS,
     AtlasInput,
@@ -535,6 +536,14 @@ def test_every_step_has_its_seconds() -> None:
     result = drive(RECIPE, threshold, threshold)
     assert list(result.seconds) == ["prepare", "coarse", "fine", "fuse"]
     assert min(result.seconds.values()) > 0
+
+
+def test_a_stage_with_the_name_of_a_step_does_not_replace_its_seconds() -> None:
+    """As of a model called ``total`` that was combined with others."""
+    recipe = graph.renamed(RECIPE, {"coarse": "prepare", "fine": "total"})
+    networks = by_name({"prepare": constant(1), "total": constant(1)})
+    result = Cascade(recipe, SCHEMA, networks, CPU).run(case())
+    assert list(result.seconds) == ["prepare", "stage prepare", "stage total", "fuse"]
 
 
 def test_a_module_answers_with_its_finest_probabilities_and_without_gradient() -> None:

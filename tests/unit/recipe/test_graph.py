@@ -94,7 +94,6 @@ def test_what_is_decided_on_the_stages_grid_is_not_interpolated() -> None:
         ),
         ((stage("one", fusion="none"),), "stage 'one', fusion: all stages have 'none'"),
         ((stage("one"), stage("atlas")), r"stages\[1\]\.name: 'atlas' is the atlas prior's; choose another"),
-        ((stage("one"), stage("read")), r"stages\[1\]\.name: 'read' is the name of a step in run\.json"),
         (
             (stage("one", per_label=True), stage("two", roi=BOX)),
             "stage 'two', roi.of: 'one' becomes one stage per label, so only a stage with per_label: true",
