@@ -64,7 +64,7 @@ def main() -> None:
         scans,
         folder / "predictions",
         Predictor(model, device, any_scan=True),
-        beside=ExtraOutputs(stages=True),
+        extra=ExtraOutputs(stages=True),
     )
     found = evaluate(folder / "predictions", dataset, folder)
     recall = {row.organ: row.region_recall for row in found.summary}

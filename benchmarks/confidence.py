@@ -52,9 +52,7 @@ def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[di
         own: dict[str, object] = {}
         if signs is not None:
             own = {
-                "promised": signs.own.expected_dice,
-                "winning": signs.own.winning,
-                "unsure": signs.own.unsure,
+                "expected": signs.own.expected_dice,
                 "cut": signs.cut,
             }
         rows.append({"case": name, "change": change, "organ": organ, "dice": dice, "widened": widened, **own})
@@ -82,10 +80,10 @@ def estimates(rows: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame(np.nan, index=rows.index, columns=["confidence", "low", "high"])
     for case in rows.case.unique():
         others = plain[plain.case != case]
-        known = [Scored(r.case, r.organ, r.promised, r.dice) for r in others.itertuples()]
+        known = [Scored(r.case, r.organ, r.expected, r.dice) for r in others.itertuples()]
         learned = calibrate(known)
         for r in rows[rows.case == case].itertuples():
-            estimated = estimated_dice({r.organ: r.promised}, learned)
+            estimated = estimated_dice({r.organ: r.expected}, learned)
             out.loc[r.Index, "confidence"] = estimated[r.organ]
             out.loc[r.Index, ["low", "high"]] = dice_intervals(estimated, learned).get(r.organ, (np.nan,) * 2)
     return out
@@ -106,9 +104,9 @@ def found(rows: pd.DataFrame) -> str:
 def summary(name: str, rows: pd.DataFrame) -> str:
     """One line of the table."""
     low = rows.confidence <= rows.confidence.quantile(0.2)
-    ranks = [spearmanr(rows[column], rows.dice)[0] for column in ("promised", "confidence")]
-    errors = [(rows[column] - rows.dice).abs().mean() for column in ("promised", "confidence")]
-    bias = [(rows[column] - rows.dice).mean() for column in ("promised", "confidence")]
+    ranks = [spearmanr(rows[column], rows.dice)[0] for column in ("expected", "confidence")]
+    errors = [(rows[column] - rows.dice).abs().mean() for column in ("expected", "confidence")]
+    bias = [(rows[column] - rows.dice).mean() for column in ("expected", "confidence")]
     scans = rows.groupby(["case", "change"]).ngroups
     return (
         f"| {name} | {scans} | {len(rows)} | {ranks[0]:.2f} | {ranks[1]:.2f} "
@@ -119,11 +117,11 @@ def summary(name: str, rows: pd.DataFrame) -> str:
 
 
 def table(rows: pd.DataFrame) -> str:
-    missed = rows[rows.promised.isna()]
-    rows = rows[rows.promised.notna()].copy()
+    missed = rows[rows.expected.isna()]
+    rows = rows[rows.expected.notna()].copy()
     rows = rows.join(estimates(rows))
     lines = [
-        "| which | scans | organs | rank correlation, promised | estimated | error (bias), promised "
+        "| which | scans | organs | rank correlation, expected | estimated | error (bias), expected "
         "| estimated | Dice, lowest fifth | others | in the 90 % interval "
         f"| Dice < {BAD:g} in the lowest tenth |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -134,13 +132,8 @@ def table(rows: pd.DataFrame) -> str:
         lines.append(summary("from elsewhere", rows[rows.elsewhere]))
     lines += [summary("all", rows), "", "| organ | scans | Dice | rank correlation |", "|---|---:|---:|---:|"]
     for organ, own in rows.groupby("organ", sort=False):
-        rank = spearmanr(own.promised, own.dice)[0]
+        rank = spearmanr(own.expected, own.dice)[0]
         lines.append(f"| {organ} | {len(own)} | {own.dice.mean():.3f} | {rank:.2f} |")
-    signs = {"promised": 1, "winning": 1, "unsure": -1}
-    lines += ["", "| sign | rank correlation, all |", "|---|---:|"]
-    lines += [
-        f"| {name} | {sign * spearmanr(rows[name], rows.dice)[0]:.3f} |" for name, sign in signs.items()
-    ]
     scans = rows.groupby(["case", "change"]).widened.max()
     lines += ["", f"{len(missed)} organs were not found at all and have no confidence."]
     lines.append(f"The fine region was widened in {int((scans > 0).sum())} of {len(scans)} scans.")

@@ -52,7 +52,7 @@ def write_maps(pairs: Pairs, out: Path) -> None:
     table = np.zeros(256, dtype=np.uint8)
     for value, (organ, _) in enumerate(FLARE22_ORGANS.values(), start=1):
         if organ_words(organ) in known:
-            table[pairs.drawn.class_of(known[organ_words(organ)])] = value
+            table[pairs.reference_schema.class_of(known[organ_words(organ)])] = value
     for pair in pairs.pairs:
         for folder, labels in zip(("predictions", "reference"), pairs.load(pair), strict=True):
             (out / folder).mkdir(parents=True, exist_ok=True)

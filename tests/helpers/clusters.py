@@ -80,7 +80,7 @@ def job_of(out: Path, *models: Path, ship: bool = False) -> ClusterJob:
         models=tuple(map(str, models)),
         out=str(out),
         organs=SCHEMA.names,
-        beside=ExtraOutputs(stages=True),
+        extra=ExtraOutputs(stages=True),
         device="cpu",
         settings=PredictionSettings("openvino"),
         scans="3" * 64,

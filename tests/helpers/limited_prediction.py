@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.tiny_dataset import tiny_recipe
-from zoomseg.backends.device import HOARDED, Device, keep_memory
+from zoomseg.backends.device import KEPT_FREED, Device, keep_memory
 from zoomseg.backends.torch_networks import build_network
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError
@@ -131,7 +131,7 @@ def peak() -> int:
 def limited(made: Predictor, ram: int) -> dict[str, object]:
     # Allocated but untouched memory counts here although it is not used, hence this tolerance.
     before_it = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (ram + HOARDED, before_it[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (ram + KEPT_FREED, before_it[1]))
     made.limits.ram = ram
     began, before = time.perf_counter(), peak()
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnx import TensorProto, helper
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from helpers.untrained_models import untrained
@@ -85,3 +86,24 @@ def doubling() -> bytes:
     )
     content: bytes = made.SerializeToString()
     return content
+
+
+def classifying(classes: int, biases: int) -> bytes:
+    """A 1x1x1 convolution of one channel to ``classes``, weights of 1, biases of 0.5, then softmax."""
+    weight, bias = np.ones((classes, 1, 1, 1, 1), np.float32), np.full((biases, 1, 1, 1), 0.5, np.float32)
+    shape = ("batch", classes, "i", "j", "k")
+    made = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Conv", ["inputs", "weight"], ["convolved"]),
+                helper.make_node("Add", ["convolved", "bias"], ["logits"]),
+                helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+            ],
+            "classifying",
+            [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", 1, "i", "j", "k"])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)],
+            [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    return bytes(made.SerializeToString())

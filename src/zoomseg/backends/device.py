@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from zoomseg.core.arrays import AnyNumpy, Array, beside
+from zoomseg.core.arrays import AnyNumpy, Array, array_like
 from zoomseg.core.errors import ZoomSegError
 from zoomseg.core.extras import installed
 
@@ -27,7 +27,7 @@ CPU_VOXELS, GPU_VOXELS = 1 << 17, 1 << 20
 
 WRONG_CUDNN = (90800, 91500)
 """From the first version on, and before the second."""
-HOARDED = 256 << 20
+KEPT_FREED = 256 << 20
 """Bytes that glibc requests beyond what is needed, if freed memory is kept."""
 HELD_SHARE = 0.1
 """Share of a GPU's memory for training data: in 24 GB, 300 cases of 2.5 million voxels."""
@@ -62,7 +62,7 @@ class Device:
             return values
         import torch
 
-        return beside(values, torch.empty(0, device=self.place))
+        return array_like(values, torch.empty(0, device=self.place))
 
     def autocast(self) -> torch.autocast:
         import torch
@@ -201,7 +201,7 @@ def fast_bfloat16() -> bool:
 def keep_memory() -> None:
     """Make glibc keep freed memory: otherwise, the kernel maps and zeroes 3D feature maps at every layer,
     which takes a third of the run time of a U-Net on a CPU."""
-    _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, top_pad=HOARDED)
+    _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1, top_pad=KEPT_FREED)
 
 
 def give_back_memory() -> None:

@@ -73,7 +73,7 @@ def _channels(port: openvino.Output) -> int | None:
 
 
 def pointwise_head(graph: Path | bytes) -> PointwiseHead | None:
-    """The last layer before softmax; None if it is not a 1x1x1 convolution with a bias.
+    """The last layer before softmax; None if it is not a 1x1x1 convolution with a bias for each class.
 
     Raises:
         Exception: as ``load``.
@@ -82,7 +82,7 @@ def pointwise_head(graph: Path | bytes) -> PointwiseHead | None:
     if found is None:
         return None
     weight, bias = _constant(found.convolution.input_value(1)), _constant(found.bias)
-    if weight is None or bias is None:
+    if weight is None or bias is None or bias.size != len(weight):
         return None
     return PointwiseHead(weight.reshape(weight.shape[:2]), bias.ravel())
 

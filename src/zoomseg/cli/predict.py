@@ -190,12 +190,12 @@ def command(
         require("distributed", "predict --cluster")
         from zoomseg.cluster.predict import Request
 
-        beside = ExtraOutputs(keep_stages, dicom, seg_nrrd)
+        extra = ExtraOutputs(keep_stages, dicom, seg_nrrd)
         request = Request(
             models,
             organs=organ_names,
             probabilities=map_names,
-            beside=beside,
+            extra=extra,
             device=device,
             settings=settings,
             ship=ship,
@@ -225,7 +225,7 @@ def command(
             on_result=display.settle,
             on_progress=display.tell,
             ahead=ahead,
-            beside=ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
+            extra=ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
             on_organs=rows.extend,
             notes=notes,
             resume=resume,

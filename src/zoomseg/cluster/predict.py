@@ -41,7 +41,7 @@ class Request:
     organs: tuple[str, ...] | str | None = None
     probabilities: tuple[str, ...] | str = ()
     """Organs whose probability maps are written; as for ``organs``, their names, or ``all``."""
-    beside: ExtraOutputs = LABELS_ALONE
+    extra: ExtraOutputs = LABELS_ALONE
     device: str = "auto"
     settings: PredictionSettings = USUAL
     ship: bool = False
@@ -91,7 +91,7 @@ def predict(
     where = {"device": request.device, "precision": "", "backend": settings.backend}
     run_keys = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
     run = journal.describe(digests.of_models(models), wanted.recipe, run_keys, asked, settings.any_scan)
-    whole = journal.whole(out, scans, run, wanted.recipe, wanted.beside) if request.resume else {}
+    whole = journal.whole(out, scans, run, wanted.recipe, wanted.extra) if request.resume else {}
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]
     folders = [bundle.find(name) for name in names]
@@ -108,8 +108,8 @@ def predict(
 def _wanted(model: Bundle, request: Request) -> Wanted:
     select = model.schema.select
     organs = None if request.organs is None else select(request.organs)
-    beside = replace(request.beside, probabilities=select(request.probabilities))
-    return Wanted.of(model, organs, beside)
+    extra = replace(request.extra, probabilities=select(request.probabilities))
+    return Wanted.of(model, organs, extra)
 
 
 def _job(
@@ -125,7 +125,7 @@ def _job(
         models=tuple(_everywhere(name) for name in names),
         out=str(out),
         organs=wanted.organs,
-        beside=wanted.beside,
+        extra=wanted.extra,
         device=request.device,
         settings=request.settings,
         scans=scans,

@@ -36,7 +36,7 @@ class ClusterJob:
     models: tuple[str, ...]
     out: str
     organs: tuple[str, ...]
-    beside: ExtraOutputs
+    extra: ExtraOutputs
     device: str
     settings: PredictionSettings
     scans: str
@@ -117,7 +117,7 @@ def _segmented(job: ClusterJob, scan: ScanInput, out: Path, recorder: Recorder) 
         lambda outcome: settled.append(recorder.record(outcome)),
         wanted.organs,
         ahead=False,
-        beside=wanted.beside,
+        extra=wanted.extra,
     )
     ((outcome, _),) = settled
     if isinstance(outcome, Failed):
@@ -159,7 +159,7 @@ def _predictor(job: ClusterJob) -> tuple[Predictor, Wanted]:
     if job.ship:
         models = tuple(_model_folder(get_worker(), job, number) for number in range(len(job.models)))
     predictor = load_predictor(models, job.device, job.settings)
-    return predictor, Wanted.of(predictor.bundle, job.organs, job.beside)
+    return predictor, Wanted.of(predictor.bundle, job.organs, job.extra)
 
 
 @functools.lru_cache(maxsize=1)

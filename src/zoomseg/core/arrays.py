@@ -23,7 +23,7 @@ def namespace(array: Array) -> Any:
     return array_api_compat.array_namespace(array)
 
 
-def beside(values: Array, array: Array) -> Array:
+def array_like(values: Array, array: Array) -> Array:
     """``values`` as an array of the same library, on the same device as ``array``; not copied if both are in
     this machine's memory."""
     if isinstance(array, np.ndarray):
@@ -31,7 +31,7 @@ def beside(values: Array, array: Array) -> Array:
     return namespace(array).asarray(ascending(values), device=array.device)
 
 
-def zeros_beside(shape: tuple[int, ...], array: Array) -> Array:
+def float32_zeros(shape: tuple[int, ...], array: Array) -> Array:
     """Float32 zeros of the same library, on the same device as ``array``."""
     if isinstance(array, np.ndarray):
         return np.zeros(shape, dtype=np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from zoomseg.core.arrays import Array, beside
+from zoomseg.core.arrays import Array, array_like
 from zoomseg.core.errors import GeometryError, LabelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import BACKGROUND
@@ -56,9 +56,9 @@ class StagePrediction:
         but their predictions there are not valid."""
         return self.region.on(self.grid).mask_in(self.grid.box)
 
-    def beside(self, array: Array) -> StagePrediction:
+    def on_device_of(self, array: Array) -> StagePrediction:
         """A copy whose probabilities belong to the same library and device as an array."""
-        return replace(self, probabilities=beside(self.probabilities, array))
+        return replace(self, probabilities=array_like(self.probabilities, array))
 
     def channel(self, label: str) -> int:
         """Index of a label's probabilities; 0 for background."""

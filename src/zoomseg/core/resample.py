@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, beside, memory_order, namespace
+from zoomseg.core.arrays import Array, array_like, memory_order, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, FloatArray, Grid, Index3
 
@@ -276,7 +276,7 @@ def resample_data(
     for s, found in zip(axes.order, along, strict=True):
         read[1 + s], matrix = found.part(0, len(found))
         if not _copies(matrix):
-            weights[s] = beside(matrix, data)
+            weights[s] = array_like(matrix, data)
     data = data[tuple(read)]
     xp, memory = namespace(data), memory_order(data[0, ...])
     ordered = {a: weights[s] for a, s in enumerate(memory) if s in weights}
@@ -360,9 +360,9 @@ def nearest_index(data: Array, source: Grid, target: Grid, outside: int | None =
         n = data.shape[a]
         index = _nearest(axes.scale[a] * np.arange(target.shape[a]) + axes.offset[a])
         inside.append((index >= 0) & (index < n))
-        data = xp.take(data, beside(index.clip(0, n - 1), data), axis=a)
+        data = xp.take(data, array_like(index.clip(0, n - 1), data), axis=a)
     if outside is not None and not all(along.all() for along in inside):
-        i, j, k = (beside(along, data) for along in inside)
+        i, j, k = (array_like(along, data) for along in inside)
         keep = i[:, None, None] & j[None, :, None] & k[None, None, :]
         data = xp.where(keep, data, xp.asarray(outside, dtype=data.dtype))
     return _contiguous(data)
@@ -410,7 +410,7 @@ def _by_points(data: Array, source: Grid, target: Grid, sample: Callable[[Array,
         coordinates = affine_coordinates(part.to_index_of(source), part.shape)
         box = coordinates_box(coordinates, source.shape)
         coordinates -= np.array(box.start, dtype=np.float32)
-        parts.append(sample(data[(slice(None), *box.slices)], beside(coordinates, data)))
+        parts.append(sample(data[(slice(None), *box.slices)], array_like(coordinates, data)))
     return namespace(data).concat(parts, axis=1)
 
 

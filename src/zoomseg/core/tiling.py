@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, beside, namespace, zeros_beside
+from zoomseg.core.arrays import Array, array_like, float32_zeros, namespace
 from zoomseg.core.errors import GeometryError
 from zoomseg.core.geometry import Box, Index3, Vector3
 
@@ -210,7 +210,7 @@ LOWEST_LOG = math.log(1e-37)
 def logarithms(probabilities: Array) -> Array:
     """Natural logarithms, none below ``LOWEST_LOG``."""
     xp = namespace(probabilities)
-    lowest = beside(np.array(1e-37, dtype=np.float32), probabilities)
+    lowest = array_like(np.array(1e-37, dtype=np.float32), probabilities)
     out = xp.maximum(xp.astype(probabilities, xp.float32, copy=False), lowest)
     return xp.log(out, out=out)  # in place: of a hundred classes, another copy may not fit
 
@@ -266,7 +266,7 @@ class PointwiseHead:
         """``[features, I, J, K]`` -> ``[classes, I, J, K]``; zero where features and ``known`` are zero."""
         xp = namespace(features)
         flat = xp.reshape(features, (self.features, -1))
-        out = xp.reshape(beside(self.weight, features) @ flat, (self.classes, *features.shape[1:]))
+        out = xp.reshape(array_like(self.weight, features) @ flat, (self.classes, *features.shape[1:]))
         for values, constant in zip(out, self.bias.tolist(), strict=True):
             values += constant * known
         return out
@@ -308,12 +308,12 @@ class TileAggregator:
         self._weights = weights
         held = (*box.shape[:2], min(weights.shape[2], box.shape[2]))
         self._shape = (channels, *held)
-        self._weight = zeros_beside(held, weights)
+        self._weight = float32_zeros(held, weights)
 
     @functools.cached_property
     def _sum(self) -> Array:
         """Allocated with the first tile, so that it does not add to the memory of that tile's network."""
-        return zeros_beside(self._shape, self._weights)
+        return float32_zeros(self._shape, self._weights)
 
     def add(self, tile: Tile, probabilities: Array, logs: bool = False) -> None:
         """Add a tile. ``probabilities`` has the shape of ``tile.inner``; values outside ``asked`` are

@@ -179,9 +179,9 @@ def _meant(root: Path) -> str:
     """The folder to be given instead of one inside a data set; empty if it is not inside one."""
     here = Path(os.path.abspath(root))
     inside = here.name in ("images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs")
-    beside = any(os.path.isdir(here.parent / name) for name in ("images", "imagesTr"))
+    has_images = any(os.path.isdir(here.parent / name) for name in ("images", "imagesTr"))
     meant = root.parent if len(root.parts) > 1 else here.parent
-    return f"did you mean {meant}?" if inside and beside else ""
+    return f"did you mean {meant}?" if inside and has_images else ""
 
 
 def _has_folder(root: Path, name: str) -> bool:

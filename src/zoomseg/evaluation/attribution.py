@@ -98,10 +98,10 @@ def attribute(prediction: Mask, reference: Mask, spacing_mm: Vector3, place: Org
 
 
 def _recall(reference: Mask, region: Mask | None) -> float:
-    drawn = int(np.count_nonzero(reference))
-    if region is None or drawn == 0:
+    total = int(np.count_nonzero(reference))
+    if region is None or total == 0:
         return math.nan
-    return int(np.count_nonzero(reference & region)) / drawn
+    return int(np.count_nonzero(reference & region)) / total
 
 
 def _reach_mm(spacing_mm: Vector3, stage_mm: Vector3) -> Vector3:
@@ -150,10 +150,9 @@ def attribute_case(
         ScanError: a file is missing, damaged, or on another grid.
     """
     stages = _Stages(folder, case, stage_outputs.read(folder, case), reference.grid)
-    drawn = reference.data
-    predicted = np.where(drawn == IGNORE, np.uint8(0), prediction.data)
+    predicted = np.where(reference.data == IGNORE, np.uint8(0), prediction.data)
     wanted = range(1, 1 + len(reference.schema.names))
-    boxes = [class_boxes(classes, wanted) for classes in (predicted, drawn)]
+    boxes = [class_boxes(classes, wanted) for classes in (predicted, reference.data)]
     out: dict[str, Attribution] = {}
     named = {own: organ for organ, own in organs.items()}
     for deciding, together in stages.groups(named):
@@ -165,7 +164,9 @@ def attribute_case(
             place = OrganRegion(
                 None if region is None else region[box], stages.found(deciding, own), spacing_mm
             )
-            out[organ] = attribute(predicted[box] == c, drawn[box] == c, reference.grid.spacing_mm, place)
+            out[organ] = attribute(
+                predicted[box] == c, reference.data[box] == c, reference.grid.spacing_mm, place
+            )
     return out
 
 

@@ -34,17 +34,17 @@ class Scored:
 
     case: str
     organ: str
-    promised: float
+    expected_dice: float
     dice: float
 
 
-def scored(promised: Mapping[tuple[str, str], float], scores: Evaluation) -> list[Scored]:
+def scored(expected_dice: Mapping[tuple[str, str], float], scores: Evaluation) -> list[Scored]:
     """The organs with both an expected Dice (by case and organ) and a measured one."""
     return [
-        Scored(case.id, score.organ, promised[case.id, score.organ], score.dice)
+        Scored(case.id, score.organ, expected_dice[case.id, score.organ], score.dice)
         for case in scores.cases
         for score in case.scores
-        if (case.id, score.organ) in promised and math.isfinite(score.dice)
+        if (case.id, score.organ) in expected_dice and math.isfinite(score.dice)
     ]
 
 
@@ -70,7 +70,7 @@ def _residuals(known: Sequence[Scored]) -> tuple[float, float] | None:
         if not others:
             return None
         found, own = _fitted(others), [k for k in known if k.case in left_out]
-        expected = [estimated_dice({k.organ: k.promised}, found)[k.organ] for k in own]
+        expected = [estimated_dice({k.organ: k.expected_dice}, found)[k.organ] for k in own]
         off += (logit([k.dice for k in own]) - logit(expected)).tolist()
     rank = math.ceil((len(off) + 1) * (1 - _TAIL))
     if rank > len(off):
@@ -82,7 +82,7 @@ def _residuals(known: Sequence[Scored]) -> tuple[float, float] | None:
 def _fitted(known: Sequence[Scored]) -> Calibration:
     organs = sorted({k.organ for k in known})
     own = np.array([[k.organ == organ for organ in organs] for k in known], dtype=np.float64)
-    table = np.column_stack([np.ones(len(known)), logit([k.promised for k in known]), own])
+    table = np.column_stack([np.ones(len(known)), logit([k.expected_dice for k in known]), own])
     expected = np.array([0.0, 1.0, *[0.0] * len(organs)])
     precision = np.array([0.0, _SLOPE_PRECISION, *[_ORGAN_PRECISION] * len(organs)])
     dice = np.clip([k.dice for k in known], 1 - MOST, MOST)

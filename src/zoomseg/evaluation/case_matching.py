@@ -59,8 +59,8 @@ class Pairs:
     predictions that are also in the reference have its spelling."""
 
     pairs: tuple[Pair, ...]
-    predicted: LabelSchema
-    drawn: LabelSchema
+    predicted_schema: LabelSchema
+    reference_schema: LabelSchema
     organs: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -71,10 +71,10 @@ class Pairs:
             ScanError: a file cannot be used, or the two are not on one grid.
             LabelError: a label value that is not in the file's schema.
         """
-        prediction = _canonical(read_labels(pair.prediction, pair.labels or self.predicted))
-        reference = _canonical(read_labels(pair.reference, self.drawn))
+        prediction = _canonical(read_labels(pair.prediction, pair.labels or self.predicted_schema))
+        reference = _canonical(read_labels(pair.reference, self.reference_schema))
         check_same_grid(reference.grid, prediction.grid, pair.reference, pair.prediction)
-        return LabelMap(self._translate(prediction), reference.grid, self.drawn), reference
+        return LabelMap(self._translate(prediction), reference.grid, self.reference_schema), reference
 
     def load_image(self, pair: Pair, like: LabelMap) -> Volume | None:
         """The scan of a pair, oriented RAS+; None if no file is known.
@@ -91,11 +91,11 @@ class Pairs:
 
     def _translate(self, labels: LabelMap) -> AnyNumpy:
         """The prediction's class indices to those of the reference's schema, by name."""
-        if labels.schema.names == self.drawn.names:
+        if labels.schema.names == self.reference_schema.names:
             return labels.data
         table = np.zeros(256, dtype=np.uint8)
         for name in set(self.organs).intersection(labels.schema.names):
-            table[labels.schema.class_of(name)] = self.drawn.class_of(name)
+            table[labels.schema.class_of(name)] = self.reference_schema.class_of(name)
         return table[labels.data]
 
 
@@ -136,18 +136,20 @@ def find_pairs(
             f"{predictions}: none of its {len(predicted_files)} label files has the name of one of the "
             f"{len(source.files)} references"
         )
-    drawn = schema or source.schema or (predicted[0] if predicted else None)
-    drawn = drawn or _schema_of([f for case in ids for f in (predicted_files[case], source.files[case])])
-    known = predicted[0] if predicted else drawn
+    reference_schema = schema or source.schema or (predicted[0] if predicted else None)
+    reference_schema = reference_schema or _schema_of(
+        [f for case in ids for f in (predicted_files[case], source.files[case])]
+    )
+    known = predicted[0] if predicted else reference_schema
     others = _other_labels(predictions)
     schemas = {case: others.get(case, known) for case in ids}
-    named = {own: alike(own, drawn) for own in {known, *schemas.values()}}
+    named = {own: alike(own, reference_schema) for own in {known, *schemas.values()}}
     both = {name for own in schemas.values() for name in named[own].values()}
-    organs = tuple(name for name in drawn.names if name in both)
+    organs = tuple(name for name in reference_schema.names if name in both)
     if not organs:
         raise DatasetError(
-            f"{predictions}: has labels {listed(known.names)}, the reference has {listed(drawn.names)}; "
-            "none is in both"
+            f"{predictions}: has labels {listed(known.names)}, the reference has "
+            f"{listed(reference_schema.names)}; none is in both"
         )
     scans = _scans(images) if images is not None else {**read_scans(predictions), **source.images}
     pairs = [
@@ -165,9 +167,9 @@ def find_pairs(
     warnings = (
         *unmatched("no reference for", set(predicted_files) - set(ids)),
         *unmatched("no prediction for", set(source.files) - set(ids)),
-        *_about_names(drawn, organs, named),
+        *_about_names(reference_schema, organs, named),
     )
-    return Pairs(tuple(pairs), _spelled(known, named[known]), drawn, organs, warnings)
+    return Pairs(tuple(pairs), _spelled(known, named[known]), reference_schema, organs, warnings)
 
 
 def _spelled(own: LabelSchema, named: Mapping[str, str]) -> LabelSchema:
@@ -176,11 +178,11 @@ def _spelled(own: LabelSchema, named: Mapping[str, str]) -> LabelSchema:
 
 
 def _about_names(
-    drawn: LabelSchema, organs: Sequence[str], named: Mapping[LabelSchema, Mapping[str, str]]
+    reference_schema: LabelSchema, organs: Sequence[str], named: Mapping[LabelSchema, Mapping[str, str]]
 ) -> list[str]:
     """What the user should know about the matching of names; ``named`` is by the predictions' schemas."""
     pairs = {pair for found in named.values() for pair in found.items()}
-    left = set(drawn.names) - set(organs)
+    left = set(reference_schema.names) - set(organs)
     doubtful = {name for name in left if any(label_of(name, own) is not None for own in named)}
     return [
         *unmatched("taken for the same organ", {f"{own} and {name}" for own, name in pairs if own != name}),

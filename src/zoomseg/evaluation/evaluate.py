@@ -225,8 +225,8 @@ def _copies(cases: Sequence[CaseResult]) -> list[str]:
 
 
 def _is_copy(case: CaseResult) -> bool:
-    drawn = [score.dice for score in case.scores if not math.isnan(score.dice)]
-    return bool(drawn) and min(drawn) == 1
+    defined = [score.dice for score in case.scores if not math.isnan(score.dice)]
+    return bool(defined) and min(defined) == 1
 
 
 def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | UnscoredCase:
@@ -236,7 +236,7 @@ def _score_case(pairs: Pairs, pair: Pair, rules: Tolerances) -> CaseResult | Uns
             prediction.data,
             reference.data,
             reference.grid,
-            pairs.drawn,
+            pairs.reference_schema,
             rules,
             pair.organs,
         )
@@ -313,7 +313,7 @@ def _contours(scene: _Scene, organ: OrganScore) -> Picture:
             region = read_region(stages, scene.pair.id, scene.pair.own_name(organ.organ), grid)
     except ZoomSegError as error:
         note = f"Shown without the region: {error}"
-    c = scene.pairs.drawn.class_of(organ.organ)
+    c = scene.pairs.reference_schema.class_of(organ.organ)
     prediction, reference = scene.prediction.data == c, scene.reference.data == c
     farthest = None
     if math.isfinite(organ.hd95_mm):

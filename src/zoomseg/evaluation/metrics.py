@@ -148,13 +148,13 @@ def _agreement(
     """Dice, NSD, HD95 and ASSD of two masks."""
     tolerance_mm = math.nan if rule.tolerance_mm is None else rule.tolerance_mm
     nothing = 0.0 * tolerance_mm  # NaN without a tolerance
-    predicted, drawn = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
-    if predicted == 0 and drawn == 0:
+    predicted_voxels, reference_voxels = (int(np.count_nonzero(x)) for x in (prediction, reference))
+    if predicted_voxels == 0 and reference_voxels == 0:
         neither = math.nan if rule.neither is None else rule.neither
         return neither, neither + nothing, math.nan, math.nan
-    if predicted == 0 or drawn == 0:
+    if predicted_voxels == 0 or reference_voxels == 0:
         return 0.0, nothing, math.inf, math.inf
-    dice = 2 * int(np.count_nonzero(prediction & reference)) / (predicted + drawn)
+    dice = 2 * int(np.count_nonzero(prediction & reference)) / (predicted_voxels + reference_voxels)
     surface = surface_agreement(prediction, reference, spacing_mm, tolerance_mm)
     return dice, surface.nsd + nothing, surface.hd95_mm, surface.assd_mm
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from zoomseg.atlas.library import atlas_grid
 from zoomseg.backends.device import Device
-from zoomseg.core.arrays import Array, beside, to_numpy
+from zoomseg.core.arrays import Array, array_like, to_numpy
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import DatasetError
 from zoomseg.core.geometry import Box, Grid, Orientation
@@ -82,7 +82,7 @@ def oracle(reference: LabelMap) -> StageNetworkOf:
         def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
             grids, blocks = [view.grid.crop(tile.inner) for tile in tiles], label_blocks(view.stage.grid)
             certain = [one_hot_labels(reference, labels, grid, blocks) for grid in grids]
-            return beside(np.stack(certain), x_BCIJK)
+            return array_like(np.stack(certain), x_BCIJK)
 
         return compute
 
@@ -199,11 +199,11 @@ class _Part:
 def _part(stage: Stage, prediction: StagePrediction | None, reference: LabelMap) -> _Part:
     sampled = through_grid(reference, stage, prediction)
     inside = _inside(reference.grid, stage, prediction)
-    drawn, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data * inside))
+    total, kept = (_voxels(x, reference.schema) for x in (reference.data, reference.data * inside))
     return _Part(
         dice(sampled, reference),
         dice(sampled * inside, reference),
-        {organ: 1 - kept[organ] / count for organ, count in drawn.items() if count},
+        {organ: 1 - kept[organ] / count for organ, count in total.items() if count},
     )
 
 

@@ -121,7 +121,7 @@ def segment_batch(
     organs: tuple[str, ...] | None = None,
     on_progress: OnScanProgress = ignore_progress,
     ahead: bool = True,
-    beside: ExtraOutputs = LABELS_ALONE,
+    extra: ExtraOutputs = LABELS_ALONE,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
@@ -131,14 +131,14 @@ def segment_batch(
         on_progress: called in the caller's thread.
         ahead: whether reading, computing and writing overlap. Then up to three scans are in memory (one being
             read, one computed, one written), otherwise one.
-        beside: files to be written with each label map.
+        extra: files to be written with each label map.
 
     Raises:
         OutputError: a result cannot be written (neither could the next one).
         KeyboardInterrupt: at once, except that a result that is being written is completed.
     """
     with ThreadPoolExecutor(1, "zoomseg-write") as writer:
-        _Batch(iter(scans), out, predictor, on_result, organs, on_progress, ahead, beside, writer).run()
+        _Batch(iter(scans), out, predictor, on_result, organs, on_progress, ahead, extra, writer).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ class _Batch:
     organs: tuple[str, ...] | None
     tell: OnScanProgress
     ahead: bool
-    beside: ExtraOutputs
+    extra: ExtraOutputs
     writer: ThreadPoolExecutor
     coming: deque[Future[_Read]] = field(default_factory=deque)
     """At most one."""
@@ -230,13 +230,13 @@ class _Batch:
         limit, or its name is not valid for results."""
         for path in (
             result_path(self.out, scan),
-            *self.beside.paths(self.out, scan, self.predictor.bundle.recipe),
+            *self.extra.paths(self.out, scan, self.predictor.bundle.recipe),
         ):
             check_name(path)
         channels = self.predictor.channels
         if self.predictor.limits.any:
             grid, reading = reading_bytes(scan, channels_last=channels > 1)
-            self.predictor.admit(grid, reading + self.beside.writing_bytes(grid), keep=self.beside.held)
+            self.predictor.admit(grid, reading + self.extra.writing_bytes(grid), keep=self.extra.held)
         sha256 = _digest(scan)  # before the voxels: for a file replaced now, it is the old one's
         return read_scan(scan, channels_last=channels > 1), sha256
 
@@ -253,7 +253,7 @@ class _Batch:
             scan.id,
             scan.paths[0],
             lambda: self.predictor.predict(
-                case, self.organs, keep=self.beside.held, on_progress=tell, alone=self._await_others
+                case, self.organs, keep=self.extra.held, on_progress=tell, alone=self._await_others
             ),
         )
         if isinstance(result, Failed):
@@ -309,22 +309,22 @@ class _Batch:
             self.out,
             scan,
             result.labels,
-            self.beside.dicom,
+            self.extra.dicom,
             self.predictor.bundle.recipe.name,
-            self.beside.uid_seed,
+            self.extra.uid_seed,
         )
-        if self.beside.slicer:
+        if self.extra.slicer:
             write_segmentation(segmentation_path(self.out, scan), result.labels, self.organs)
-        if self.beside.stages:
+        if self.extra.stages:
             stage_outputs.write(self.out, scan, found.image.grid, self.predictor.bundle.recipe, result)
-        if self.beside.probabilities:
+        if self.extra.probabilities:
             probability_maps.write(
                 self.out,
                 scan,
                 found.image.grid,
                 self.predictor.bundle.recipe,
                 result,
-                self.beside.probabilities,
+                self.extra.probabilities,
             )
         # Last: if it exists, everything has been written.
         write_labels(path, result.labels, like=scan.paths[0])

@@ -48,8 +48,8 @@ def organ_rows_of(
     cut = [organ for organ, signs in result.uncertainty.items() if signs.cut]
     odd = {MISPLACED: result.misplaced, UNUSUAL_VOLUME: unusual_volumes(found, domain)}
     flags = organ_flags(result.schema, found, chosen, cut, odd, result.implausible)
-    promised = {organ: dice for organ, dice in result.confidence.items() if organ in found}
-    estimated = estimated_dice(promised, calibration)
+    expected_dice = {organ: dice for organ, dice in result.confidence.items() if organ in found}
+    estimated = estimated_dice(expected_dice, calibration)
     doubted = {organ for those in odd.values() for organ in those}
     sure = {
         organ: dice * result.trust * (DOUBTED if organ in doubted else 1.0)
@@ -73,12 +73,12 @@ def unusual_volumes(found: Mapping[str, OrganMeasurement], domain: TrainingDomai
     )
 
 
-def estimated_dice(promised: Mapping[str, float], calibration: Calibration | None) -> dict[str, float]:
+def estimated_dice(expected_dice: Mapping[str, float], calibration: Calibration | None) -> dict[str, float]:
     """By organ, 0 to 1; without a calibration, the Dice expected from the probabilities."""
     if calibration is None:
-        return dict(promised)
+        return dict(expected_dice)
     out = {}
-    for organ, dice in promised.items():
+    for organ, dice in expected_dice.items():
         own = calibration.offset + calibration.organs.get(organ, 0.0)
         out[organ] = float(logistic(np.array(own + calibration.slope * float(logit([dice])[0]))))
     return out

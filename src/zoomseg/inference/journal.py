@@ -228,14 +228,14 @@ def _line(content: _Line) -> bytes:
 
 
 def digests_of_results(
-    out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs
+    out: Path, scan: ScanInput, recipe: Recipe, extra: ExtraOutputs
 ) -> dict[str, str | None]:
     """``Entry.files`` of a scan whose results have been written.
 
     Raises:
         OSError: one cannot be read.
     """
-    paths = asked_for(out, scan, recipe, beside)
+    paths = asked_for(out, scan, recipe, extra)
     return {path.relative_to(out).as_posix(): _digest(path) for path in paths}
 
 
@@ -244,9 +244,9 @@ def _digest(path: Path) -> str | None:
     return digests.of_files([path]) if path.is_file() else None
 
 
-def asked_for(out: Path, scan: ScanInput, recipe: Recipe, beside: ExtraOutputs) -> list[Path]:
+def asked_for(out: Path, scan: ScanInput, recipe: Recipe, extra: ExtraOutputs) -> list[Path]:
     """Every file that may be written for a scan; the label map is last, in the order of writing."""
-    return [*beside.paths(out, scan, recipe), result_path(out, scan)]
+    return [*extra.paths(out, scan, recipe), result_path(out, scan)]
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def whole(
     scans: Sequence[ScanInput],
     run: Run,
     recipe: Recipe,
-    beside: ExtraOutputs,
+    extra: ExtraOutputs,
 ) -> dict[str, Recorded]:
     """By case, the entries of ``scans`` that need not be computed again: they were computed from the same
     scan by the same models and version, and all files requested now are unchanged in ``out``. Scans and
@@ -337,7 +337,7 @@ def whole(
     return {
         scan.id: recorded
         for scan, recorded in candidates
-        if _is_whole(out, scan, recorded.entry, asked_for(out, scan, recipe, beside))
+        if _is_whole(out, scan, recorded.entry, asked_for(out, scan, recipe, extra))
     }
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from zoomseg.backends.device import HOARDED, Device, give_back_memory, keep_memory, trim_memory
+from zoomseg.backends.device import KEPT_FREED, Device, give_back_memory, keep_memory, trim_memory
 from zoomseg.core.arrays import Array
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
@@ -169,7 +169,7 @@ class MemoryLimits:
                 self._admit_held(view, work, still_to_fill)
             return self._fit_counted(view, work, whole)
         together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
-        ample = beside_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
+        ample = other_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
         if self._surely(still_to_fill + ample) or self._room(still_to_fill) >= ample:
             keep_memory()  # an earlier scan may have been short of it
             return view, together
@@ -206,14 +206,14 @@ class MemoryLimits:
         free = self._room(still_to_fill)
         for step in reversed(_steps(view, self.device)):
             fitting = _with_tile(view, step.tile)
-            beside = beside_bytes(fitting, work, whole)
+            others = other_bytes(fitting, work, whole)
             counted = step.together * counted_bytes(fitting, work)
             needed = FRAMEWORK * counted * max(1.0, taken)
-            if needed <= free - beside and _key(fitting, step) not in self._measured:
+            if needed <= free - others and _key(fitting, step) not in self._measured:
                 alone()  # memory of others would be attributed to the network, for every later scan
                 # Freed memory is returned first: if it were reused, it would not be counted.
                 free = self._room(still_to_fill)
-            room = free - beside
+            room = free - others
             if needed <= room:
                 measured = self._measure(fitting, work, step)
                 needed = REPEATED * measured + step.together * input_bytes(fitting, work)
@@ -221,9 +221,9 @@ class MemoryLimits:
             if needed > room:
                 break
             if step.usable:
-                found, spare = (fitting, step.together), room - 2 * needed - HOARDED
+                found, spare = (fitting, step.together), room - 2 * needed - KEPT_FREED
         if found is None:
-            used = self._used_ram() + still_to_fill + beside
+            used = self._used_ram() + still_to_fill + others
             self._refuse_over(used + needed, self._ram(), "main memory", _smallest(view))
             return view, 1
         if spare > 0:
@@ -326,10 +326,10 @@ def stage_bytes(view: StageView, work: StageWork, whole: bool, together: int) ->
     """The counted memory of a stage in addition to the current one; ``whole`` if its prediction is kept as a
     whole, with ``together`` tiles computed at once."""
     tiles = FRAMEWORK * together * counted_bytes(view, work)
-    return round(beside_bytes(view, work, whole) + tiles)
+    return round(other_bytes(view, work, whole) + tiles)
 
 
-def beside_bytes(view: StageView, work: StageWork, whole: bool) -> int:
+def other_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     """The part of ``stage_bytes`` without tiles: the image, the planes of the prediction that are held, the
     region."""
     spec, box = view.stage.grid, view.region.box

@@ -89,7 +89,7 @@ def segment_to_folder(
     on_result: Callable[[ScanOutcome], None] | None = None,
     on_progress: OnScanProgress = batch.ignore_progress,
     ahead: bool = True,
-    beside: ExtraOutputs = LABELS_ALONE,
+    extra: ExtraOutputs = LABELS_ALONE,
     on_organs: OnOrgans | None = None,
     notes: Sequence[str] = (),
     resume: bool = False,
@@ -102,7 +102,7 @@ def segment_to_folder(
     Args:
         on_result: called for every processed scan, in order, in the thread that writes.
         on_organs: called before that, in the same thread.
-        on_progress, ahead, beside: as in ``inference.batch.segment_batch``.
+        on_progress, ahead, extra: as in ``inference.batch.segment_batch``.
         notes: on the folders in which the scans were found, for ``run.json``.
         resume: whether scans with complete results in ``out`` (see ``inference.journal``) are skipped.
         part: the part of the scans to be processed; if it is not all of them, the summaries and ``run.json``
@@ -117,7 +117,7 @@ def segment_to_folder(
         ScanError: DICOM objects for a scan that is not from DICOM.
     """
     scans = tuple(scans)
-    wanted = Wanted.of(predictor.bundle, organs, beside)
+    wanted = Wanted.of(predictor.bundle, organs, extra)
     wanted.prepare(scans, out)
     asked = journal.request(out, [scan.id for scan in scans])
     recorder = Recorder(out, predictor, wanted, asked, notes)
@@ -160,9 +160,7 @@ def segment_to_folder(
     left = [scan for scan in mine if scan.id not in whole]
     try:
         with closing(recorder):
-            batch.segment_batch(
-                left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.beside
-            )
+            batch.segment_batch(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.extra)
     finally:
         if account is not None and (run["cases"] or whole):
             if account.listed < len(run["cases"]):
@@ -176,22 +174,22 @@ class Wanted:
     """The requested outputs of every scan; names of organs are the model's own."""
 
     organs: tuple[str, ...]
-    beside: ExtraOutputs
+    extra: ExtraOutputs
     schema: LabelSchema
     recipe: Recipe
 
     @classmethod
-    def of(cls, model: Bundle, organs: tuple[str, ...] | None, beside: ExtraOutputs) -> Wanted:
+    def of(cls, model: Bundle, organs: tuple[str, ...] | None, extra: ExtraOutputs) -> Wanted:
         """
         Raises:
             LabelError: an organ that the model does not know.
             RecipeError: probability maps of a recipe whose stages vote.
         """
         schema, recipe = model.schema, model.recipe
-        if beside.probabilities:
+        if extra.probabilities:
             require_probabilities(recipe)
-            beside = replace(beside, probabilities=schema.select(beside.probabilities))
-        return cls(schema.names if organs is None else schema.select(organs), beside, schema, recipe)
+            extra = replace(extra, probabilities=schema.select(extra.probabilities))
+        return cls(schema.names if organs is None else schema.select(organs), extra, schema, recipe)
 
     def prepare(self, scans: Sequence[ScanInput], out: Path) -> None:
         """Create the folder, with names and colours of the label values for viewers.
@@ -201,9 +199,9 @@ class Wanted:
                 file that no run wrote.
             ScanError: DICOM objects for a scan that is not from DICOM.
         """
-        require_series(scans, self.beside.dicom)
+        require_series(scans, self.extra.dicom)
         writable_directory(out)
-        _spare_files(scans, out, self.recipe, self.beside)
+        _spare_files(scans, out, self.recipe, self.extra)
         write_colour_tables(out, self.schema, self.organs)
 
 
@@ -234,7 +232,7 @@ class Recorder:
     def whole(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:
         """As ``inference.journal.whole``."""
         wanted = self._wanted
-        return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.beside)
+        return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.extra)
 
     def record(self, outcome: ScanOutcome) -> tuple[ScanOutcome, Entry]:
         """Summarise a scan whose results are written, and record it; an error in its summary is a failure of
@@ -283,7 +281,7 @@ class Recorder:
             done.case, done.result, done.image, model.calibration, wanted.organs, model.domain
         )
         placed = position_notes({row.organ: row.flags for row in rows})
-        files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.beside)
+        files = journal.digests_of_results(out, done.scan, wanted.recipe, wanted.extra)
         summed = time.perf_counter()
         missing = _picture_notes(out, done, wanted.organs)
         took = {"summary": summed - began, "report": time.perf_counter() - summed}
@@ -294,7 +292,7 @@ class Recorder:
         return done, Entry(
             case=done.case,
             finished=time.time(),
-            account={"scan": seen_from(out, done.scan.paths), **_account(done, wanted.beside)},
+            account={"scan": seen_from(out, done.scan.paths), **_account(done, wanted.extra)},
             rows=tuple(rows),
             scan_sha256=done.scan_sha256,
             files=files,
@@ -394,14 +392,14 @@ def _version(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, beside: ExtraOutputs) -> None:
+def _spare_files(scans: Iterable[ScanInput], out: Path, recipe: Recipe, extra: ExtraOutputs) -> None:
     """Raise an error if a result would overwrite a scan, another result, or a file of somebody else."""
     scans = tuple(scans)
     read = {_identity(path) for scan in scans for path in _files(scan)} - {None}
     written: dict[str, str] = {}
     there: dict[str, Path] = {}
     for scan in scans:
-        for result in (result_path(out, scan), *beside.paths(out, scan, recipe)):
+        for result in (result_path(out, scan), *extra.paths(out, scan, recipe)):
             if _identity(result) in read:
                 raise OutputError(f"{result}: is the scan itself; choose another folder for the results")
             name = folded(str(result.relative_to(out)))
@@ -471,8 +469,8 @@ def header(
     }
 
 
-def _account(done: Segmented, beside: ExtraOutputs) -> dict[str, Any]:
-    maps = probability_maps.paths(Path(), done.case, beside.probabilities)
+def _account(done: Segmented, extra: ExtraOutputs) -> dict[str, Any]:
+    maps = probability_maps.paths(Path(), done.case, extra.probabilities)
     return {
         "status": "done",
         "notes": list(done.result.notes),

@@ -50,8 +50,8 @@ def check_size(
         raise ScanError(f"{path}: header promises {voxels} voxels; at most {MAX_VOXELS} are read")
     needed = voxels * voxel_bytes
     if offset + needed > stored * compression:
-        promised = f"{needed} bytes of voxels" + f" from byte {offset} on" * bool(offset)
-        raise ScanError(f"{path}: truncated; header promises {promised}, the file has {stored}")
+        declared = f"{needed} bytes of voxels" + f" from byte {offset} on" * bool(offset)
+        raise ScanError(f"{path}: truncated; header promises {declared}, the file has {stored}")
 
 
 def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:

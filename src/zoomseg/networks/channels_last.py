@@ -91,11 +91,11 @@ class _NormAndActivation(torch.autograd.Function):
         of_x_BC = -of_g_BC * scale_BC * sum_gy_BC / (voxels * together)
         rest_BC = -of_g_BC * sum_g_BC / (voxels * together) - of_x_BC * mean_BC
 
-        def beside(values_BC: Tensor) -> Tensor:
+        def per_channel(values_BC: Tensor) -> Tensor:
             return values_BC.to(x_BCIJK.dtype).view(batch, 1, channels).repeat(1, 1, together)
 
-        found_BNC = torch.addcmul(beside(rest_BC), x_BNC, beside(of_x_BC))
-        found_BNC = torch.addcmul(found_BNC, g_BNC, beside(of_g_BC))
+        found_BNC = torch.addcmul(per_channel(rest_BC), x_BNC, per_channel(of_x_BC))
+        found_BNC = torch.addcmul(found_BNC, g_BNC, per_channel(of_g_BC))
         found_BCIJK = found_BNC.view(batch, *x_BCIJK.shape[2:], channels).permute(0, 4, 1, 2, 3)
         return found_BCIJK, sum_gy_BC.sum(0), sum_g_BC.sum(0), None, None
 

@@ -90,7 +90,7 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
         organs,
         on_result=settle,
         on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
-        beside=ExtraOutputs(dicom=dicom, uid_seed=seed),
+        extra=ExtraOutputs(dicom=dicom, uid_seed=seed),
         on_organs=rows.extend,
         notes=notes,
     )

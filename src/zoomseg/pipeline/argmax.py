@@ -17,7 +17,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
+from zoomseg.core.arrays import Array, array_like, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box, Grid, Index3
 from zoomseg.core.region import Region
 from zoomseg.core.resample import (
@@ -26,7 +26,6 @@ from zoomseg.core.resample import (
     axis_weights,
     axiswise,
     contract,
-    resample_data,
 )
 from zoomseg.pipeline import grid as grids
 from zoomseg.recipe.spec import ArgmaxPlace, Stage
@@ -119,11 +118,11 @@ def set_where(
             set_where(view, label, asked)
     elif pasted:
         found = label > 0
-        view += (found if asked is None else found & beside(asked, view)) * (label - view)  # modulo 256
+        view += (found if asked is None else found & array_like(asked, view)) * (label - view)  # modulo 256
     elif asked is None:
         view[...] = label
     else:
-        view += beside(asked, view) * (label - view)  # modulo 256
+        view += array_like(asked, view) * (label - view)  # modulo 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,21 +165,24 @@ def _contested(
 ) -> Iterator[tuple[_Piece, list[int]]]:
     """The pieces of a target, row by row of planes, and the channels that may be the highest somewhere in
     each. The highest values of all pieces are computed before any is read, as reading makes a GPU finish all
-    its pending work."""
+    its pending work.
+
+    Raises:
+        ValueError: the axes of the grids are not parallel. Those of stages are parallel to the scan's.
+    """
     axes = axiswise(target.to_index_of(source), target.shape)
     if axes is None:
-        pieces, highest = _oblique_pieces(probabilities, source, target)
-    else:
-        xp = namespace(probabilities)
-        planes = xp.permute_dims(probabilities, (0, *(1 + axes.order[a] for a in PLANES_FIRST)))
-        weights = [
-            axis_weights(
-                how.kernels[a], source.shape[axes.order[a]], target.shape[a], axes.scale[a], axes.offset[a]
-            )
-            for a in PLANES_FIRST
-        ]
-        cuts = [_cuts(own, probabilities) for own in weights]
-        pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
+        raise ValueError(f"the axes of the grids are not parallel: {source}, {target}")
+    xp = namespace(probabilities)
+    planes = xp.permute_dims(probabilities, (0, *(1 + axes.order[a] for a in PLANES_FIRST)))
+    weights = [
+        axis_weights(
+            how.kernels[a], source.shape[axes.order[a]], target.shape[a], axes.scale[a], axes.offset[a]
+        )
+        for a in PLANES_FIRST
+    ]
+    cuts = [_cuts(own, probabilities) for own in weights]
+    pieces, highest = _pieces(planes, cuts), _maxima(planes, cuts)
     # Overlapping labels only have to exceed background, which is among the contenders everywhere.
     surest = np.zeros(len(highest), dtype=np.intp) if how.overlap else highest.argmax(axis=1)
     can_win = np.ones(highest.shape, dtype=np.bool_) if how.logs else contenders(highest)
@@ -228,7 +230,7 @@ def _cuts(weights: AxisWeights, like: Array) -> list[_Cut]:
     for start, stop in _edges(len(weights)):
         read, own = weights.part(start, stop)
         copies = np.array_equal(own, np.eye(len(own), dtype=own.dtype))
-        found.append(_Cut(start, stop, read, None if copies else beside(own, like)))
+        found.append(_Cut(start, stop, read, None if copies else array_like(own, like)))
     return found
 
 
@@ -267,33 +269,6 @@ def _maxima(planes: Array, cuts: Sequence[Sequence[_Cut]]) -> npt.NDArray[np.flo
         data = xp.stack([xp.max(data[(*ahead, cut.read)], axis=axis) for cut in cuts[a - 1]], axis=axis)
     back = [order.index(axis) for axis in (1, 2, 3)]
     return to_numpy(as_float32(data)).transpose(*(1 + n for n in back), 0).reshape(-1, planes.shape[0])
-
-
-def _oblique_pieces(
-    probabilities: Array, source: Grid, target: Grid
-) -> tuple[list[_Piece], npt.NDArray[np.float32]]:
-    """As ``_pieces`` and ``_maxima``, for grids whose axes are not parallel."""
-    xp, found = namespace(probabilities), []
-    for k, j, i in itertools.product(*(_edges(target.shape[a]) for a in PLANES_FIRST)):
-        box = Box((i[0], j[0], k[0]), (i[1], j[1], k[1]))
-        grid = target.crop(box)
-        near = _around(source, grid)
-        blended = functools.partial(resample_data, source=source.crop(near), target=grid, antialias=False)
-        found.append(_Piece(box, probabilities[(slice(None), *near.slices)], blended))
-    flat = (xp.reshape(piece.near, (len(probabilities), -1)) for piece in found)
-    return found, to_numpy(as_float32(xp.stack([xp.max(part, axis=1) for part in flat])))
-
-
-def _around(source: Grid, target: Grid) -> Box:
-    """The voxels of ``source`` that contribute to ``target``; a target beyond the source reads the source's
-    edge."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(target.shape) - 1)
-    index = source.index(target.world(corners))
-    # A margin of one voxel on either side, so that rounding loses nothing.
-    low, high = np.floor(index.min(axis=0)) - 1, np.ceil(index.max(axis=0)) + 2
-    last = np.array(source.shape) - 1
-    start, stop = np.clip(low, 0, last).astype(int), np.clip(high, 1, last + 1).astype(int)
-    return Box(tuple(start.tolist()), tuple(np.maximum(stop, start + 1).tolist()))
 
 
 def plane_zeros(shape: Index3, dtype: str, like: Array) -> Array:

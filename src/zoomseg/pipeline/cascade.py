@@ -273,7 +273,7 @@ class _Run:
             self.priors[stage.name] = self._read_by_others(done.prediction, stage)
         self.records.append(done.record)
         if stage.fusion != "none":
-            self._judge(labels, done)
+            self._assess(labels, done)
         return True
 
     def _read_by_others(self, prediction: StagePrediction, stage: Stage) -> StagePrediction:
@@ -315,7 +315,7 @@ class _Run:
         again = self._pass(view, labels, whole)
         return replace(again, record=first.and_then(again.record, cut))
 
-    def _judge(self, labels: tuple[str, ...], done: _Pass) -> None:
+    def _assess(self, labels: tuple[str, ...], done: _Pass) -> None:
         cut = roi_expansion.cut_organs(done.view, done.found)
         for organ in labels:
             self.uncertainty.pop(organ, None)

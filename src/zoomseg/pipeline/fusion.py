@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
-from zoomseg.core.arrays import Array, beside, namespace, to_numpy
+from zoomseg.core.arrays import Array, array_like, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid
 from zoomseg.core.labels import LabelSchema
@@ -64,7 +64,7 @@ class FusionInput:
     @classmethod
     def of(cls, stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> FusionInput:
         """A stage's prediction, to be fused into this label map as the stage says."""
-        return cls(prediction.beside(fused.labels), LabelDecision.of(stage, fused.grid))
+        return cls(prediction.on_device_of(fused.labels), LabelDecision.of(stage, fused.grid))
 
 
 def enter_alone(stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> None:
@@ -231,7 +231,7 @@ def times_atlas(prediction: StagePrediction, atlas: StagePrediction) -> StagePre
     """``prediction`` times the atlas prior of the same labels, on the prediction's grid, normalised in every
     voxel. The background's atlas prior includes all labels that the prediction lacks. Where the product is
     zero for all labels, the voxel is background."""
-    xp, atlas = namespace(prediction.probabilities), atlas.beside(prediction.probabilities)
+    xp, atlas = namespace(prediction.probabilities), atlas.on_device_of(prediction.probabilities)
     shares = resample_data(as_float32(atlas.probabilities), atlas.grid, prediction.grid)
     wanted = xp.stack([shares[atlas.channel(name)] for name in prediction.labels])
     rest = xp.clip(xp.sum(shares, axis=0) - xp.sum(wanted, axis=0), min=0.0)
@@ -310,7 +310,7 @@ class _Candidate:
             best, winner = (nearest_index(x, source, grid) for x in self.decided)
         asked = region_mask_on(self.prediction.region, grid)
         if asked is not None:
-            best *= beside(asked, best)
+            best *= array_like(asked, best)
         return winner, best
 
 
@@ -355,7 +355,7 @@ def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask
     for c, box in class_boxes(data, classes).items():
         own = data[box.slices] == c
         data[box.slices][own & ~kept(own)] = 0
-    fused.labels[...] = beside(data, fused.labels)
+    fused.labels[...] = array_like(data, fused.labels)
 
 
 def find_misplaced(
@@ -366,7 +366,7 @@ def find_misplaced(
     data, names = to_numpy(fused.labels), fused.schema.names
     found = misplaced(data, fused.grid, names, known, remove)
     if found and remove:
-        fused.labels[...] = beside(data, fused.labels)
+        fused.labels[...] = array_like(data, fused.labels)
     return {names[c - 1]: own for c, own in found.items()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import AnyNumpy, Array, beside, memory_order, namespace
+from zoomseg.core.arrays import AnyNumpy, Array, array_like, memory_order, namespace
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.errors import RecipeError, ScanError
 from zoomseg.core.geometry import Box, Grid
@@ -79,7 +79,7 @@ class Normalisation:
         if self.inside is None or not self.fills:
             return data
         xp = namespace(data)
-        inside, out = beside(self.inside[box.slices], data), xp.astype(data, xp.float32)
+        inside, out = array_like(self.inside[box.slices], data), xp.astype(data, xp.float32)
         order = tuple(memory_order(out[0, ...]))
         masks = xp.permute_dims(inside, order)
         for own, shift, masked in zip(out, self.shift, self.masked, strict=True):
@@ -320,7 +320,7 @@ def prior_names(spec: PriorInput | AtlasInput, labels: tuple[str, ...]) -> tuple
 def select_prior(spec: PriorInput | AtlasInput, probabilities: Array, labels: tuple[str, ...]) -> Array:
     """The channels that a prior input names, from ``[..., 1 + labels, I, J, K]``."""
     names = prior_names(spec, labels)
-    index = beside(np.array([labels.index(n) + 1 for n in names]), probabilities)
+    index = array_like(np.array([labels.index(n) + 1 for n in names]), probabilities)
     return namespace(probabilities).take(probabilities, index, axis=probabilities.ndim - 4)
 
 
@@ -377,7 +377,7 @@ def priors_on(
         prior = priors[spec.of]
         if n in label_maps:
             count = len(prior_names(spec, prior.labels))
-            parts.append(beside(one_hot(label_maps[n], count), prior.probabilities))
+            parts.append(array_like(one_hot(label_maps[n], count), prior.probabilities))
             continue
         chosen = select_prior(spec, prior.probabilities, prior.labels)
         parts.append(resample_data(chosen, prior.grid, grid))

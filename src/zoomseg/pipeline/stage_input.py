@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from zoomseg.core.arrays import AnyNumpy, Array, beside, namespace
+from zoomseg.core.arrays import AnyNumpy, Array, array_like, namespace
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid, Orientation
 from zoomseg.core.memory import require_ram_of
@@ -193,7 +193,7 @@ def _clear_beyond(channels: Array, view: StageView, box: Box) -> None:
         return
     inside = np.zeros(box.shape, dtype=np.float32)
     inside[view.grid.box.intersect(box).relative_to(box.start).slices] = 1
-    channels *= beside(inside, channels)
+    channels *= array_like(inside, channels)
 
 
 def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
@@ -201,16 +201,10 @@ def _mean_in_region(view: StageView, scan: PreparedScan) -> Array:
     region = view.region
     image = scan.image_on(view.grid.crop(region.box), view.stage)
     xp = namespace(image)
-    inside = xp.astype(beside(region.mask_in(region.box), image), image.dtype)
+    inside = xp.astype(array_like(region.mask_in(region.box), image), image.dtype)
     total = xp.sum(image * inside, axis=(1, 2, 3), keepdims=True)
     mean: Array = total / xp.sum(inside)
     return mean
-
-
-def read(view: StageView, scan: PreparedScan, priors: Mapping[str, StagePrediction], box: Box) -> Array:
-    """The network's input ``[C, *box.shape]``; beyond the scan edge voxels are repeated, or all channels are
-    zero, as the stage's grid says."""
-    return InputReader(view, scan, priors, box).read(box)
 
 
 class InputReader:
@@ -226,10 +220,11 @@ class InputReader:
         kernels = grids.label_kernels(view.stage.grid, scan.grid)
         self._label_maps = inputs.label_maps_on(view.stage.inputs, priors, view.grid, box, kernels)
         read = {spec.of for spec in inputs.prior_specs(view.stage.inputs)}
-        self._priors = {name: priors[name].beside(self._image) for name in read}
+        self._priors = {name: priors[name].on_device_of(self._image) for name in read}
 
     def read(self, box: Box) -> Array:
-        """``[C, *box.shape]``."""
+        """The network's input ``[C, *box.shape]``; beyond the scan edge voxels are repeated, or all channels
+        are zero, as the stage's grid says."""
         own = box.relative_to(self._start).slices
         image = self._image[(slice(None), *own)]
         label_maps = {n: numbers[own] for n, numbers in self._label_maps.items()}

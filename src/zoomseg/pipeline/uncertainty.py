@@ -15,15 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.core.arrays import Array, beside, memory_order, namespace, to_numpy
+from zoomseg.core.arrays import Array, array_like, memory_order, namespace, to_numpy
 from zoomseg.core.geometry import Box, Index3
 from zoomseg.core.morphology import Mask
 from zoomseg.core.region import Region
 from zoomseg.core.tiling import normalised, overlapping
 from zoomseg.pipeline.argmax import contenders
-
-UNSURE = 0.75
-"""A voxel won with a lower probability is doubtful."""
 
 ROUNDING = 1e-3
 """Maximum deviation of the sum of probabilities from one."""
@@ -47,12 +44,8 @@ class Uncertainty:
     volume_ml: float
     expected_dice: float
     """See the module; 0 to 1."""
-    winning: float
-    """Mean probability of the voxels won, 0 to 1."""
-    unsure: float
-    """Share of these with a probability below ``UNSURE``."""
     at_end: int
-    """Number of these at the end of the region, where the scan continues."""
+    """Number of voxels won at the end of the region, where the scan continues."""
 
 
 class UncertaintyEstimator:
@@ -70,7 +63,7 @@ class UncertaintyEstimator:
         self._open = open_sides
         classes = 1 + len(labels)
         self._soft, self._sure = np.zeros(classes), np.zeros(classes)
-        self._counts, self._doubtful, self._ends = (np.zeros(classes, dtype=np.int64) for _ in range(3))
+        self._counts, self._ends = (np.zeros(classes, dtype=np.int64) for _ in range(2))
         self._at_end: list[npt.NDArray[np.int64]] = []
 
     def add(self, probabilities: Array, box: Box, logs: bool = False) -> None:
@@ -104,14 +97,13 @@ class UncertaintyEstimator:
         best, winner = self._won(probabilities, asked)
         if odds is not None:
             best, winner = _last_likelier(probabilities, xp.permute_dims(odds, axes))
-        inside = beside(asked, winner) & (winner > 0)
+        inside = array_like(asked, winner) & (winner > 0)
         if not bool(xp.any(inside)):
             return
         won, sure = winner[inside], best[inside]
         # The array API has no bincount, but both libraries have the same.
         self._sure += to_numpy(xp.bincount(won, xp.astype(sure, xp.float64), size))
         self._counts += to_numpy(xp.bincount(won, minlength=size))
-        self._doubtful += to_numpy(xp.bincount(won[sure < UNSURE], minlength=size))
         ends = region_ends(self._region, box, self._open)
         if ends is not None and ends.any():
             back = (order.index(0), order.index(1), order.index(2))
@@ -131,7 +123,7 @@ class UncertaintyEstimator:
         winner = xp.zeros_like(best, dtype=xp.uint8)
         weights = None
         if not asked.all():
-            weights = xp.astype(beside(asked, best), best.dtype)
+            weights = xp.astype(array_like(asked, best), best.dtype)
         sums = [xp.sum(value if weights is None else value * weights) for value in probabilities]
         highest = [xp.max(value) for value in probabilities]
         found = to_numpy(xp.stack([*sums, *highest]))
@@ -151,13 +143,10 @@ class UncertaintyEstimator:
             voxels = int(self._counts[c])
             if voxels == 0:
                 continue
-            sure = float(self._sure[c])
             found[name] = Uncertainty(
                 voxels,
                 voxels * voxel_ml,
-                min(1.0, 2 * sure / (self._soft[c] + voxels)),
-                sure / voxels,
-                int(self._doubtful[c]) / voxels,
+                min(1.0, 2 * float(self._sure[c]) / (self._soft[c] + voxels)),
                 int(self._ends[c]),
             )
         return found

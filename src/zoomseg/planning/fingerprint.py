@@ -25,7 +25,7 @@ FOREGROUND_VOXELS = 20_000
 """Foreground intensities kept per case."""
 NAMED = 5
 """Maximum number of organs that an error lists."""
-BESIDE_CASES = 20
+SIDE_BY_SIDE_CASES = 20
 """Minimum number of cases for deciding which of two organs lies further right."""
 
 
@@ -88,8 +88,9 @@ class Fingerprint:
     channels: int = 1
     organs: tuple[OrganStatistics, ...] = ()
     """The organs that were found, in the schema's order."""
-    beside: SideBySide | None = None
-    """The two organs with the highest such share; None: no two are in ``BESIDE_CASES`` cases together."""
+    side_by_side: SideBySide | None = None
+    """The two organs with the highest such share; None: no two are in ``SIDE_BY_SIDE_CASES`` cases
+    together."""
     advice: tuple[Advice, ...] = ()
     """Entries that are missing in ``dataset.json``."""
 
@@ -139,7 +140,7 @@ def take(
     spacings: list[Vector3] = []
     extents: list[Vector3] = []
     foreground: list[npt.NDArray[np.float32]] = []
-    drawn: list[frozenset[str]] = []
+    annotated: list[frozenset[str]] = []
     seen: list[dict[str, _Seen]] = []
     units: list[tuple[bool, ...]] = []
     for done, case in enumerate(cases_of(dataset, chosen)):
@@ -154,7 +155,7 @@ def take(
         if case.labels is not None:
             values = case.image.data[0][case.labels.data > 0]
             foreground.append(rng.choice(values, min(len(values), FOREGROUND_VOXELS), replace=False))
-            drawn.append(_annotated_names(case, dataset))
+            annotated.append(_annotated_names(case, dataset))
             seen.append(_organs_in(case))
     inside = np.concatenate(foreground) if foreground else np.empty(0, np.float32)
     if inside.size == 0:
@@ -174,8 +175,8 @@ def take(
         cases=len(ids),
         read=len(chosen),
         channels=len(dataset.channel_names),
-        organs=tuple(_organs(dataset.schema.names, drawn, seen)),
-        beside=_beside(dataset.schema.names, seen),
+        organs=tuple(_organs(dataset.schema.names, annotated, seen)),
+        side_by_side=_side_by_side(dataset.schema.names, seen),
         advice=advise(dataset, units),
     )
 
@@ -288,8 +289,8 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
     darkest = float(image.min())
     found: dict[str, _Seen] = {}
     names = labels.schema.names
-    drawn = [n for n, name in enumerate(names, start=1) if case.annotated is None or name in case.annotated]
-    for number, box in class_boxes(classes, drawn).items():
+    numbers = [n for n, name in enumerate(names, start=1) if case.annotated is None or name in case.annotated]
+    for number, box in class_boxes(classes, numbers).items():
         low, high = np.array(box.start), np.array(box.stop)
         inside = classes[box.slices] == number
         voxels = int(np.count_nonzero(inside))
@@ -313,7 +314,7 @@ def _tails(intensities: npt.NDArray[np.number]) -> tuple[float, float]:
 
 
 def _organs(
-    names: Sequence[str], drawn: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
+    names: Sequence[str], annotated: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
 ) -> Iterator[OrganStatistics]:
     tones = [_tones(case) for case in seen]
     for name in names:
@@ -323,7 +324,7 @@ def _organs(
             yield OrganStatistics(
                 name,
                 len(those),
-                sum(name in case for case in drawn),
+                sum(name in case for case in annotated),
                 float(np.median([one.volume_ml for one in those])),
                 as_vector(np.median([one.extent_mm for one in those], axis=0)),
                 as_vector(np.median([one.centre for one in those], axis=0)),
@@ -339,11 +340,11 @@ def _tones(case: dict[str, _Seen]) -> dict[str, float]:
     return {name: one.brightness / mean for name, one in case.items()} if mean > 0 else {}
 
 
-def _beside(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> SideBySide | None:
+def _side_by_side(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> SideBySide | None:
     found = []
     for one, other in combinations(names, 2):
         apart = [case[one].right_mm - case[other].right_mm for case in seen if one in case and other in case]
-        if len(apart) >= BESIDE_CASES:
+        if len(apart) >= SIDE_BY_SIDE_CASES:
             found.append(SideBySide(one, other, sum(mm > 0 for mm in apart), len(apart)))
             found.append(SideBySide(other, one, sum(mm < 0 for mm in apart), len(apart)))
     return max(found, key=lambda two: two.share, default=None)

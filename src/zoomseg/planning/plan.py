@@ -273,10 +273,10 @@ def _memory(device: Device) -> int:
 
 
 def _why_memory(needed: int, device: Device, larger: int, shrinkings: int) -> Reason:
-    beside = "" if device.room_for_data == 0 else f", training data's {spoken(device.room_for_data)} aside"
+    reserved = "" if device.room_for_data == 0 else f", training data's {spoken(device.room_for_data)} aside"
     why = (
         f"of the {spoken(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
-        f"{spoken(_memory(device))}{beside}) that {device.name} may spare for it"
+        f"{spoken(_memory(device))}{reserved}) that {device.name} may spare for it"
     )
     if larger > 1:
         why += f"; on a GPU, fine patches may be {larger} times as large as on a CPU"

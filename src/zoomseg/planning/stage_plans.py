@@ -297,7 +297,7 @@ def contrast(data: Fingerprint) -> Contrast:
     strength = round(TONE_SPREADS * max(shown), 2)
     if strength >= OTHER_CONTRAST.organ_brightness:
         return OTHER_CONTRAST
-    why = f"not CT, but no organ's brightness beside the others' differs by more than {max(shown):.0%} "
+    why = f"not CT, but no organ's brightness relative to the others' differs by more than {max(shown):.0%} "
     why += f"(standard deviation over cases): {TONE_SPREADS} times that"
     return replace(OTHER_CONTRAST, organ_brightness=strength, why=why)
 
@@ -314,7 +314,7 @@ def mirrored(schema: LabelSchema, data: Fingerprint) -> tuple[tuple[Literal["R"]
     paired = {name for pair in schema.pairs for name in pair}
     alone = [name for name in schema.names if name not in paired]
     if not sided:
-        two = data.beside
+        two = data.side_by_side
         if two is not None and two.share >= SAME_SIDE:
             why = f"'{two.right}' lies to the right of '{two.left}' in {two.cases} of {two.together} cases"
             return (), Reason("mirroring", "none", why)

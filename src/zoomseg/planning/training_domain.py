@@ -37,8 +37,8 @@ def sample(case: Case) -> CaseSample:
     if case.labels is not None:
         found = places(case.labels.data, case.labels.grid)
         names = case.labels.schema.names
-        drawn = frozenset(names) if case.annotated is None else case.annotated
-        organs = {names[c - 1]: place for c, place in found.items() if names[c - 1] in drawn}
+        annotated = frozenset(names) if case.annotated is None else case.annotated
+        organs = {names[c - 1]: place for c, place in found.items() if names[c - 1] in annotated}
     return CaseSample(voxels, cell_cm2, organs)
 
 

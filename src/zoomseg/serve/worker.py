@@ -292,7 +292,7 @@ def run_task(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
         predictor,
         on_result=settle,
         on_progress=follow,
-        beside=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
+        extra=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
         notes=notes,
     )
 

@@ -55,7 +55,7 @@ class StudyTraining:
     unlabelled: bool = False
     """Whether the scans given with --unlabelled are also used for training, labelled by models trained
     first."""
-    drawn: bool = False
+    own_labels: bool = False
     """Whether these scans are used for training with their own labels in the data set. The row is omitted
     unless they are labelled cases of the data set that are in none of the lists of --split."""
     recipe: str | None = None
@@ -587,7 +587,9 @@ UNLABELLED_ROWS = (
         StudyTraining("unlabelled", unlabelled=True),
         tolerances=FLARE22_TOLERANCES,
     ),
-    TableRow("all scans labelled", StudyTraining("all-labelled", drawn=True), tolerances=FLARE22_TOLERANCES),
+    TableRow(
+        "all scans labelled", StudyTraining("all-labelled", own_labels=True), tolerances=FLARE22_TOLERANCES
+    ),
 )
 
 _TORSO = (

@@ -142,8 +142,8 @@ def _case_coverage(study: RegionCurve, trainings: Trainings, fold: int) -> Calla
         scan = stage_input.prepare(case, model.recipe)
         if prediction is None or scan.labels is None:
             raise ScanError(f"stage '{study.stage}' had an empty region in case {case_id}")
-        drawn = [n for n in prediction.labels if case.annotated is None or n in case.annotated]
-        result = coverage(prediction, scan.labels, model.schema, study.radii_vox, drawn, blocks)
+        annotated = [n for n in prediction.labels if case.annotated is None or n in case.annotated]
+        result = coverage(prediction, scan.labels, model.schema, study.radii_vox, annotated, blocks)
         write_json_atomic(file, {organ: [list(v) for v in values] for organ, values in result.items()})
         return result
 

@@ -212,7 +212,7 @@ class Trainings:
         recipe = training.change(self.start(training))
         request = self._request(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
-            self._make_priors(recipe, fold, self.dataset, drawn=self._annotated_cases(training, fold))
+            self._make_priors(recipe, fold, self.dataset, annotated=self._annotated_cases(training, fold))
         with self.watch.training() as observer:
             return training_run.start(self.dataset, folder, request, self.device, observer)
 
@@ -263,7 +263,7 @@ class Trainings:
 
     def _annotated_cases(self, training: StudyTraining, fold: int) -> tuple[str, ...]:
         """The scans given as unlabelled that a training uses with their own labels."""
-        if not (training.drawn and self.splits and self.settings.unlabelled is not None):
+        if not (training.own_labels and self.splits and self.settings.unlabelled is not None):
             return ()
         scans = self_training.scans_in(self.settings.unlabelled, self._of_fold(fold))
         return tuple(scan.id for scan in scans)
@@ -273,19 +273,21 @@ class Trainings:
             f"teacher {folder.name}: mean Dice {found.scores.mean['dice']:.3f} of its held-out cases"
         )
 
-    def _make_priors(self, recipe: Recipe, fold: int, dataset: Dataset, drawn: tuple[str, ...] = ()) -> None:
+    def _make_priors(
+        self, recipe: Recipe, fold: int, dataset: Dataset, annotated: tuple[str, ...] = ()
+    ) -> None:
         """Atlas priors are computed before the training's clock starts, so that rows with and without them
         have the same training time: for the fold's cases, for those in ``dataset`` that models labelled, and
-        for those ``drawn``, which are atlases, too."""
+        for those ``annotated``, which are atlases, too."""
         split, stop = self.split(fold), threading.Event()
         pseudo = (case.id for case in dataset.cases if case.pseudo)
         with self.watch.training() as observer:
-            if drawn:
-                library = atlases.collect(dataset, (*split.train, *drawn), recipe, observer, stop)
+            if annotated:
+                library = atlases.collect(dataset, (*split.train, *annotated), recipe, observer, stop)
                 prior_of = atlases.of_library(library, self.registered, self.watch.say)
             else:
                 prior_of = self.atlas_of(fold)
-            ids = (*split.train, *drawn, *pseudo, *split.validation)
+            ids = (*split.train, *annotated, *pseudo, *split.validation)
             atlases.prepare_all(prior_of, dataset, ids, recipe, observer, stop)
 
 
@@ -372,7 +374,8 @@ def _with_unlabelled(
         self_training.scans_in(settings.unlabelled, unseen)
     if splits and {scan.id for scan in scans} <= set(dataset.labelled_ids):
         return study
-    return replace(study, rows=tuple(r for r in study.rows if r.training is None or not r.training.drawn))
+    rows = (r for r in study.rows if r.training is None or not r.training.own_labels)
+    return replace(study, rows=tuple(rows))
 
 
 def _unseen(

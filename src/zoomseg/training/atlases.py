@@ -35,8 +35,8 @@ def collect(
     registration_library()  # before minutes are spent reading
     every = set(dataset.schema.names)
     files = {case.id: case for case in dataset.cases}
-    drawn = [files[i] for i in ids if not files[i].pseudo]
-    complete = [case for case in drawn if case.annotated is None or case.annotated >= every]
+    manual = [files[i] for i in ids if not files[i].pseudo]
+    complete = [case for case in manual if case.annotated is None or case.annotated >= every]
     if not complete:
         raise DatasetError("no training case is annotated completely; atlases need all labels")
     reading = _Step(ATLAS, "preparing the data", observer, stop)

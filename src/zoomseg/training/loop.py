@@ -480,7 +480,7 @@ class _Run:
         if not batches:
             return
         dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in group.trained}
-        self._tell(group, group.judge(batches, dice), dice, log, "validation")
+        self._tell(group, group.validate(batches, dice), dice, log, "validation")
 
     def _tell(
         self,

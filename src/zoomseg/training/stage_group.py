@@ -188,7 +188,7 @@ class StageGroup:
             predicted[stage.name] = logits[0]
         return losses, predicted
 
-    def judge(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
+    def validate(self, batches: tuple[Batch, ...], dice: Mapping[str, RunningDice]) -> dict[str, float]:
         """Mean losses of the averaged weights, in evaluation mode and as at the end of the training, so that
         they can be compared; ``dice`` is updated with every batch."""
         averaged: dict[str, nn.Module] = {

@@ -145,13 +145,13 @@ def _decide(new: _New) -> _Decided:
     dataset, request, observer = new.dataset, new.request, new.observer
     split, initial, wanted = new.asked.split, new.asked.initial, new.asked.recipe
     writable_directory(new.out / "training")
-    drawn = _without_pseudo_labelled(dataset, split)
+    labelled = _without_pseudo_labelled(dataset, split)
     if isinstance(wanted, PlannedRecipe):
         # Every process gets at least one patch.
         wanted = wanted.model_copy(update={"batch": max(wanted.batch, new.processes.world)})
-        recipe, seen = _planned(new, drawn, wanted)
+        recipe, seen = _planned(new, labelled, wanted)
     else:
-        recipe, seen = _as_published(new, drawn, wanted)
+        recipe, seen = _as_published(new, labelled, wanted)
     domain = training_domain.describe(seen, recipe.intensity, dataset.channel_names, dataset.schema.names)
     taken: fine_tuning.Transfer | None = None
     if request.init is not None and initial is not None:

@@ -59,18 +59,20 @@ def _validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Devi
     cases, folder, model = dataset.subset(held_out), out / FOLDER, bundle.load(out)
     predictor = Predictor(replace(model, calibration=None), device, any_scan=True)
     rows: list[OrganRow] = []
-    promised: dict[tuple[str, str], float] = {}
+    expected_dice: dict[tuple[str, str], float] = {}
 
     def keep(outcome: ScanOutcome) -> None:
         if isinstance(outcome, Segmented):  # before it is lowered for an unlike scan
-            promised.update({(outcome.case, name): dice for name, dice in outcome.result.confidence.items()})
+            expected_dice.update(
+                {(outcome.case, name): dice for name, dice in outcome.result.confidence.items()}
+            )
 
     failed = segment_to_folder(
         [ScanInput(case.id, case.images) for case in cases.cases],
         folder / "predictions",
         predictor,
         on_result=keep,
-        beside=ExtraOutputs(stages=True),
+        extra=ExtraOutputs(stages=True),
         on_organs=rows.extend,
     )
     if len(failed) == len(cases.cases):
@@ -87,6 +89,6 @@ def _validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Devi
         unsegmented=[UnscoredCase(failure.case, failure.reason) for failure in failed],
     )
     found = {(row.case, row.organ) for row in rows if row.confidence is not None}
-    known = scored({key: dice for key, dice in promised.items() if key in found}, scores)
+    known = scored({key: dice for key, dice in expected_dice.items() if key in found}, scores)
     bundle.save(replace(model, calibration=calibrate(known)), out)
     return Validation(scores, failed)

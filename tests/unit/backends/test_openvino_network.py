@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 import pytest
 
-from helpers.onnx_models import converted, doubling
+from helpers.onnx_models import classifying, converted, doubling
 from zoomseg.backends import openvino_network
 
 
@@ -24,10 +24,10 @@ def test_any_batch_and_tile_is_computed() -> None:
     assert np.array_equal(network(first), 2 * first)
 
 
-def test_an_answer_outlives_its_network() -> None:
+def test_an_output_outlives_its_network() -> None:
     first = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 2, 2)
-    answer = openvino_network.load(doubling())(first)
-    assert np.array_equal(answer, 2 * first)
+    output = openvino_network.load(doubling())(first)
+    assert np.array_equal(output, 2 * first)
 
 
 def test_the_last_layer_is_found_where_it_reads_one_voxel(tmp_path: Path) -> None:
@@ -38,6 +38,13 @@ def test_the_last_layer_is_found_where_it_reads_one_voxel(tmp_path: Path) -> Non
     assert np.array_equal(head.weight, weights["last.weight"].reshape(3, 4))
     assert np.array_equal(head.bias, weights["last.bias"])
     assert openvino_network.pointwise_head(doubling()) is None
+
+
+def test_a_last_layer_has_a_bias_for_each_class() -> None:
+    head = openvino_network.pointwise_head(classifying(3, biases=3))
+    assert head is not None
+    assert head.bias.tolist() == [0.5, 0.5, 0.5]
+    assert openvino_network.pointwise_head(classifying(3, biases=1)) is None
 
 
 @pytest.mark.parametrize(

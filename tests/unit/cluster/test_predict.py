@@ -50,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request_of(model: Path, ship: bool = False, resume: bool = False) -> Request:
-    return Request((model,), beside=STAGES, device="cpu", settings=OPENVINO, ship=ship, resume=resume)
+    return Request((model,), extra=STAGES, device="cpu", settings=OPENVINO, ship=ship, resume=resume)
 
 
 def mirroring(model: Path, mirror: bool) -> Request:
@@ -59,7 +59,7 @@ def mirroring(model: Path, mirror: bool) -> Request:
 
 def one_process(model: Path, scans: list[ScanInput], out: Path, mirror: bool = False) -> None:
     predictor = load_predictor([model], "cpu", replace(OPENVINO, mirror=mirror))
-    segment_to_folder(scans, out, predictor, beside=STAGES)
+    segment_to_folder(scans, out, predictor, extra=STAGES)
 
 
 @pytest.mark.parametrize("written", [(), ("d", "e")])
@@ -69,13 +69,13 @@ def test_missing_are_the_scans_of_this_command_that_its_workers_wrote_elsewhere(
     """Neither the number of scans of an interrupted command counts, nor that of a whole one."""
     scans, out = tiny_scans(tmp_path / "in", *"abcdef"), tmp_path / "out"
     earlier = load_predictor([model], "cpu", OPENVINO)
-    segment_to_folder(scans[:3], out, earlier, beside=STAGES, part=Part(1, 3))
-    segment_to_folder(scans[:1], out, earlier, beside=STAGES)
+    segment_to_folder(scans[:3], out, earlier, extra=STAGES, part=Part(1, 3))
+    segment_to_folder(scans[:1], out, earlier, extra=STAGES)
 
     def segment(connection: object, left: list[ScanInput], *arguments: object) -> tuple[()]:
         mine = [scan for scan in left if scan.id in written]
         if mine:
-            segment_to_folder(mine, out, earlier, beside=STAGES)
+            segment_to_folder(mine, out, earlier, extra=STAGES)
         return ()
 
     monkeypatch.setattr(client, "connected", lambda address, threads: nullcontext())

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from zoomseg.core.arrays import Array, beside, namespace, to_numpy
+from zoomseg.core.arrays import Array, array_like, namespace, to_numpy
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 3)), torch.ones(2, 3)], ids=["numpy", "torch"])
 def test_values_go_beside_an_array_and_back(array: Array) -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    put = beside(values, array)
+    put = array_like(values, array)
     assert type(put) is type(array)
     assert namespace(put).sum(put * 2) == 30
     np.testing.assert_array_equal(to_numpy(put), values)
@@ -27,7 +27,7 @@ def test_what_torch_cannot_share_goes_beside_a_tensor_as_a_copy(view: str) -> No
     if view == "repeated":
         shown = np.broadcast_to(shown, values.shape)
     shown.flags.writeable = view == "flipped"
-    put = beside(shown, torch.ones(1))
+    put = array_like(shown, torch.ones(1))
     np.testing.assert_array_equal(put.numpy(), shown)
     put += 1
     assert values.sum() == 276

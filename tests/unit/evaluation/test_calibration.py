@@ -22,8 +22,8 @@ def drawn(cases: int, offset: dict[str, float], slope: float, rng: np.random.Gen
     out = []
     for case in range(cases):
         for organ, own in offset.items():
-            promised = rng.uniform(0.0, 4.0)
-            out.append(Scored(f"{case}", organ, logistic(promised), logistic(own + slope * promised)))
+            log_odds = rng.uniform(0.0, 4.0)
+            out.append(Scored(f"{case}", organ, logistic(log_odds), logistic(own + slope * log_odds)))
     return out
 
 
@@ -32,7 +32,7 @@ def test_many_cases_are_learned_from() -> None:
     found = calibrate(known)
     assert found is not None
     assert found.cases == 300
-    estimates = [estimated_dice({k.organ: k.promised}, found)[k.organ] for k in known]
+    estimates = [estimated_dice({k.organ: k.expected_dice}, found)[k.organ] for k in known]
     assert estimates == pytest.approx([k.dice for k in known], abs=0.01)
     assert found.slope == pytest.approx(0.7, abs=0.05)
 
@@ -71,8 +71,8 @@ def test_only_organs_with_promise_and_dice_are_learned_from() -> None:
     evaluation = Evaluation(
         ("liver", "spleen", "aorta"), Tolerances.same(1.0), (CaseResult("a", tuple(scores)),)
     )
-    promised = {("a", "liver"): 0.9, ("a", "spleen"): 0.7, ("b", "aorta"): 0.4}
-    assert scored(promised, evaluation) == [Scored("a", "liver", 0.9, 0.8)]
+    expected_dice = {("a", "liver"): 0.9, ("a", "spleen"): 0.7, ("b", "aorta"): 0.4}
+    assert scored(expected_dice, evaluation) == [Scored("a", "liver", 0.9, 0.8)]
 
 
 def noisy(cases: int, rng: np.random.Generator) -> list[Scored]:
@@ -80,9 +80,9 @@ def noisy(cases: int, rng: np.random.Generator) -> list[Scored]:
     out = []
     for case in range(cases):
         for organ in ("liver", "spleen", "aorta", "pancreas"):
-            promised = rng.uniform(1.0, 3.0)
+            log_odds = rng.uniform(1.0, 3.0)
             error = 0.5 * (1 - rng.exponential()) - (4.0 if rng.uniform() < 0.02 else 0.0)
-            out.append(Scored(f"{case}", organ, logistic(promised), logistic(promised - 0.5 + error)))
+            out.append(Scored(f"{case}", organ, logistic(log_odds), logistic(log_odds - 0.5 + error)))
     return out
 
 
@@ -93,7 +93,8 @@ def test_nine_of_ten_further_organs_lie_in_their_interval(cases: int) -> None:
         found = calibrate(noisy(cases, rng))
         assert found is not None
         for new in noisy(50, rng):
-            ((low, high),) = dice_intervals(estimated_dice({new.organ: new.promised}, found), found).values()
+            estimated = estimated_dice({new.organ: new.expected_dice}, found)
+            ((low, high),) = dice_intervals(estimated, found).values()
             inside.append(low <= new.dice <= high)
     assert 0.87 < np.mean(inside) < 0.95
 

@@ -124,7 +124,7 @@ class TestSchema:
         assert pairs.organs == ("liver",)
         assert "not scored, as the predictions do not include: spleen" in pairs.warnings
         prediction, drawn = pairs.load(pairs.pairs[0])
-        liver = pairs.drawn.class_of("liver")
+        liver = pairs.reference_schema.class_of("liver")
         assert np.array_equal(prediction.data == liver, drawn.data == liver)
 
     def test_labels_that_only_the_prediction_knows_are_background(self, folders):
@@ -133,7 +133,7 @@ class TestSchema:
         save(predictions / "a.nii.gz", organs(LIVER, SPLEEN))
         pairs = find_pairs(predictions, reference, None, None)
         prediction, _ = pairs.load(pairs.pairs[0])
-        assert set(np.unique(prediction.data).tolist()) == {0, pairs.drawn.class_of("liver")}
+        assert set(np.unique(prediction.data).tolist()) == {0, pairs.reference_schema.class_of("liver")}
 
     def test_other_spellings_and_synonyms_are_matched(self, folders):
         """By the data sets' values and names, TotalSegmentator's against those of BTCV."""
@@ -147,7 +147,7 @@ class TestSchema:
         save(predictions / "a.nii.gz", exchanged[organs(LIVER, SPLEEN)])
         pairs = find_pairs(predictions, reference, None, None)
         assert set(pairs.organs) == {"right kidney", "IVC"}
-        assert pairs.predicted.value_of == {"right kidney": 1, "IVC": 6, "liver": 2}
+        assert pairs.predicted_schema.value_of == {"right kidney": 1, "IVC": 6, "liver": 2}
         prediction, drawn = pairs.load(pairs.pairs[0])
         assert np.array_equal(prediction.data, drawn.data)
         own_names = [pairs.pairs[0].own_name(organ) for organ in ("right kidney", "IVC", "liver")]
@@ -161,7 +161,7 @@ class TestSchema:
         (predictions / "labels.json").write_text(json.dumps({"Liver": 1, "liver": 6, "spleen": 2}))
         pairs = find_pairs(predictions, reference, None, None)
         assert pairs.organs == ("spleen", "liver")
-        assert pairs.predicted.value_of == {"Liver": 1, "liver": 6, "spleen": 2}
+        assert pairs.predicted_schema.value_of == {"Liver": 1, "liver": 6, "spleen": 2}
         assert pairs.warnings == ()
 
     def test_several_labels_of_one_meaning_are_not_matched(self, folders):
@@ -194,7 +194,10 @@ class TestSchema:
         save(predictions / "a.nii.gz", (organs(LIVER) != 0).astype(np.uint8) * 9)
         (reference / "b.nii.gz").write_bytes(b"damaged")
         pairs = find_pairs(predictions, reference, None, None)
-        assert (pairs.drawn.names, pairs.drawn.values) == (("label_1", "label_6", "label_9"), (1, 6, 9))
+        assert (pairs.reference_schema.names, pairs.reference_schema.values) == (
+            ("label_1", "label_6", "label_9"),
+            (1, 6, 9),
+        )
 
 
 class TestReference:

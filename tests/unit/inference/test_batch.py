@@ -90,9 +90,9 @@ def test_whatever_a_reader_throws_fails_that_scan_alone(
     assert isinstance(three, Segmented)
 
 
-@pytest.mark.parametrize("beside", [batch.LABELS_ALONE, batch.ExtraOutputs(slicer=True)])
+@pytest.mark.parametrize("extra", [batch.LABELS_ALONE, batch.ExtraOutputs(slicer=True)])
 def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
-    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: batch.ExtraOutputs
+    scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: batch.ExtraOutputs
 ) -> None:
     """248 letters and ``.nii.gz`` are 255 bytes, which every file system takes; ``.seg.nrrd`` is longer."""
     read: list[str] = []
@@ -101,9 +101,9 @@ def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
     )
     named = [ScanInput("a" * n, scans[0].paths) for n in (248, 249)]
     told: list[Segmented | Failed] = []
-    segment_batch(named, tmp_path, predictor(), told.append, beside=beside)
+    segment_batch(named, tmp_path, predictor(), told.append, extra=extra)
     good = [outcome.case for outcome in told if isinstance(outcome, Segmented)]
-    assert good == ([] if beside.slicer else ["a" * 248]) == read
+    assert good == ([] if extra.slicer else ["a" * 248]) == read
     for outcome in told:
         if isinstance(outcome, Failed):
             assert "too many for its folder; rename the scan" in outcome.reason

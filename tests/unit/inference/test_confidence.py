@@ -25,13 +25,13 @@ def logistic(x: float) -> float:
 
 def test_the_estimate_by_hand() -> None:
     calibration = Calibration(offset=-1.0, slope=0.5, organs={"liver": 0.25}, cases=3)
-    promised = {"liver": logistic(2.0), "spleen": logistic(2.0), "aorta": 1.0}
-    assert estimated_dice(promised, calibration) == {
+    expected_dice = {"liver": logistic(2.0), "spleen": logistic(2.0), "aorta": 1.0}
+    assert estimated_dice(expected_dice, calibration) == {
         "liver": pytest.approx(logistic(0.25)),
         "spleen": pytest.approx(logistic(0.0)),
         "aorta": pytest.approx(logistic(-1 + 0.5 * math.log(99))),  # as for an expected Dice of 0.99
     }
-    assert estimated_dice(promised, None) == promised
+    assert estimated_dice(expected_dice, None) == expected_dice
 
 
 def test_the_interval_by_hand() -> None:

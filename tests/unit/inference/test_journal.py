@@ -36,7 +36,7 @@ def computed(
     out: Path,
     model: Predictor | None = None,
     organs: tuple[str, ...] | None = None,
-    beside: ExtraOutputs = STAGES,
+    extra: ExtraOutputs = STAGES,
     part: Part = ALL,
 ) -> list[str]:
     """The scans that a run with ``resume`` computes."""
@@ -47,7 +47,7 @@ def computed(
         model or predictor(),
         organs,
         on_result=lambda outcome: told.append(outcome.case),
-        beside=beside,
+        extra=extra,
         resume=True,
         part=part,
     )
@@ -122,9 +122,9 @@ def test_another_model_recipe_or_wish_computes_all_again(
     scans: tuple[ScanInput, ...], tmp_path: Path
 ) -> None:
     out, one = tmp_path / "out", scans[:1]
-    assert computed(one, out, beside=ExtraOutputs()) == ["a"]
+    assert computed(one, out, extra=ExtraOutputs()) == ["a"]
     assert computed(one, out) == ["a"]  # stages are asked for now
-    assert computed(one, out, beside=ExtraOutputs()) == []
+    assert computed(one, out, extra=ExtraOutputs()) == []
     other = untrained_bundle(1)
     assert computed(one, out, Predictor(other, CPU)) == ["a"]
     assert computed(one, out, Predictor(other, CPU)) == []

@@ -204,7 +204,7 @@ def test_account_is_there_after_every_case(scans: tuple[ScanInput, ...], tmp_pat
 def test_the_same_scan_again_gives_the_same_bytes(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:
     kinds = ExtraOutputs(slicer=True, stages=True, probabilities=("left kidney",))
     for out in ("one", "two"):
-        segment_to_folder(scans[:1], tmp_path / out, predictor(), beside=kinds)
+        segment_to_folder(scans[:1], tmp_path / out, predictor(), extra=kinds)
         time.sleep(1.1)  # gzip stores whole seconds
     one, two = (
         {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*.n*") if p.is_file()}
@@ -218,11 +218,11 @@ def test_files_beside_an_earlier_label_map_go_with_it(scans: tuple[ScanInput, ..
     """Except those that somebody changed."""
     out, organs = tmp_path / "out", ("left kidney", "right kidney")
     kinds = ExtraOutputs(slicer=True, stages=True, probabilities=organs)
-    segment_to_folder(scans[:1], out, predictor(), beside=kinds)
+    segment_to_folder(scans[:1], out, predictor(), extra=kinds)
     edited, kept = out / "slicer" / "good.seg.nrrd", out / "probabilities" / "good-left_kidney.nii.gz"
     edited.write_bytes(edited.read_bytes() + b" ")
     (out / "stages" / "good-mine.nii.gz").write_bytes(b"not written by a run")
-    segment_to_folder(scans[:1], out, predictor(1), beside=ExtraOutputs(probabilities=organs[:1]))
+    segment_to_folder(scans[:1], out, predictor(1), extra=ExtraOutputs(probabilities=organs[:1]))
     found = {path.relative_to(out).as_posix() for path in out.rglob("good*") if "report" not in path.parts}
     assert found == {
         *("good.nii.gz", "stages/good-mine.nii.gz"),
@@ -254,7 +254,7 @@ def test_no_result_replaces_a_scan_or_another_result(scans: tuple[ScanInput, ...
     before = place.read_bytes()
     other = ScanInput("other", (place,))
     with pytest.raises(OutputError, match=r"good-coarse\.nii\.gz: is the scan itself"):
-        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), beside=ExtraOutputs(stages=True))
+        segment_to_folder((scans[0], other), tmp_path / "out", predictor(), extra=ExtraOutputs(stages=True))
     assert place.read_bytes() == before
     twice = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a"))
     with pytest.raises(OutputError, match=r"a\.nii\.gz: would be a result of both 'a' and 'a'"):
@@ -281,10 +281,10 @@ def test_a_file_that_no_run_wrote_is_not_replaced(
     wanted = ExtraOutputs(probabilities=("left kidney",))
     for _ in range(2):  # the refusal does not make the case a known one
         with pytest.raises(OutputError, match=rf"{name}: was not written by `zoomseg predict`, .*; move it"):
-            segment_to_folder(scans[:1], place, predictor(), beside=wanted)
+            segment_to_folder(scans[:1], place, predictor(), extra=wanted)
     assert (place / name).read_bytes() == b"drawn by hand"
     (place / name).rename(tmp_path / "moved")
-    assert not segment_to_folder(scans[:1], place, predictor(), beside=wanted)
+    assert not segment_to_folder(scans[:1], place, predictor(), extra=wanted)
 
 
 @pytest.mark.parametrize("gone", ["journal", "run.json", "nothing"])
@@ -330,7 +330,7 @@ def test_a_case_and_its_stage_named_like_another(
     monkeypatch.setattr(model, "bundle", SimpleNamespace(recipe=recipe, schema=model.bundle.schema))
     both = tuple(ScanInput(name, scans[0].paths) for name in ("a", "a-b"))
     with pytest.raises(OutputError, match="would be a result of both 'a' and 'a-b'; rename one"):
-        segment_to_folder(both, tmp_path / "out", model, beside=ExtraOutputs(stages=True))
+        segment_to_folder(both, tmp_path / "out", model, extra=ExtraOutputs(stages=True))
 
 
 def test_the_model_is_named_without_its_cases(scans: tuple[ScanInput, ...], tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def _folder(tmp_path: Path) -> None:
 
 
 def test_on_the_scans_own_grid_from_zero_to_one(scan: ScanInput, tmp_path: Path) -> None:
-    assert segment_to_folder([scan], tmp_path / "out", predictor(), beside=MAPS) == ()
+    assert segment_to_folder([scan], tmp_path / "out", predictor(), extra=MAPS) == ()
     assert {p.name for p in (tmp_path / "out" / "probabilities").iterdir()} == {"a-right_kidney.nii.gz"}
     made, image = (
         nib.load(tmp_path / path) for path in ("out/probabilities/a-right_kidney.nii.gz", "in/a.nii.gz")
@@ -66,7 +66,7 @@ def test_votes_are_refused_before_anything_is_computed(scan: ScanInput, tmp_path
     stages = tuple(s.model_copy(update={"fusion": "majority_vote"}) for s in bundle.recipe.stages)
     voting = Predictor(replace(bundle, recipe=bundle.recipe.model_copy(update={"stages": stages})), CPU)
     with pytest.raises(RecipeError, match="has no probability maps"):
-        segment_to_folder([scan], tmp_path / "out", voting, beside=MAPS)
+        segment_to_folder([scan], tmp_path / "out", voting, extra=MAPS)
     assert not (tmp_path / "out").exists()
 
 
@@ -75,7 +75,7 @@ def test_no_map_replaces_a_scan(scan: ScanInput, tmp_path: Path) -> None:
     inside = tmp_path / "out" / "probabilities" / "a-right_kidney.nii.gz"
     scan.paths[0].rename(inside)
     with pytest.raises(OutputError, match="is the scan itself"):
-        segment_to_folder([ScanInput("a", (inside,))], tmp_path / "out", predictor(), beside=MAPS)
+        segment_to_folder([ScanInput("a", (inside,))], tmp_path / "out", predictor(), extra=MAPS)
 
 
 def test_names_of_organs_stay_in_the_folder() -> None:
@@ -115,8 +115,8 @@ def test_memory_is_asked_for_before_a_scan_is_read(
     asked: list[tuple[int, bool]] = []
     monkeypatch.setattr(Predictor, "admit", lambda self, grid, reading, keep: asked.append((reading, keep)))
     limited = Predictor(untrained_bundle(), CPU, limits=MemoryLimits(CPU, ram=2**40))
-    for beside in (ExtraOutputs(), MAPS):
-        segment_to_folder([scan], tmp_path / "out", limited, beside=beside)
+    for extra in (ExtraOutputs(), MAPS):
+        segment_to_folder([scan], tmp_path / "out", limited, extra=extra)
     (without, kept), (with_maps, kept_with_maps) = asked
     assert with_maps - without == MAPS.writing_bytes(tiny_case(1)[0].grid)
     assert (kept, kept_with_maps) == (False, True)

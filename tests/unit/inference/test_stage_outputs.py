@@ -152,7 +152,7 @@ def test_a_prediction_as_a_whole(tmp_path: Path, angles_deg: tuple[float, float,
     told: list[object] = []
     model = at_the_brightest()
     scans = (ScanInput("a", (tmp_path / "a.nii.gz",)),)
-    segment_batch(scans, tmp_path, model, told.append, beside=ExtraOutputs(stages=True))
+    segment_batch(scans, tmp_path, model, told.append, extra=ExtraOutputs(stages=True))
     (done,) = told
     assert isinstance(done, Segmented)
     assert done.result.stages == {}  # they are large, and no longer needed
@@ -195,7 +195,7 @@ def test_a_stages_spacing_is_along_canonical_axes() -> None:
 def test_what_an_earlier_run_kept_is_not_taken_for_this_one(tmp_path: Path) -> None:
     write_image(tmp_path / "in.nii.gz", tiny_case(2)[0])
     scans = (ScanInput("a", (tmp_path / "in.nii.gz",)),)
-    segment_batch(scans, tmp_path, predictor(), lambda _: None, beside=ExtraOutputs(stages=True))
+    segment_batch(scans, tmp_path, predictor(), lambda _: None, extra=ExtraOutputs(stages=True))
     assert stage_outputs.json_path(tmp_path / "stages", "a").is_file()
     segment_batch(scans, tmp_path, predictor(seed=1), lambda _: None)
     assert not stage_outputs.json_path(tmp_path / "stages", "a").exists()
@@ -216,7 +216,7 @@ def test_no_description_before_all_files_are_there(tmp_path: Path, monkeypatch: 
             tmp_path,
             predictor(),
             print,
-            beside=ExtraOutputs(stages=True),
+            extra=ExtraOutputs(stages=True),
         )
     assert (tmp_path / "stages" / "a-coarse.nii.gz").exists()
     assert not stage_outputs.json_path(tmp_path / "stages", "a").exists()

@@ -49,7 +49,6 @@ TARGETS = {
     "part of it": SOURCE.with_shape((18, 16, 14)).crop(Box((5, 2, 3), (13, 15, 9))),
     "larger than it": SOURCE.with_spacing((2.0, 2.5, 3.0)).crop(Box((-6, -3, -8), (21, 14, 17))),
     "beside it": SOURCE.crop(Box((12, 0, 0), (15, 8, 7))),
-    "oblique": oriented((16, 15, 14), (2.0, 2.0, 3.0), (-14.0, 26.0, 10.0), angles_deg=(8, -5, 12)),
 }
 
 
@@ -58,6 +57,12 @@ def test_argmax_equals_the_naive_one(name: str) -> None:
     probabilities = random_probabilities(SOURCE.shape)
     assert rarely_close(probabilities, SOURCE, TARGETS[name])
     assert agrees(probabilities, SOURCE, TARGETS[name])
+
+
+def test_grids_with_other_axes_are_refused() -> None:
+    oblique = oriented((16, 15, 14), (2.0, 2.0, 3.0), (-14.0, 26.0, 10.0), angles_deg=(8, -5, 12))
+    with pytest.raises(ValueError, match="not parallel"):
+        argmax.max_on(random_probabilities(SOURCE.shape), SOURCE, oblique, range(4))
 
 
 @pytest.mark.parametrize(("order", "flip"), SIGNED_PERMUTATIONS[::5])

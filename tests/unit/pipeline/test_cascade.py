@@ -23,6 +23,7 @@ from helpers.known_networks import (
     thresholds,
     with_stages,
 )
+from helpers.network_inputs import network_input
 from helpers.tiny_dataset import CPU, SCHEMA
 from zoomseg.backends.torch_networks import as_network
 from zoomseg.core.case import Case, StagePrediction
@@ -384,9 +385,11 @@ def test_confidence_is_that_of_the_last_stage_which_answers_for_an_organ() -> No
 
     networks = by_name({"coarse": halves, "fine": organ})
     signs = Cascade(recipe, SCHEMA, networks, CPU).run(case()).uncertainty
-    assert {organ: own.own.winning for organ, own in signs.items()} == {
-        "left kidney": pytest.approx(float(torch.tensor([0.0, 1, 0]).softmax(0)[1])),
-        "right kidney": pytest.approx(float(torch.tensor([0.0, 2]).softmax(0)[1])),
+    here, there = (float(p) for p in torch.tensor([0.0, 1, 0]).softmax(0)[[1, 2]])
+    everywhere = float(torch.tensor([0.0, 2]).softmax(0)[1])
+    assert {organ: own.own.expected_dice for organ, own in signs.items()} == {
+        "left kidney": pytest.approx(2 * here / (here + there + 1)),
+        "right kidney": pytest.approx(2 * everywhere / (everywhere + 1)),
     }
 
 
@@ -482,7 +485,7 @@ def test_a_ring_of_background_where_the_region_ends_inside_the_scan() -> None:
     assert float(prior.probabilities[0][ring].min()) == 1.0
     assert float(foreground[~ring].min()) > 1 - 1e-6
     reader = stage_input.StageView(FINE, scan.grid, Region.whole(scan.grid))
-    beyond = stage_input.read(reader, scan, {"coarse": prior}, Box((16, 0, 0), (24, 20, 16)))
+    beyond = network_input(reader, scan, {"coarse": prior}, Box((16, 0, 0), (24, 20, 16)))
     assert float(np.abs(beyond[1:]).max()) == 0.0
 
 

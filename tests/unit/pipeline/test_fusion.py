@@ -205,8 +205,9 @@ GRIDS = {
     "whole": SOURCE,
     "part": SOURCE.crop(BOX.expand((1, 1, 1))),
     "thick": SOURCE.with_spacing((4.0, 2.5, 7.0)),
-    "oblique": oriented((16, 15, 9), (2.0, 2.0, 4.0), (-14.0, 26.0, 10.0), angles_deg=(8, -5, 12)),
+    "shifted": oriented((16, 15, 9), (2.0, 2.0, 4.0), (-14.0, 26.0, 10.0)),
 }
+OBLIQUE = oriented((16, 15, 9), (2.0, 2.0, 4.0), (-14.0, 26.0, 10.0), angles_deg=(8, -5, 12))
 PLACES: tuple[ArgmaxPlace, ...] = ("scan_grid", "stage_grid")
 
 
@@ -225,7 +226,7 @@ def three(masked: bool = True) -> list[StagePrediction]:
     return [
         undecided(GRIDS["whole"], ("liver", "spleen"), 1, masked),
         undecided(GRIDS["thick"], ("aorta", "liver", "pancreas"), 2, masked),
-        undecided(GRIDS["oblique" if masked else "whole"], ("spleen",), 3, masked),
+        undecided(GRIDS["shifted" if masked else "whole"], ("spleen",), 3, masked),
     ]
 
 
@@ -303,7 +304,7 @@ class TestEqualsTheNaiveFullSizeComputation:
 
     def test_majority_vote(self, place: ArgmaxPlace, masked: bool) -> None:
         """Three stages that all predict all, and a fourth that predicts one label."""
-        grids = [SOURCE, GRIDS["thick"], GRIDS["oblique" if masked else "whole"], GRIDS["part"]]
+        grids = [SOURCE, GRIDS["thick"], GRIDS["shifted" if masked else "whole"], GRIDS["part"]]
         labels = [SCHEMA.names] * 3 + [("liver",)]
         predictions = [
             undecided(g, names, n, masked) for n, (g, names) in enumerate(zip(grids, labels, strict=True))
@@ -440,7 +441,7 @@ def test_what_neither_prediction_nor_atlas_allow_is_background() -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_replace_times_atlas_equals_the_naive_full_size_computation(place: ArgmaxPlace) -> None:
     own = undecided(GRIDS["thick"], ("liver", "spleen"), 4)
-    atlas = undecided(GRIDS["oblique"], SCHEMA.names, 5, masked=False)
+    atlas = undecided(OBLIQUE, SCHEMA.names, 5, masked=False)
     shares = resample_data(atlas.probabilities, atlas.grid, own.grid)
     liver, spleen = (shares[1 + SCHEMA.names.index(name)] for name in ("liver", "spleen"))
     product = own.probabilities * torch.stack([1 - liver - spleen, liver, spleen])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from helpers.network_inputs import network_input
 from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.errors import MemoryLimitError, ScanError
@@ -147,9 +148,9 @@ def test_zero_mean_subtracts_the_mean_inside_the_region() -> None:
     region = Region(grid, Box((1, 0, 0), (4, 1, 1)), mask)
     seen = stage_input.StageView(recipe.stages[0], grid, region)
     # In the region lie 0 and 900 HU: 0.5 and 1.
-    whole = stage_input.read(seen, scan, {}, grid.box)
+    whole = network_input(seen, scan, {}, grid.box)
     assert whole.flatten().tolist() == pytest.approx([-0.75, -0.25, 0.25, 0.25])
-    part = stage_input.read(seen, scan, {}, Box((2, 0, 0), (3, 1, 1)))
+    part = network_input(seen, scan, {}, Box((2, 0, 0), (3, 1, 1)))
     assert part.flatten().tolist() == pytest.approx([0.25])
 
 
@@ -210,7 +211,7 @@ def test_nothing_is_background_everywhere() -> None:
     assert prior.grid.extent_mm == pytest.approx(scan.grid.extent_mm)
     grid = scan.grid.with_shape((3, 2, 2))
     seen = stage_input.StageView(FINE, grid, Region.whole(grid))
-    data = stage_input.read(seen, scan, {"coarse": prior}, grid.box)
+    data = network_input(seen, scan, {"coarse": prior}, grid.box)
     assert float(np.abs(data[1:]).max()) == 0.0
 
 
@@ -228,7 +229,7 @@ def test_input_is_image_then_prior_at_the_same_places() -> None:
     grid = stage_input.view(COARSE, RECIPE, scan, {}).grid  # type: ignore[union-attr]
     seen = stage_input.StageView(FINE, grid, Region.whole(grid))
     box = Box((1, 3, 4), (6, 8, 8))
-    data = stage_input.read(seen, scan, {"coarse": prior}, box)
+    data = network_input(seen, scan, {"coarse": prior}, box)
     assert tuple(data.shape) == (3, 5, 5, 4)
     np.testing.assert_allclose(data[0], coordinate(grid.crop(box), 0), rtol=0, atol=1e-3)
     np.testing.assert_allclose(data[1:], prior.probabilities[1:, 1:6, 3:8, 4:8], rtol=1.3e-6, atol=1e-5)
@@ -238,7 +239,7 @@ def test_beyond_the_scan_its_edge_goes_on() -> None:
     scan = ramp_scan()
     stage: Stage = COARSE.model_copy(update={"inputs": (ImageInput(),)})
     seen = stage_input.StageView(stage, scan.grid, Region.whole(scan.grid))
-    data = stage_input.read(seen, scan, {}, Box((-3, 0, 0), (27, 2, 2)))[0, :, 0, 0]
+    data = network_input(seen, scan, {}, Box((-3, 0, 0), (27, 2, 2)))[0, :, 0, 0]
     assert data[:4].tolist() == pytest.approx([-24.0] * 4)
     assert data[3:27].tolist() == pytest.approx(np.arange(-24, 24, 2).tolist())
     assert data[26:].tolist() == pytest.approx([22.0] * 4)
@@ -262,7 +263,7 @@ def test_beyond_the_scan_there_may_be_zeros() -> None:
     grid = COARSE.grid.model_copy(update={"beyond": "zero"})
     stage: Stage = COARSE.model_copy(update={"inputs": (ImageInput(),), "grid": grid})
     seen = stage_input.StageView(stage, scan.grid, Region.whole(scan.grid))
-    data = stage_input.read(seen, scan, {}, Box((-3, -1, 0), (27, 2, 2)))[0]
+    data = network_input(seen, scan, {}, Box((-3, -1, 0), (27, 2, 2)))[0]
     assert data[:, 1, 0].tolist() == pytest.approx([0.0] * 3 + np.arange(-24, 24, 2).tolist() + [0.0] * 3)
     assert not data[:, 0].any()
 

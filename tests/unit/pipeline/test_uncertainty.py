@@ -52,16 +52,12 @@ def test_by_hand(library: Library) -> None:
             voxels=2,
             volume_ml=pytest.approx(1.0),
             expected_dice=pytest.approx(2 * (0.9 + 0.5) / (0.9 + 0.5 + 0.05 + 0.25 + 0.2 + 2)),
-            winning=pytest.approx((0.9 + 0.5) / 2),
-            unsure=0.5,
             at_end=0,
         ),
         "spleen": Uncertainty(
             voxels=1,
             volume_ml=pytest.approx(0.5),
             expected_dice=pytest.approx(2 * 0.8 / (0.3 + 0.05 + 0.35 + 0.8 + 1)),
-            winning=pytest.approx(0.8),
-            unsure=0.0,
             at_end=0,
         ),
     }
@@ -81,16 +77,12 @@ def test_of_overlapping_labels_the_last_that_is_likelier_than_background(library
             voxels=1,
             volume_ml=pytest.approx(1.0),
             expected_dice=pytest.approx(2 * liver / (liver + 0.9 * 0.3 + 0.2 * 0.9 + 1)),
-            winning=pytest.approx(liver),
-            unsure=1.0,
             at_end=0,
         ),
         "spleen": Uncertainty(
             voxels=1,
             volume_ml=pytest.approx(1.0),
             expected_dice=pytest.approx(2 * spleen / (0.45 + 0.7 + 0.1 + 1)),
-            winning=pytest.approx(spleen),
-            unsure=1.0,
             at_end=0,
         ),
     }
@@ -114,7 +106,7 @@ def test_only_the_region_counts_and_what_was_not_found_is_left_out(library: Libr
     region = Region(grid, Box((0, 0, 0), (2, 1, 1)))
     signs = gathered(library(probabilities.reshape(3, 4, 1, 1)), region).uncertainty()
     assert list(signs) == ["liver"]
-    assert signs["liver"].winning == pytest.approx(0.7)
+    assert signs["liver"].expected_dice == pytest.approx(2 * 1.4 / (1.4 + 2))
     assert signs["liver"].expected_dice == pytest.approx(2 * 1.4 / (1.4 + 2))
 
 
@@ -144,7 +136,7 @@ def test_parts_add_up(masked: bool, library: Library, monkeypatch: pytest.Monkey
     whole, parts = gathered(probabilities, region), gathered(probabilities, region, 5)
     for name, one in whole.uncertainty().items():
         other = parts.uncertainty()[name]
-        assert (other.voxels, other.at_end, other.unsure) == (one.voxels, one.at_end, one.unsure)
+        assert (other.voxels, other.at_end) == (one.voxels, one.at_end)
         assert one.at_end > 0
         assert other.expected_dice == pytest.approx(one.expected_dice, abs=1e-6)
         at, again = (found.at_end([name]).tolist() for found in (whole, parts))
@@ -167,8 +159,6 @@ def test_sums_are_those_of_all_voxels_at_once(
     for c, name in enumerate(LABELS, start=1):
         sure = values[c][values.argmax(axis=0) == c]
         assert found[name].voxels == sure.size > 50
-        assert found[name].winning == pytest.approx(sure.mean(), rel=1e-9)
-        assert found[name].unsure == pytest.approx((sure < uncertainty.UNSURE).mean(), rel=1e-12)
         dice = 2 * sure.sum() / (values[c].sum() + sure.size)
         assert found[name].expected_dice == pytest.approx(dice, rel=1e-6)
 

@@ -108,8 +108,8 @@ def test_an_organ_that_is_never_beside_another_has_no_spread(tmp_path: Path) -> 
 @pytest.mark.parametrize("flip", [False, True])
 def test_which_organ_lies_to_the_right_in_most_cases(tmp_path: Path, flip: bool) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 18 + [{1: LARGE, 2: SMALL}] * 2, flip)
-    assert take(data, data.ids).beside == SideBySide("right kidney", "left kidney", 18, 20)
-    assert take(data, data.ids[:19]).beside is None
+    assert take(data, data.ids).side_by_side == SideBySide("right kidney", "left kidney", 18, 20)
+    assert take(data, data.ids[:19]).side_by_side is None
 
 
 def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
 
 def test_organs_in_line_lie_on_neither_side(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: ((4, 2, 2), (6, 4, 4)), 2: ((2, 8, 8), (8, 12, 12))}] * 20)
-    found = take(data, data.ids).beside
+    found = take(data, data.ids).side_by_side
     assert found is not None
     assert (found.cases, found.together, found.share) == (0, 20, 0.0)
 

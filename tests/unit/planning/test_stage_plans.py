@@ -154,7 +154,7 @@ def test_what_the_data_does_not_show_may_happen(seen: tuple[tuple[int, float | N
 def test_an_organ_that_is_always_on_one_side_of_another_is_not_mirrored(
     cases: int, flips: tuple[str, ...]
 ) -> None:
-    data = replace(THICK_MR, beside=SideBySide("head", "tail", cases, 40))
+    data = replace(THICK_MR, side_by_side=SideBySide("head", "tail", cases, 40))
     found, reason = mirrored(LabelSchema.consecutive(["head", "tail"]), data)
     assert found == flips
     if not flips:
@@ -184,5 +184,5 @@ def test_a_group_of_one_doubtful_label_is_not_mirrored() -> None:
 
 
 def test_names_that_tell_sides_are_asked_first() -> None:
-    data = replace(THICK_MR, beside=SideBySide("right lung", "left lung", 40, 40))
+    data = replace(THICK_MR, side_by_side=SideBySide("right lung", "left lung", 40, 40))
     assert mirrored(LabelSchema.consecutive(["left lung", "right lung"]), data)[0] == ("R",)

@@ -129,7 +129,7 @@ def test_the_page_and_the_scores_name_values_alike(tmp_path: Path) -> None:
     (tmp_path / "reference").mkdir()
     write_labels(tmp_path / "reference" / "a.nii.gz", tiny_case(0)[1])
     scored = find_pairs(tmp_path, tmp_path / "reference", None, None)
-    assert shown == scored.predicted.value_of == {"liver": 3, "stomach": 7}
+    assert shown == scored.predicted_schema.value_of == {"liver": 3, "stomach": 7}
 
 
 def test_a_label_map_of_another_run_is_named_by_the_labels_of_that_run(tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def test_init_is_for_fine_tuning_and_needed_there(study: Ablation, data: Dataset
 # --- scans without labels -------------------------------------------------------------------------
 
 SELF_TAUGHT = StudyTraining("unlabelled", unlabelled=True)
-DRAWN = StudyTraining("all-labelled", drawn=True)
+DRAWN = StudyTraining("all-labelled", own_labels=True)
 
 
 @pytest.fixture

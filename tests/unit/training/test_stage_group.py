@@ -240,7 +240,7 @@ def test_judging_changes_no_weight_and_uses_the_averaged_ones(data: Dataset, tmp
     learn(group, batch)
     before = {k: v.clone() for k, v in group.modules["fine"].state_dict().items()}
     dice = {name: RunningDice(3, 1.0) for name in group.trained}
-    judged = group.judge((batch,), dice)
+    judged = group.validate((batch,), dice)
     assert all(torch.equal(before[k], v) for k, v in group.modules["fine"].state_dict().items())
     for name in group.trained:
         group.modules[name].load_state_dict(group.averaged[name])

@@ -118,7 +118,7 @@ def read(folder: Path, folds: tuple[str, ...] | None) -> ModelFiles:
     )
 
 
-def beside(folder: Path, configuration: str) -> Path:
+def neighbouring_model(folder: Path, configuration: str) -> Path:
     """The folder of another configuration of the same data set, trainer and plans.
 
     Raises:

@@ -133,7 +133,7 @@ def read_models(
         if read is None:
             return {fold: model(fold) for fold in given.checkpoints}
         own_folds = tuple(given.checkpoints)
-        with files.opened(lowres or files.beside(folder, read), read, own_folds) as other:
+        with files.opened(lowres or files.neighbouring_model(folder, read), read, own_folds) as other:
             low = files.read(other, own_folds)
             return {fold: model(fold, low) for fold in own_folds}
 

@@ -40,9 +40,9 @@ def check_annotated(dataset: Dataset, ids: Sequence[str], stage: str, labels: Se
         TrainingError: names the label.
     """
     wanted = frozenset(ids)
-    drawn = [case.annotated for case in dataset.cases if case.id in wanted]
+    annotated = [case.annotated for case in dataset.cases if case.id in wanted]
     for label in labels:
-        if all(own is not None and label not in own for own in drawn):
+        if all(own is not None and label not in own for own in annotated):
             raise TrainingError(
                 f"label '{label}' is annotated in none of the {len(ids)} cases that stage '{stage}' learns "
                 "from; add a case in which it is, or take it out of the labels"
@@ -92,12 +92,12 @@ class Preprocessing:
         ids = [*train, *validation]
         kept: dict[str, dict[str, packed_cases.PackedCase]] = {}
         learned = {label for name in group.trained for label in self.labels[name]}
-        drawn = {case.id: case.annotated for case in self.dataset.cases}
+        annotated = {case.id: case.annotated for case in self.dataset.cases}
         for done, case_id in enumerate(ids):
             if stop.is_set():
                 raise InterruptedTrainingError("stopped while preparing the data; continue with --resume")
             self.observer.preparing(group.lead.name, done, len(ids))
-            if learned.isdisjoint(learned if (own := drawn[case_id]) is None else own):
+            if learned.isdisjoint(learned if (own := annotated[case_id]) is None else own):
                 self.observer.message(
                     f"{case_id}: no label of stage '{group.lead.name}' is annotated; left out"
                 )

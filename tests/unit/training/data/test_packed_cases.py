@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.network_inputs import network_input
 from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box
@@ -83,7 +84,7 @@ def test_stored_image_is_what_prediction_reads(
     seen = stage_input.view(FINE, RECIPE, scan, priors)
     assert seen is not None
     assert held.grid == seen.grid
-    shown = torch.from_numpy(stage_input.read(seen, scan, priors, held.box))
+    shown = torch.from_numpy(network_input(seen, scan, priors, held.box))
     torch.testing.assert_close(held.image_at(indices(held.box)), shown[:1], rtol=HALF, atol=1e-6)
     stored = held.prior_at("coarse", indices(held.box))
     torch.testing.assert_close(stored[1:], shown[1:], rtol=HALF, atol=1e-5)

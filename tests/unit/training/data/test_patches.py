@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.network_inputs import network_input
 from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case
 from zoomseg.core.geometry import Box, Grid, Index3
@@ -121,7 +122,7 @@ def read(stage: Stage, scan: stage_input.PreparedScan, box: Box) -> torch.Tensor
     priors = packed_cases.reference_priors(RECIPE, ("coarse",), scan)
     seen = stage_input.view(stage, RECIPE, scan, priors)
     assert seen is not None
-    return torch.from_numpy(stage_input.read(seen, scan, priors, box))
+    return torch.from_numpy(network_input(seen, scan, priors, box))
 
 
 @pytest.mark.parametrize("centre", [(9, 9, 7), (12, 10, 8), (0, 19, 15)])
@@ -270,7 +271,7 @@ def test_stages_that_lead_to_the_one_drawn_for_lie_as_prediction_tiles_them(
     (tile,) = cover(Region.whole(seen.grid), COARSE.grid.tile, (0, 0, 0), 0.0).tiles
     inside = tile.outer.intersect(seen.grid.box)
     here = (slice(None), *inside.relative_to(tile.outer.start).slices)
-    expected = torch.from_numpy(stage_input.read(seen, scan, {}, inside))
+    expected = torch.from_numpy(network_input(seen, scan, {}, inside))
     for centre in ((3, 4, 5), (20, 17, 14)):
         data = draw(centred(together, centre)).stages["coarse"]
         assert data.grids[0].shape == tile.outer.shape

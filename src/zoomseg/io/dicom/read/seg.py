@@ -169,10 +169,10 @@ def _frames(path: Path, dataset: Dataset) -> Iterator[AnyArray]:
     """Frames ``[row, column]``: 0 and 1, or segment numbers of a label map."""
     count = len(dataset.get("PerFrameFunctionalGroupsSequence", []))
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    promised = int(dataset.get("NumberOfFrames") or 0)
-    if not 1 <= count <= MAX_FRAMES or promised != count:
+    declared = int(dataset.get("NumberOfFrames") or 0)
+    if not 1 <= count <= MAX_FRAMES or declared != count:
         raise ScanError(
-            f"{path}: promises {promised} frames and describes {count}; 1 to {MAX_FRAMES} are read"
+            f"{path}: promises {declared} frames and describes {count}; 1 to {MAX_FRAMES} are read"
         )
     if not 0 < count * rows * columns <= MAX_VOXELS:
         raise ScanError(f"{path}: promises {count} frames of {columns}x{rows}; this is implausible")

@@ -77,14 +77,14 @@ def test_other_scans_are_refused_before_any_work(
     (other,) = find_scans(tmp_path / "other.nii.gz")
     with pytest.raises(ScanError, match="is no DICOM series"):
         segment_to_folder(
-            (scan, other), tmp_path / "out", predictor(), beside=ExtraOutputs(dicom=(DicomResult.RTSTRUCT,))
+            (scan, other), tmp_path / "out", predictor(), extra=ExtraOutputs(dicom=(DicomResult.RTSTRUCT,))
         )
     require_series((scan, other), ())
 
 
 def test_two_scans_never_share_an_object(scan: ScanInput, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="would be a result of both"):
-        segment_to_folder((scan, scan), tmp_path / "out", predictor(), beside=ExtraOutputs(dicom=BOTH))
+        segment_to_folder((scan, scan), tmp_path / "out", predictor(), extra=ExtraOutputs(dicom=BOTH))
 
 
 def test_a_scan_without_organs_has_no_objects_of_an_earlier_run(scan: ScanInput, tmp_path: Path) -> None:
@@ -108,5 +108,5 @@ def test_a_result_never_replaces_a_slice(usable: bool, scan: ScanInput, tmp_path
     if not usable:
         found = replace(found, dicom=Refused("1", None, (Source(slice_file),), "no volume"))
     with pytest.raises(OutputError, match=r"patient\.seg\.dcm: is the scan itself; choose another folder"):
-        segment_to_folder([found], tmp_path / "patient", predictor(), beside=ExtraOutputs(dicom=BOTH))
+        segment_to_folder([found], tmp_path / "patient", predictor(), extra=ExtraOutputs(dicom=BOTH))
     assert slice_file.read_bytes() == before
