@@ -1,10 +1,11 @@
-"""The cases for the further training of the coarse network alone: those of the model, and scans of another
-part of the body, in which it must find nothing.
+"""The cases for the further training of the coarse network alone: those of the model, whole and cut short
+from above, and scans of another part of the body, in which it must find nothing.
 
     uv run python benchmarks/abdomen_ct/coarse_cases.py MODEL BTCV OPENKBP -o CASES
     zoomseg train CASES -o coarse -r recipe-coarse.yaml --init MODEL --epochs 30
 
-BTCV contributes the cases that MODEL was trained on, so that the held-out ones of a twin remain so. OPENKBP
+BTCV contributes the cases that MODEL was trained on, so that the held-out ones of a twin remain so. Of each,
+a lower part of random height is another case: a scan of the pelvis shows few of the organs, or none. OPENKBP
 is a data set of head-and-neck scans; every second one of them is used, with an empty label map, and the
 others remain for the measurement (``elsewhere.py``). As the arch of the aorta and the upper esophagus may be
 in view, these two count as not annotated there.
@@ -19,13 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from zoomseg.core.case import Case
+from zoomseg.core.geometry import Box, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.volume import LabelMap
+from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import CaseFiles, dataset_description, open_dataset
 from zoomseg.io import bundle
-from zoomseg.io.scan_writing import write_labels
+from zoomseg.io.scan_writing import write_image, write_labels
 
 IN_VIEW = {"aorta", "esophagus"}
+LOWER_PART = (0.25, 0.6)
+"""Heights of lower parts, as shares of the scan's."""
 
 
 def trained_on(others: tuple[CaseFiles, ...]) -> tuple[CaseFiles, ...]:
@@ -35,6 +39,16 @@ def trained_on(others: tuple[CaseFiles, ...]) -> tuple[CaseFiles, ...]:
 
 def kept_for_measuring(others: tuple[CaseFiles, ...]) -> tuple[CaseFiles, ...]:
     return others[1::2]
+
+
+def lower_part(case: Case, share: float) -> tuple[Volume, LabelMap]:
+    """The lowest slices of a scan with labels."""
+    assert isinstance(case.labels, LabelMap)
+    canonical = Orientation.to_canonical(case.image.grid)
+    image, labels = case.image.reoriented(canonical), case.labels.reoriented(canonical)
+    i, j, k = image.grid.shape
+    box = Box((0, 0, 0), (i, j, round(share * k)))
+    return image.crop(box), labels.crop(box)
 
 
 def empty(case: Case, schema: LabelSchema) -> LabelMap:
@@ -56,20 +70,24 @@ def main() -> None:
         folder.mkdir(parents=True)
     cases = bundle.load(options.model).provenance["training_cases"]
     assert isinstance(cases, list)
+    rng = np.random.default_rng(0)
     for known in dataset.subset([str(case) for case in cases]).cases:
         assert known.labels is not None
         (images / f"{known.id}_0000.nii.gz").symlink_to(known.images[0].absolute())
         (labels / f"{known.id}.nii.gz").symlink_to(known.labels.absolute())
+        image, organs = lower_part(dataset.load(known), rng.uniform(*LOWER_PART))
+        write_image(images / f"{known.id}_lower_0000.nii.gz", image)
+        write_labels(labels / f"{known.id}_lower.nii.gz", organs)
     used = trained_on(others.cases)
     for other in used:
         (images / f"{other.id}_0000.nii.gz").symlink_to(other.images[0].absolute())
         write_labels(labels / f"{other.id}.nii.gz", empty(others.load(other), schema))
     annotated = {other.id: frozenset(schema.names) - IN_VIEW for other in used}
-    description = dataset_description(
-        "BTCV and heads", dataset.channel_names, schema, len(cases) + len(used), annotated
-    )
+    count = 2 * len(cases) + len(used)
+    name = "BTCV, its lower parts, and heads"
+    description = dataset_description(name, dataset.channel_names, schema, count, annotated)
     (options.out / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
-    print(f"{options.out}: {len(cases)} cases, and {len(used)} scans of another part of the body")
+    print(f"{options.out}: {len(cases)} cases, a lower part of each, {len(used)} scans from elsewhere")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid, Vector3
 from zoomseg.core.labels import IGNORE, LabelSchema
 from zoomseg.core.region import Region, bounding_box
-from zoomseg.core.resample import coordinates_box, sample_nearest
+from zoomseg.core.resample import coordinates_box, resample_data, sample_nearest
 from zoomseg.core.volume import LabelMap
 from zoomseg.io.cache import ChunkedArray, write_array
 from zoomseg.pipeline import grid as grids
@@ -200,7 +200,7 @@ def pack(
         sampler.list_candidates(target, inside, box.start, rng),
         np.bincount(target[inside & (target != IGNORE)], minlength=1 + len(labels)),
         np.array([True, *(scan.annotated is None or name in scan.annotated for name in labels)]),
-        _store_priors(stage, priors, stem, folder),
+        _store_priors(seen, priors, stem, folder),
         around,
     )
 
@@ -254,17 +254,28 @@ def _reference_box(
 
 
 def _store_priors(
-    stage: Stage, priors: Mapping[str, StagePrediction], stem: str, folder: Path
+    seen: stage_input.StageView, priors: Mapping[str, StagePrediction], stem: str, folder: Path
 ) -> dict[str, StoredPrior]:
     out: dict[str, StoredPrior] = {}
-    for name in dict.fromkeys(spec.of for spec in inputs.prior_specs(stage.inputs)):
+    for name in dict.fromkeys(spec.of for spec in inputs.prior_specs(seen.stage.inputs)):
         prior = priors[name]
-        labels = stored_labels(stage, name, prior.labels)
+        labels = stored_labels(seen.stage, name, prior.labels)
         channels = [0, *(prior.channel(label) for label in labels)]
+        grid = _no_finer(prior.grid, seen.grid)
+        values = resample_data(prior.probabilities[channels], prior.grid, grid)
         path = folder / f"{stem}.prior-{name}.b2nd"
-        write_array(path, to_numpy(prior.probabilities)[channels].astype(np.float16))
-        out[name] = StoredPrior(ChunkedArray.open(path), prior.grid, labels)
+        write_array(path, to_numpy(values).astype(np.float16))
+        out[name] = StoredPrior(ChunkedArray.open(path), grid, labels)
     return out
+
+
+def _no_finer(prior: Grid, stage: Grid) -> Grid:
+    """A prior's grid, with the stage's voxel size along axes along which it is finer: prediction reads such
+    a prior antialiased, patches interpolate what is stored."""
+    if all(own >= wanted * 0.99 for own, wanted in zip(prior.spacing_mm, stage.spacing_mm, strict=True)):
+        return prior
+    i, j, k = (max(pair) for pair in zip(prior.spacing_mm, stage.spacing_mm, strict=True))
+    return prior.with_spacing((i, j, k))
 
 
 def stored_labels(stage: Stage, prior: str, labels: tuple[str, ...]) -> tuple[str, ...]:

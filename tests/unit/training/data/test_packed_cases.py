@@ -15,6 +15,7 @@ from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_recipe
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box
 from zoomseg.core.labels import IGNORE
+from zoomseg.core.region import Region
 from zoomseg.core.resample import affine_coordinates, resample_data, resample_labels
 from zoomseg.io.cache import ChunkedArray
 from zoomseg.pipeline import stage_input
@@ -285,6 +286,22 @@ def test_stored_priors_lie_where_the_earlier_stage_said_them(
     expected = resample_data(priors["coarse"].probabilities, priors["coarse"].grid, held.grid.crop(box))
     np.testing.assert_allclose(held.prior_at("coarse", indices(box)), expected, rtol=0, atol=1e-3)
     assert held.priors["coarse"].labels == SCHEMA.names
+
+
+def test_priors_finer_than_their_stage_are_antialiased_as_in_prediction(
+    scan: stage_input.PreparedScan, priors: dict[str, StagePrediction], tmp_path: Path
+) -> None:
+    grid, labels = scan.grid.downsampled((0.4, 0.4, 1.0)), SCHEMA.names
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1 + len(labels), *grid.shape, generator=generator).softmax(dim=0).numpy()
+    fine = {"coarse": StagePrediction(noise, grid, labels, Region.whole(grid), "coarse")}
+    held = packed(FINE, scan, fine, tmp_path)
+    assert held.grid.spacing_mm[0] > 2 * grid.spacing_mm[0]
+    seen = stage_input.view(FINE, RECIPE, scan, fine)
+    assert seen is not None
+    shown = network_input(seen, scan, fine, held.box)[1:]
+    stored = held.prior_at("coarse", indices(held.box))[1:]
+    np.testing.assert_allclose(stored, shown, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
