@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from robustness import CHANGES, LEAST_VOXELS, Scan, arguments, opened
+from robustness import CHANGES, MIN_VOXELS, Scan, arguments, opened
 from scipy.stats import spearmanr
 
 from zoomseg.core.case import Case
@@ -36,7 +36,7 @@ WORSE = ("noise of 40 HU", "slices of 10 mm", "without contrast", "middle third 
 
 def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[dict[str, object]]:
     """One row per organ in the reference or the prediction. In a changed scan, organs of which fewer than
-    ``LEAST_VOXELS`` are left (at the edge of a cut) are omitted."""
+    ``MIN_VOXELS`` are left (at the edge of a cut) are omitted."""
     image, labels = scan
     result = predictor.predict(Case(name, image), keep=False)
     widened = len(result.records[-1].widened)
@@ -45,7 +45,7 @@ def rows_of(name: str, change: str, scan: Scan, predictor: Predictor) -> list[di
         reference = labels.data == labels.schema.class_of(organ)
         answer = result.labels.data == result.schema.class_of(organ)
         sizes = int(reference.sum()), int(answer.sum())
-        if sum(sizes) == 0 or (change != AS_IT_IS and sizes[0] < LEAST_VOXELS):
+        if sum(sizes) == 0 or (change != AS_IT_IS and sizes[0] < MIN_VOXELS):
             continue
         dice = 2 * int((reference & answer).sum()) / sum(sizes)
         signs = result.uncertainty.get(organ)

@@ -23,7 +23,7 @@ from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io import bundle
 
-LEAST_VOXELS = 50
+MIN_VOXELS = 50
 """Organs with fewer voxels, as at the edge of a cut, are not scored."""
 
 Scan = tuple[Volume, LabelMap]
@@ -133,7 +133,7 @@ def main() -> None:
                 reference, answer = labels.data == c, found == c
                 if not reference.any():
                     absent_ml[name] += image.grid.voxel_volume_ml * int(answer.sum()) / len(dataset.cases)
-                if int(reference.sum()) >= LEAST_VOXELS:
+                if int(reference.sum()) >= MIN_VOXELS:
                     both = int((reference & answer).sum())
                     dice = 2 * both / (int(reference.sum()) + int(answer.sum()))
                     scores[name].setdefault(organ, []).append(dice)

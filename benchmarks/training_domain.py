@@ -15,7 +15,7 @@ from pathlib import Path
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ScanError
 from zoomseg.datasets.layouts import open_dataset
-from zoomseg.inference import scan_likeness
+from zoomseg.inference import domain_similarity
 from zoomseg.io import bundle
 from zoomseg.io.scans import find_scans, read_scan
 from zoomseg.io.training_domain import TrainingDomain
@@ -26,18 +26,18 @@ Compared = tuple[TrainingDomain, Case]
 
 
 def row(name: str, compared: Iterable[Compared], intensity: IntensitySpec) -> str:
-    """A line of the table: numbers of rejected scans and of warnings, and the range of the trust factor."""
-    refused, warned, trust = 0, 0, []
+    """A line of the table: numbers of rejected scans and of warnings, range of the confidence factor."""
+    refused, warned, factors = 0, 0, []
     for known, case in compared:
         try:
-            found = scan_likeness.compare(known, case, intensity)
+            found = domain_similarity.compare(known, case, intensity)
         except ScanError:
             refused += 1
             continue
         warned += bool(found.warnings)
-        trust.append(found.trust)
-    span = f"{min(trust):.2f} to {max(trust):.2f}" if trust else "-"
-    return f"| {name} | {refused + len(trust)} | {refused} | {warned} | {span} |"
+        factors.append(found.confidence_factor)
+    span = f"{min(factors):.2f} to {max(factors):.2f}" if factors else "-"
+    return f"| {name} | {refused + len(factors)} | {refused} | {warned} | {span} |"
 
 
 def left_out(dataset: Path, model: bundle.Bundle) -> Iterator[Compared]:
@@ -62,7 +62,7 @@ def main() -> None:
     if model.domain is None:
         raise SystemExit(f"{options.model} does not say what its training scans were like")
     intensity = model.recipe.intensity
-    print("| scans | number | refused | warned of | trust |\n|---|---:|---:|---:|---|")
+    print("| scans | number | refused | warned of | confidence factor |\n|---|---:|---:|---:|---|")
     if options.trained_on:
         print(
             row(f"{options.trained_on.name}, each left out", left_out(options.trained_on, model), intensity)

@@ -34,7 +34,7 @@ from zoomseg.api import Result
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.resample import resample, resample_labels
 from zoomseg.core.volume import LabelMap, Volume
-from zoomseg.io.bundle import ABDOMEN_CT, COME_WITH_ZOOMSEG
+from zoomseg.io.bundle import ABDOMEN_CT, INCLUDED_MODELS
 from zoomseg.io.scans import ScanInput, read_scan
 
 FOLDER = Path(__file__).parent / "screenshots"
@@ -188,7 +188,7 @@ def take(ct: Path, demo: Path, folder: Path) -> None:
     _write(folder / "uncertainty.jpg", _png(uncertainty_picture(scan, result)))
     with tempfile.TemporaryDirectory() as temporary:
         _write(
-            folder / "serve.jpg", serve_page(ct, COME_WITH_ZOOMSEG / ABDOMEN_CT, SHOWN_ORGAN, Path(temporary))
+            folder / "serve.jpg", serve_page(ct, INCLUDED_MODELS / ABDOMEN_CT, SHOWN_ORGAN, Path(temporary))
         )
     with tempfile.TemporaryDirectory() as temporary:
         _write(folder / "report.jpg", report_page(demo / "report.html", Path(temporary)))

@@ -19,7 +19,7 @@ sys.path.append(str(HERE.parent / "predict"))
 from measure import environment, failure_of, processor  # noqa: E402
 from watch import Watched, watch  # noqa: E402
 
-MOST_WORKERS = 12
+MAX_WORKERS = 12
 """Number of processes with which nnU-Net prepares batches if there are enough cores."""
 
 TIME_TOLERANCE = 0.1
@@ -220,7 +220,7 @@ def nnunet(contest: Contest, name: str, plan: Plan) -> Row:
 def data_workers(threads: int) -> int:
     """Number of processes that prepare nnU-Net's batches: one core is reserved for training; with a single
     core, the training process prepares them."""
-    return min(MOST_WORKERS, threads - 1)
+    return min(MAX_WORKERS, threads - 1)
 
 
 def score(contest: Contest, predictions: Path, out: Path) -> tuple[dict[str, float | None], float]:

@@ -120,7 +120,7 @@ def measured(network: Network) -> dict[str, float]:
     (patches,) = (stage.image_BCIJK for stage in batch.stages.values())
     calls = _convolutions(module, patches)
     with group.device.tuned():
-        step = _fastest(lambda: group.learn(batch, {}, measure=False))
+        step = _fastest(lambda: group.train_step(batch, {}, measure=False))
     dtype = torch.bfloat16 if group.device.bfloat16 else torch.float32
     alone = sum(_fastest(_alone(*call, dtype), 3) for call in calls)
     return {"gflop": sum(_operations(*call[:3]) for call in calls) / 1e9, "step": step, "convolutions": alone}
@@ -142,7 +142,7 @@ def _group(network: Network) -> tuple[Any, Any]:
     recipe, stage = _stage(network)
     schema = LabelSchema.consecutive(tuple(f"organ {n}" for n in range(ORGANS)))
     module = _laid_out(stage, build_network(stage, recipe, schema, network.channels))
-    group = StageGroup.fresh(
+    group = StageGroup.create(
         0, (stage,), (stage.name,), {stage.name: module}, TrainingLength(1000, None), {}, resolve("cpu")
     )
     shape = (stage.training.batch, *stage.training.patch)

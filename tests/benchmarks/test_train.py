@@ -68,7 +68,7 @@ def test_a_plan_asks_for_what_it_names_and_says_so() -> None:
     assert (own.arguments, own.title, own.note) == ([], "nnU-Net", "planned for its default")
 
 
-@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 3), (64, sides.MOST_WORKERS)])
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 3), (64, sides.MAX_WORKERS)])
 def test_nnunet_gets_a_worker_for_every_core_but_that_of_the_training(threads: int, workers: int) -> None:
     assert sides.data_workers(threads) == workers
 

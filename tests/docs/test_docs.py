@@ -189,7 +189,7 @@ def test_the_readme_states_one_peak_of_memory() -> None:
 def of_a_former_model(text: str) -> list[str]:
     """Paragraphs with the included model's name and dates of measurements of which none is as late as the
     model, and which do not state which model they mean."""
-    model = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT / "model.json"
+    model = bundle.INCLUDED_MODELS / bundle.ABDOMEN_CT / "model.json"
     made = json.loads(model.read_text(encoding="utf-8"))["provenance"]["date"]
     measured = {file.name[:10] for file in (ROOT / "benchmarks" / "results").iterdir()}
     found = []

@@ -25,8 +25,8 @@ from zoomseg.datasets.layouts import open_dataset
 from zoomseg.io.bundle import load as load_model
 
 CODES = (0, 1, 2)
-MOST_LINES = 15
-MOST_CHARACTERS = 1_500
+MAX_LINES = 15
+MAX_CHARACTERS = 1_500
 """Limit for one line on standard error, which should state a path and a problem, and not repeat the input."""
 
 _FULL = re.compile(
@@ -79,10 +79,10 @@ def _unclear(ran: Ran) -> Iterator[Violation]:
     lines = ran.stderr.splitlines()
     if ran.code != 0 and not (ran.stdout + ran.stderr).strip():
         yield Violation("unclear", f"exit code {ran.code} without a word")
-    if len(lines) > MOST_LINES:
+    if len(lines) > MAX_LINES:
         yield Violation("unclear", f"{len(lines)} lines on standard error")
     longest = max(map(len, lines), default=0)
-    if longest > MOST_CHARACTERS:
+    if longest > MAX_CHARACTERS:
         yield Violation("unclear", f"a line of {longest} characters on standard error")
     if control := _CONTROL.search(ran.stdout + ran.stderr):
         yield Violation("unclear", f"the control character {control[0]!r} is printed")

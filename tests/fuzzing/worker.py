@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-MOST_FILE_BYTES = 1024**3
+MAX_FILE_BYTES = 1024**3
 GROWN = 0.4
 """A child that still uses this share of its memory limit after a command is replaced by a new one."""
 
@@ -139,7 +139,7 @@ def answer(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
 def _serve(requests: TextIO, answers: TextIO, most_bytes: int) -> int:
     """Run commands until there are none left or this process has grown too large; returns the exit code."""
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     watch = Watch()
     sys.addaudithook(watch.hook)

@@ -34,7 +34,7 @@ def test_losses_are_the_cpu_s(tmp_path: Path, together: bool, monkeypatch: pytes
     losses = []
     for device in (CPU, Device("cuda:0")):
         watch = Losses()
-        loop.train(data, split, recipe, tmp_path / device.place.type, loop.LoopSettings(device), watch)
+        loop.train(data, split, recipe, tmp_path / device.torch_device.type, loop.LoopSettings(device), watch)
         losses.append(watch.found)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from zoomseg.backends import graph_check
 from zoomseg.io import bundle
 
-FOLDER = bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT
+FOLDER = bundle.INCLUDED_MODELS / bundle.ABDOMEN_CT
 MADE_BY = Path(__file__).parents[2] / "benchmarks"
 ORGANS = (
     *("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),

@@ -19,7 +19,7 @@ from fuzzing.samples import Samples
 from zoomseg.io import bundle
 
 INPUTS = 300
-LEAST_DONE = 0.1
+MIN_DONE = 0.1
 """Share of the inputs of each kind that must be accepted."""
 
 
@@ -43,7 +43,7 @@ def test_nothing_hostile_does_harm(kind: str, samples: Samples, runner: Runner, 
     codes = [o.ran.code for o in found]
     assert {0} < set(codes) <= {0, 1, 2}  # otherwise no input is invalid
     # Otherwise mainly the rejection of input is tested: some input must also reach the computation.
-    assert codes.count(0) >= LEAST_DONE * len(codes)
+    assert codes.count(0) >= MIN_DONE * len(codes)
 
 
 # --- each violation is detected -------------------------------------------------------------------

@@ -27,7 +27,7 @@ from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import SGD, DiceCrossEntropy, LossSpec, Recipe, SoftDice, WeightedCrossEntropy
 from zoomseg.training import loop, loss, training_run
 from zoomseg.training.data.patches import Batch, PatchSource
-from zoomseg.training.distributed import ALONE, Processes, joined
+from zoomseg.training.distributed import SINGLE_PROCESS, Processes, process_group
 from zoomseg.training.log import Silent
 from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.requested_recipe import TrainingRequest
@@ -68,7 +68,7 @@ def _child(rank: int, port: int, data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined() as processes, without_graphs():
+    with process_group() as processes, without_graphs():
         save_file(exchanged(processes), out / f"exchanged-{rank}.safetensors")
         save_file(loss_gradients(processes), out / f"losses-{rank}.safetensors")
         for together in (True, False):
@@ -90,9 +90,9 @@ def exchanged(processes: Processes) -> dict[str, Tensor]:
     """Results of exchanging one number of each process."""
     here = float(processes.rank + 1)
     sums, means, firsts = ([torch.full((2, 3), here), torch.tensor([7])] for _ in range(3))
-    processes.add_up(sums)
+    processes.sum_over_processes(sums)
     processes.average(means[:1])
-    processes.take_over(firsts)
+    processes.broadcast(firsts)
     part = torch.tensor([here, 2.0], requires_grad=True)
     (processes.total(part) ** 2).sum().backward()
     assert part.grad is not None
@@ -102,8 +102,8 @@ def exchanged(processes: Processes) -> dict[str, Tensor]:
         "mean": means[0],
         "first": firsts[0],
         "gradient": part.grad,
-        "agreed": torch.tensor(processes.agree(here)),
-        "anywhere": torch.tensor([processes.anywhere(processes.rank == 1), processes.anywhere(False)]),
+        "agreed": torch.tensor(processes.broadcast_value(here)),
+        "anywhere": torch.tensor([processes.any_process(processes.rank == 1), processes.any_process(False)]),
     }
 
 
@@ -136,7 +136,7 @@ def training(
     data: Path,
     out: Path,
     together: bool,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     resume: bool = False,
     seconds: float | None = None,
 ) -> None:

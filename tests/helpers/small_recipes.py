@@ -24,7 +24,7 @@ def shrunk(name: str, data: Dataset, iterations: int) -> spec.Recipe:
             "iterations": iterations,
         }
         planned = recipe.model_copy(update=small)
-        return plan.plan(planned, fingerprint.take(data, data.ids), data.schema, CPU).recipe
+        return plan.plan(planned, fingerprint.compute_fingerprint(data, data.ids), data.schema, CPU).recipe
     stages = tuple(_stage(stage, iterations) for stage in recipe.stages)
     update: dict[str, object] = {"stages": stages}
     if recipe.atlas is not None:

@@ -12,8 +12,8 @@ from zoomseg.backends.device import Device
 from zoomseg.core.case import Case
 from zoomseg.core.errors import ScanError
 from zoomseg.core.volume import Volume
+from zoomseg.inference.domain_similarity import compare
 from zoomseg.inference.predictor import Predictor
-from zoomseg.inference.scan_likeness import compare
 from zoomseg.io import bundle
 from zoomseg.io.scans import read_image, read_label_values
 
@@ -58,7 +58,7 @@ def test_a_torso_of_another_hospital(
     schema = predictor.bundle.schema
     result = predictor.predict(Case("torso", image), keep=False)
     found = result.labels.data
-    assert result.trust == 1.0
+    assert result.confidence_factor == 1.0
     assert result.notes == ()  # nothing is found in the pelvis, from which it would have to be removed
     for organ, least in LEAST.items():
         sided = organ.split()
@@ -89,5 +89,5 @@ def test_a_head_is_warned_of(predictor: Predictor) -> None:
     model = predictor.bundle
     assert model.domain is not None
     found = compare(model.domain, Case("head", image), model.recipe.intensity)
-    assert found.trust < 0.75
+    assert found.confidence_factor < 0.75
     assert "cm2 across" in found.warnings[0]

@@ -28,7 +28,7 @@ def test_the_series_is_read_as_simpleitk_reads_it(tmp_path: Path, zipped: bool) 
     assert (scan.id, notes) == ("ct_dicom", [])
     case = read_scan(scan)
     lacking = "PatientID, StudyInstanceUID, SeriesInstanceUID"  # removed by anonymisation
-    apart = "images of several {} could not be told apart"
+    apart = "images of several {} could not be distinguished"
     meaning = "; ".join(apart.format(what) for what in ("patients", "studies", "series"))
     assert case.notes[0] == f"its headers lack {lacking}; {meaning}"
     assert "lacks a valid StudyInstanceUID and SeriesInstanceUID;" in case.notes[1]

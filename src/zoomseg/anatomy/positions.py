@@ -27,10 +27,10 @@ ANCHORS = 8
 MARGIN_MM = 30.0
 """Distance by which patients may differ from those in training and still be alike."""
 
-LEAST_ANCHORS = 2
+MIN_ANCHORS = 2
 """With fewer, an organ's position is not judged."""
 
-LEAST_CASES = 5
+MIN_CASES = 5
 """Fewer cases may represent a single patient."""
 
 UNBOUNDED_MM = 2000.0
@@ -139,7 +139,7 @@ _UNKNOWN: Offsets = ((None, None),) * 3
 
 def _volumes(places_of: Sequence[Place]) -> Span | None:
     whole = [place.volume_ml for place in places_of if place.whole]
-    return (min(whole), max(p.volume_ml for p in places_of)) if len(whole) >= LEAST_CASES else None
+    return (min(whole), max(p.volume_ml for p in places_of)) if len(whole) >= MIN_CASES else None
 
 
 def _offsets(cases: Sequence[Mapping[str, Place]], name: str, other: str) -> Offsets:
@@ -152,8 +152,8 @@ def _offsets(cases: Sequence[Mapping[str, Place]], name: str, other: str) -> Off
         low = [o.low_mm[axis] - a.median_mm[axis] for o, a in seen if not o.cut[axis][0]]
         high = [o.high_mm[axis] - a.median_mm[axis] for o, a in seen if not o.cut[axis][1]]
         return (
-            min(low) if len(low) >= LEAST_CASES else None,
-            max(high) if len(high) >= LEAST_CASES else None,
+            min(low) if len(low) >= MIN_CASES else None,
+            max(high) if len(high) >= MIN_CASES else None,
         )
 
     return bounds(0), bounds(1), bounds(2)
@@ -268,7 +268,7 @@ def _around(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlac
         middle = np.array(place.median_mm)
         lows.append(middle + [-math.inf if low is None else low for low, _ in offsets] - MARGIN_MM)
         highs.append(middle + [math.inf if high is None else high for _, high in offsets] + MARGIN_MM)
-    return _Around(np.array(lows), np.array(highs)) if len(lows) >= LEAST_ANCHORS else None
+    return _Around(np.array(lows), np.array(highs)) if len(lows) >= MIN_ANCHORS else None
 
 
 def usual_volume(volume_ml: float, known: OrganPlaces | None, whole: bool = True) -> bool:

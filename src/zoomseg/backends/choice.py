@@ -45,7 +45,7 @@ def choose(name: str, device: str, models: Sequence[Bundle]) -> Choice:
     if name == "auto":
         return Choice(_fastest(on_gpu, models), _idle_gpu() if device == "auto" else "")
     if name == "torch":
-        return Choice(_torch("it was asked for"))
+        return Choice(_torch("it was requested"))
     if on_gpu:
         raise BackendError(f"backend '{name}' computes on the CPU; use --device cpu, or torch for '{device}'")
     compiler = next(compiler for compiler in COMPILERS if compiler == name)
@@ -79,7 +79,7 @@ def _idle_gpu() -> str:
 
 def _torch(reason: str) -> Backend:
     if not installed("torch"):
-        others = "" if reason == "it was asked for" else f" ({reason})"
+        others = "" if reason == "it was requested" else f" ({reason})"
         instead = "pip install openvino" if reason.startswith("neither") else how_to_install("torch")
         raise BackendError(f"torch is needed{others}, and not installed; install: {instead}")
     return "torch"

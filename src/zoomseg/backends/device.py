@@ -50,7 +50,7 @@ class Device:
         return "bfloat16" if self.bfloat16 else "float32"
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """Torch's name of the device."""
         import torch
 
@@ -62,12 +62,12 @@ class Device:
             return values
         import torch
 
-        return array_like(values, torch.empty(0, device=self.place))
+        return array_like(values, torch.empty(0, device=self.torch_device))
 
     def autocast(self) -> torch.autocast:
         import torch
 
-        return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     @contextmanager
     def tuned(self) -> Iterator[None]:
@@ -111,7 +111,7 @@ class Device:
         if self.is_gpu:
             import torch
 
-            return torch.cuda.get_device_name(self.place)
+            return torch.cuda.get_device_name(self.torch_device)
         return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
 
     @property
@@ -119,7 +119,7 @@ class Device:
         if self.is_gpu:
             import torch
 
-            return int(torch.cuda.get_device_properties(self.place).total_memory)
+            return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
         return int(psutil.virtual_memory().total)
 
 
@@ -176,7 +176,7 @@ def has_gpu_driver() -> bool:
     return True
 
 
-def cuda_bfloat16(place: torch.device) -> bool:
+def cuda_bfloat16(device: torch.device) -> bool:
     """Whether cuDNN supports bfloat16 for 3D convolutions on this GPU. Before Ampere, torch computes them
     without cuDNN, which takes many times the time and memory, and also with the versions of cuDNN that are
     wrong in half precision (github.com/pytorch/pytorch/issues/163539 and 166122)."""
@@ -184,7 +184,7 @@ def cuda_bfloat16(place: torch.device) -> bool:
 
     version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
     wrong = WRONG_CUDNN[0] <= version < WRONG_CUDNN[1]
-    return torch.cuda.get_device_capability(place) >= (8, 0) and not wrong
+    return torch.cuda.get_device_capability(device) >= (8, 0) and not wrong
 
 
 def fast_bfloat16() -> bool:

@@ -57,7 +57,7 @@ def ready_network(bundle: Bundle, name: str, device: Device) -> nn.Module:
     """A model's network of the stage of this name, ready for prediction: on the device, in evaluation
     mode."""
     stage = graph.stage_of(bundle.recipe, name)
-    return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.place)).eval()
+    return networks.laid_out(stage.network, trained_network(bundle, stage).to(device.torch_device)).eval()
 
 
 def as_network(module: nn.Module, device: Device) -> StageNetwork:
@@ -66,7 +66,7 @@ def as_network(module: nn.Module, device: Device) -> StageNetwork:
     def compute(x_BCIJK: Array, tiles: tuple[Tile, ...]) -> Array:
         # Not inference mode, whose tensors ``backends.networks.mean`` could not add to in place.
         with torch.no_grad(), device.autocast():
-            probabilities = _softmax(module(torch.as_tensor(x_BCIJK, device=device.place))[0].float())
+            probabilities = _softmax(module(torch.as_tensor(x_BCIJK, device=device.torch_device))[0].float())
         return to_numpy(probabilities) if isinstance(x_BCIJK, np.ndarray) else probabilities
 
     return compute

@@ -48,14 +48,14 @@ class _Block:
 
     def __init__(self, device: Device) -> None:
         side = SIDE_GPU if device.is_gpu else SIDE_CPU
-        layout = fastest_layout(device.place)
+        layout = fastest_layout(device.torch_device)
         with torch.random.fork_rng(devices=[]):  # a training's own random numbers stay as they are
             torch.default_generator.manual_seed(0)
             module = ResidualBlock(CHANNELS, CHANNELS, (3, 3, 3))
             x_BCIJK = torch.randn(BATCH, CHANNELS, side, side, side)
         self._device = device
-        self._module = module.to(device.place).to(memory_format=layout)  # type: ignore[call-overload]
-        self._x_BCIJK = x_BCIJK.to(device.place).contiguous(memory_format=layout).requires_grad_()
+        self._module = module.to(device.torch_device).to(memory_format=layout)  # type: ignore[call-overload]
+        self._x_BCIJK = x_BCIJK.to(device.torch_device).contiguous(memory_format=layout).requires_grad_()
         weights = sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
         self.multiply_adds = 3 * BATCH * side**3 * weights
 
@@ -65,5 +65,5 @@ class _Block:
             output = self._module(self._x_BCIJK)
         torch.autograd.grad(output.float().sum(), (self._x_BCIJK, *self._module.parameters()))
         if self._device.is_gpu:
-            torch.cuda.synchronize(self._device.place)
+            torch.cuda.synchronize(self._device.torch_device)
         return time.perf_counter() - started

@@ -59,7 +59,7 @@ def command(
     'default' learns MODEL's labels and replaces it: it is much faster, but its predictions differ; by how
     much is measured on the held-out scans.
     """
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.io.bundle import models_in
     from zoomseg.training import acceleration
     from zoomseg.training.requested_recipe import TrainingRequest
@@ -72,7 +72,7 @@ def command(
     else:
         request = TrainingRequest(seconds=time_budget, epochs=epochs, seed=seed)
         run = acceleration.begin(models, scans, out, small, request)
-    with ending(lambda: "--resume continues from here"):
+    with interruptible(lambda: "--resume continues from here"):
         return _small(run, device) if run.small else _with_regions(run, device)
 
 

@@ -80,7 +80,7 @@ def _resolve(data: Dataset, request: TrainingRequest, device: Device, notes: Con
     from zoomseg.evaluation import upper_bound
     from zoomseg.training import requested_recipe
 
-    wanted = requested_recipe.wanted_recipe(request, None)
+    wanted = requested_recipe.load_requested_recipe(request, None)
     with TrainingDisplay(notes) as display:
         split = requested_recipe.choose_split(data, request)
         resolved = requested_recipe.resolve_recipe(data, split, wanted, device, display, request)
@@ -96,7 +96,7 @@ def _measure(
     """All rows, and the number of cases that failed."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.inference.batch import Failed
 
     rows: list[UpperBound] = []
@@ -105,7 +105,7 @@ def _measure(
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar,
-        ending(lambda: f"{done} of {len(chosen)} cases were measured, and nothing was written"),
+        interruptible(lambda: f"{done} of {len(chosen)} cases were measured, and nothing was written"),
     ):
         for case in bar.track(chosen, description="Computing the upper bound"):
             found = _measured(data, case, recipe, device)

@@ -130,7 +130,7 @@ def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
@@ -142,7 +142,7 @@ def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
 
     with (
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-        ending(lambda: f"{title.lower()}: {done} of {cases} cases done"),
+        interruptible(lambda: f"{title.lower()}: {done} of {cases} cases done"),
     ):
         task = bar.add_task(title, total=cases)
         yield step
@@ -151,7 +151,7 @@ def _progress(title: str, cases: int) -> Iterator[Callable[[str], None]]:
 _HEADS = ("case", "severity", "kind", "finding", "--fix")
 _MESSAGE = _HEADS.index("finding")
 _GAP = "  "
-_LEAST = 20
+_MIN_CASES = 20
 """Minimum number of columns for findings, however long the names of cases are."""
 
 
@@ -186,7 +186,7 @@ def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     others = sum(widths) - widths[_MESSAGE] + (len(widths) - 1) * len(_GAP)
-    widths[_MESSAGE] = min(widths[_MESSAGE], max(room - others, _LEAST))
+    widths[_MESSAGE] = min(widths[_MESSAGE], max(room - others, _MIN_CASES))
     return widths
 
 
@@ -231,7 +231,7 @@ def _show_summary(console: Console, dataset: Dataset, report: Report) -> None:
 
 
 def _show_repair(console: Console, result: Repair, out: Path) -> None:
-    kept, mended, left_out = len(result.kept), len(result.mended), len(result.left_out)
+    kept, mended, left_out = len(result.kept), len(result.repaired), len(result.left_out)
     console.print(
         f"{out}: {kept} case(s) unchanged, {mended} repaired, {left_out} left out",
         highlight=False,

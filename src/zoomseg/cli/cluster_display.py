@@ -14,7 +14,7 @@ from zoomseg.cli.prediction_display import ScanDisplay, done_line
 if TYPE_CHECKING:
     from zoomseg.cluster.worker import Reply
 
-PLAIN_EVERY_SECONDS = 60.0
+PLAIN_INTERVAL_SECONDS = 60.0
 """Interval between lines on workers and rate if output is not a terminal."""
 
 
@@ -45,7 +45,7 @@ class ClusterDisplay(ScanDisplay):
         self._workers = workers
         pace = self._pace()
         self._bars.update(self._scans, pace=pace)
-        if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
+        if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_INTERVAL_SECONDS:
             self._last_line = time.monotonic()
             self._line(Text(f"{self.settled} of {self._total} scans, {pace}{self._left()}"))
 

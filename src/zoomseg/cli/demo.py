@@ -59,10 +59,10 @@ def command(out: Path) -> int:
 
     from zoomseg.cli.evaluate import score_table
     from zoomseg.core.extras import require
-    from zoomseg.core.interrupts import GO_ON, ending
+    from zoomseg.core.interrupts import GO_ON, interruptible
 
     require("torch", "zoomseg demo")
-    with ending(lambda: GO_ON):
+    with interruptible(lambda: GO_ON):
         scores = run(out, Demo(), Console(stderr=True))
     Console().print(score_table(scores))
     click.echo(f"Report: {out / 'report.html'}")

@@ -64,7 +64,7 @@ def command(
     from rich.markup import escape  # names may contain rich's markup
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.evaluation.evaluate import evaluate
     from zoomseg.evaluation.tolerances import read_tolerances
 
@@ -81,7 +81,7 @@ def command(
             count[:] = done, total
             bar.update(task, completed=done, total=total)
 
-        with ending(lambda: f"{count[0]} of {count[1]} cases were scored, and nothing was written"):
+        with interruptible(lambda: f"{count[0]} of {count[1]} cases were scored, and nothing was written"):
             evaluation = evaluate(
                 predictions, reference, out, rules, images=images, on_progress=step, workers=workers
             )

@@ -19,11 +19,11 @@ def command(model: Path, out: Path, half: bool) -> None:
     the zip list. Models without ONNX graphs, and --half, need PyTorch for the export. Recipes with atlas
     priors cannot be exported.
     """
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.core.memory import UNITS
     from zoomseg.export.package import export, pip_line
 
-    with ending(lambda: f"{out} was not written"):
+    with interruptible(lambda: f"{out} was not written"):
         export(model, out, half)
     size = f"{out.stat().st_size / UNITS['M']:.1f} MB"
     click.echo(f"{out} written ({size}); it needs Python 3.11 or newer, and: {pip_line()}")

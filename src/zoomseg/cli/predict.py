@@ -36,7 +36,7 @@ def parse_part(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.command(name="predict")
 @click.argument("scans", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
-@models_option("Several models form an ensemble; the folder of a cross-validation stands for all its folds.")
+@models_option("Several models form an ensemble; the folder of a cross-validation denotes all its folds.")
 @click.option("--organs", help="Organs to write, separated by commas [default: all].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -153,7 +153,7 @@ def command(
 
     from zoomseg.cli.prediction_display import PredictionDisplay
     from zoomseg.core.extras import require
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.inference import earlier_results
     from zoomseg.inference.batch import ExtraOutputs
     from zoomseg.inference.load import PredictionSettings, load_predictor
@@ -212,7 +212,7 @@ def command(
     chosen = None if organ_names is None else select(organ_names)
     maps = select(map_names)
     rows: list[OrganRow] = []
-    with display, ending(lambda: f"{display.settled} of {wanted} scans done, in {out}"):
+    with display, interruptible(lambda: f"{display.settled} of {wanted} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         # One scan after the other with a memory limit: two overlapping ones would both have to fit.
@@ -230,7 +230,7 @@ def command(
             notes=notes,
             resume=resume,
             part=mine,
-            on_whole=display.leave_out,
+            on_skipped=display.leave_out,
         )
     written = wanted - len(failed)
     click.echo(f"{written} of {wanted} scans written to {out}{_before(display.left_out)}")
@@ -250,10 +250,10 @@ def _on_cluster(
 
     from zoomseg.cli.cluster_display import ClusterDisplay
     from zoomseg.cluster.predict import predict
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
 
     display = ClusterDisplay(Console(stderr=True), len(found))
-    with display, ending(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
+    with display, interruptible(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         outcome = predict(found, out, address, request, display, notes)
@@ -261,7 +261,7 @@ def _on_cluster(
     click.echo(f"{written} of {len(found)} scans written to {out}{_before(outcome.left_out)}")
     if outcome.missing:
         gone = f"{outcome.missing} of them are not there"
-        click.echo(f"{gone}: do the workers see this folder? Else give --ship", err=True)
+        click.echo(f"{gone}: check that the workers have access to this folder, or use --ship", err=True)
         return 2
     if written - outcome.left_out > 1:
         say_least_certain(outcome.found.rows)

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from zoomseg.core.errors import quoted
-from zoomseg.core.memory import spoken
+from zoomseg.core.memory import format_bytes
 from zoomseg.inference.batch import Failed, Segmented
 from zoomseg.pipeline.sliding_window import TileProgress
 
-PLAIN_EVERY_SECONDS = 10.0
+PLAIN_INTERVAL_SECONDS = 10.0
 """Interval between lines within a stage if output is not a terminal."""
 
 SHOWN = 1000
@@ -107,7 +107,7 @@ class PredictionDisplay(ScanDisplay):
     def _show(self, case: str, progress: TileProgress, unit: str) -> None:
         if self._console.is_terminal:
             self._move(case, progress)
-        elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
+        elif progress.done == progress.tiles or time.monotonic() - self._last_line > PLAIN_INTERVAL_SECONDS:
             self._last_line = time.monotonic()
             name = quoted(case)
             self._line(Text(f"{name}  {progress.stage}  {progress.done} of {progress.tiles} {unit}"))
@@ -147,7 +147,7 @@ def costs(done: Segmented) -> tuple[Table, Text]:
         # Text: brackets in a stage's name are not markup.
         table.add_row(Text(step), f"{seconds:.2f}", *(cells if found else ()))
     usage = done.usage
-    memory = f"peak RAM {spoken(usage.peak_ram_mb * 2**20)}"
+    memory = f"peak RAM {format_bytes(usage.peak_ram_mb * 2**20)}"
     if usage.peak_vram_mb:
-        memory += f", VRAM {spoken(usage.peak_vram_mb * 2**20)} ({usage.vram_area_mb_s:,.0f} MB x s)"
+        memory += f", VRAM {format_bytes(usage.peak_vram_mb * 2**20)} ({usage.vram_area_mb_s:,.0f} MB x s)"
     return table, Text(memory)

@@ -25,7 +25,7 @@ def command(stations: tuple[Path, ...], out: Path) -> None:
     overlap, are rejected.
     """
     from zoomseg.core.errors import quoted
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.core.stations import stitch
     from zoomseg.io.files import check_name, writable_directory
     from zoomseg.io.scans import find_scans, read_scan, write_image, written_suffix
@@ -38,7 +38,7 @@ def command(stations: tuple[Path, ...], out: Path) -> None:
     check_name(out)
     _refuse_overwriting(found, out)
     writable_directory(out.parent)
-    with ending(lambda: f"{out} was not written"):
+    with interruptible(lambda: f"{out} was not written"):
         cases = [read_scan(scan, channels_last=True) for scan in found]
         for case in cases:
             for line in case.notes:

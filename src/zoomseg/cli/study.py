@@ -138,7 +138,7 @@ def command(
 
     from zoomseg.backends.device import resolve
     from zoomseg.cli.training_display import TrainingDisplay
-    from zoomseg.core.interrupts import GO_ON, ending
+    from zoomseg.core.interrupts import GO_ON, interruptible
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.study.ablations import STUDIES, RegionCurve
     from zoomseg.study.candidate_region import run_curve
@@ -173,7 +173,7 @@ def command(
     trainings = open_trainings(
         STUDIES[ablation], open_dataset(dataset), out, settings, resolve(device), watch
     )
-    with ending(lambda: GO_ON):
+    with interruptible(lambda: GO_ON):
         if isinstance(trainings.study, RegionCurve):
             failed = run_curve(trainings.study, trainings)[1]
         else:

@@ -99,7 +99,7 @@ def parse_fold(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     metavar="MODEL",
     multiple=True,
     help="Model whose predictions are learned as well (distillation). May be repeated; the folder of a "
-    "cross-validation stands for all its folds. With --unlabelled, these models label its scans instead.",
+    "cross-validation denotes all its folds. With --unlabelled, these models label its scans instead.",
 )
 @click.option(
     "--unlabelled",
@@ -152,12 +152,12 @@ def command(
 
     from zoomseg.backends import device as devices
     from zoomseg.cli.training_display import TrainingDisplay
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.datasets.layouts import open_dataset
     from zoomseg.datasets.split_file import read_splits
     from zoomseg.io.bundle import models_in
     from zoomseg.training import cross_validation, requested_recipe, self_training, training_run
-    from zoomseg.training.distributed import by_torchrun, joined
+    from zoomseg.training.distributed import by_torchrun, process_group
     from zoomseg.training.log import Silent
 
     require_one_length(time_budget, epochs)
@@ -184,11 +184,13 @@ def command(
         if settings is not None and unlabelled is not None:
             settings |= {"unlabelled": str(unlabelled.resolve())}
         return _train_with_unlabelled(data, out, unlabelled, request, device, settings)
-    with joined() as processes:
+    with process_group() as processes:
         where = devices.resolve(processes.device(device))
         shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
-        with shown as display, ending(lambda: "training had not started; nothing is lost"):
-            if settings is not None and processes.agree(training_run.is_begun(out) or not by_torchrun()):
+        with shown as display, interruptible(lambda: "training had not started; nothing is lost"):
+            if settings is not None and processes.broadcast_value(
+                training_run.is_begun(out) or not by_torchrun()
+            ):
                 model = training_run.resume(
                     data, out, where, display, time_budget, epochs, processes, settings
                 )
@@ -210,9 +212,9 @@ def _say_next(out: Path) -> None:
 
 def _require_one_process(option: str, todo: str) -> None:
     from zoomseg.core.errors import TrainingError
-    from zoomseg.training.distributed import joined
+    from zoomseg.training.distributed import process_group
 
-    with joined() as processes:
+    with process_group() as processes:
         if processes.world > 1:
             raise TrainingError(
                 f"{option} needs a single process, but {processes.world} were started; {todo}"
@@ -233,7 +235,7 @@ def _train_with_unlabelled(
 
     from zoomseg.backends.device import resolve
     from zoomseg.cli.training_display import TrainingDisplay
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.training import self_training
 
     _require_one_process("--unlabelled", "start one")
@@ -243,7 +245,7 @@ def _train_with_unlabelled(
         assert unlabelled is not None
         run = self_training.begin(data, out, unlabelled, request)
     where, console, reporter = resolve(device), Console(stderr=True), _FoldReporter()
-    with ending(lambda: "--resume continues from here"):
+    with interruptible(lambda: "--resume continues from here"):
         scores = run.teach(where, lambda: TrainingDisplay(console), reporter.fold)
         if scores is not None:
             _tell_all_folds(scores, run.folds, run.folder)
@@ -268,7 +270,7 @@ def _train_all(
 
     from zoomseg.backends.device import resolve
     from zoomseg.cli.training_display import TrainingDisplay
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.training import cross_validation
 
     _require_one_process("--fold all", "start one command per fold: --fold 0, --fold 1, ...")
@@ -281,7 +283,7 @@ def _train_all(
         else:
             count = request.folds or len(splits)
             trained = cross_validation.begin(data, out, count, request, where, display, splits)
-    with ending(lambda: "--resume continues from here"):
+    with interruptible(lambda: "--resume continues from here"):
         scores = trained.run(where, lambda: TrainingDisplay(console), reporter.fold)
     _tell_all_folds(scores, trained.count, out)
     return reporter.worst
@@ -311,10 +313,12 @@ def _validate(data: Dataset, out: Path, model: Bundle, device: str) -> int:
     """Validate a model on its held-out cases, if there are any, and report its accuracy; returns 1 if some
     could not be segmented."""
     from zoomseg.backends.device import resolve
-    from zoomseg.core.interrupts import ending
+    from zoomseg.core.interrupts import interruptible
     from zoomseg.training import validation
 
-    with ending(lambda: f"the model in {out} is complete, but not its validation; --resume validates it"):
+    with interruptible(
+        lambda: f"the model in {out} is complete, but not its validation; --resume validates it"
+    ):
         found = validation.validate_held_out(data, out, model, resolve(device))
     return 0 if found is None else tell_validation(out, found)
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from zoomseg.training.log import LogRow
 
-PLAIN_EVERY_SECONDS = 30.0
+PLAIN_INTERVAL_SECONDS = 30.0
 """Interval between lines if output is not a terminal."""
 
 
@@ -51,7 +51,7 @@ class TrainingDisplay:
         if self._console.is_terminal:
             self._preparing = Group(Text(text), ProgressBar(total=total, completed=done, width=50))
             self._live.refresh()
-        elif done == total or time.monotonic() - self._last_prepared > PLAIN_EVERY_SECONDS:
+        elif done == total or time.monotonic() - self._last_prepared > PLAIN_INTERVAL_SECONDS:
             self._last_prepared = time.monotonic()
             self._console.print(text, highlight=False)
         elif done == 0:
@@ -63,7 +63,7 @@ class TrainingDisplay:
         if self._console.is_terminal:
             self._preparing, self._last_shown = None, time.monotonic()
             self._live.refresh()
-        elif row.split == "validation" or time.monotonic() - self._last_line > PLAIN_EVERY_SECONDS:
+        elif row.split == "validation" or time.monotonic() - self._last_line > PLAIN_INTERVAL_SECONDS:
             self._last_line = time.monotonic()
             self._console.print(
                 f"step {row.step}  {row.stage} {row.split}  loss {row.loss:.3f}  Dice {row.dice:.3f}  "

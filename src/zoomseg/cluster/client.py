@@ -21,7 +21,7 @@ from zoomseg.cluster.worker import ClusterJob, Preparation, Reply, segment_scan
 from zoomseg.core.errors import ScanError, ZoomSegError
 from zoomseg.inference.batch import Failed
 from zoomseg.inference.journal import Journal, Run
-from zoomseg.inference.outputs import failure, seen_from
+from zoomseg.inference.outputs import failure, relative_paths
 from zoomseg.io.files import reason_of
 from zoomseg.io.scans import ScanInput
 
@@ -29,10 +29,10 @@ CRASHES = 3
 """A scan that ended this many workers while it was computed alone is not tried again."""
 
 CONNECT_SECONDS = 30
-LOOK_FILE_SECONDS = 0.1
+FILE_POLL_SECONDS = 0.1
 """Interval at which the scheduler's file is looked for."""
 
-LOOK_SECONDS = 1.0
+POLL_INTERVAL_SECONDS = 1.0
 """Interval at which the workers are counted."""
 
 _CONFIG = {
@@ -49,7 +49,7 @@ _LEAVE_SIGNALS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 _SCHEDULER_GONE = (OSError, CancelledError)
 """Exceptions of a call to a scheduler that has ended."""
 
-LOST = "the scheduler was lost; what is written is kept, --resume goes on from there"
+LOST = "the scheduler was lost; results written so far are kept; --resume continues"
 
 
 class ClusterError(ZoomSegError):
@@ -111,7 +111,7 @@ def _wait_for_file(address: str) -> None:
         if time.monotonic() > end:
             reason = f"no such file within {CONNECT_SECONDS} s; start it with --scheduler-file {address}"
             raise ClusterError(f"no scheduler answers at {address} ({reason})")
-        time.sleep(LOOK_FILE_SECONDS)
+        time.sleep(FILE_POLL_SECONDS)
 
 
 @contextmanager
@@ -197,7 +197,7 @@ class _Work:
     """Scans that were assigned when workers died, computed alone one after the other: another one may have
     ended these workers, as Dask moves the tasks of a dead worker to the others."""
     workers: int = 0
-    looked: float = -LOOK_SECONDS
+    looked: float = -POLL_INTERVAL_SECONDS
 
     def run(self) -> tuple[Failed, ...]:
         try:
@@ -219,7 +219,7 @@ class _Work:
 
     def _look(self) -> None:
         """Count the workers."""
-        if time.monotonic() - self.looked < LOOK_SECONDS:
+        if time.monotonic() - self.looked < POLL_INTERVAL_SECONDS:
             return
         self._require_scheduler()
         self.workers = len(self.client.nthreads())
@@ -259,7 +259,7 @@ class _Work:
     def _take(self) -> None:
         """Collect finished scans, after waiting a moment for them."""
         try:
-            future = self.ended.get(timeout=LOOK_SECONDS)
+            future = self.ended.get(timeout=POLL_INTERVAL_SECONDS)
         except queue.Empty:
             return
         scan = self.running.pop(future)
@@ -281,14 +281,14 @@ class _Work:
         except Exception as error:
             self._require_scheduler()
             raise ClusterError(
-                f"workers cannot do what they are asked for ({reason_of(error)}); they need this ZoomSeg, "
+                f"workers cannot process scans ({reason_of(error)}); they need this ZoomSeg, "
                 "installed with its extra 'cluster', and the same version of dask"
             ) from error
         if reply.shipped is not None:
             run, entry, files = reply.shipped
             files.write(self.out)
             if entry.done:  # the worker had the scan in a temporary folder
-                place = {"scan": seen_from(self.out, scan.paths)}
+                place = {"scan": relative_paths(self.out, scan.paths)}
                 entry = entry.model_copy(update={"account": entry.account | place})
             self._journal(run).append(entry)
         self._settle(reply)

@@ -16,11 +16,11 @@ from zoomseg.cluster.client import ClusterObserver
 from zoomseg.cluster.worker import ClusterJob
 from zoomseg.core.memory import free_ram
 from zoomseg.inference import journal
-from zoomseg.inference.batch import LABELS_ALONE, ExtraOutputs
+from zoomseg.inference.batch import NO_EXTRA_OUTPUTS, ExtraOutputs
 from zoomseg.inference.gather import Gathered, gather, missing
 from zoomseg.inference.journal import STARTED_FORMAT
-from zoomseg.inference.load import USUAL, PredictionSettings, as_asked
-from zoomseg.inference.outputs import Wanted, header
+from zoomseg.inference.load import DEFAULT_SETTINGS, PredictionSettings, apply_settings
+from zoomseg.inference.outputs import RequestedOutputs, header
 from zoomseg.io import bundle, digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import ScanInput
@@ -41,9 +41,9 @@ class Request:
     organs: tuple[str, ...] | str | None = None
     probabilities: tuple[str, ...] | str = ()
     """Organs whose probability maps are written; as for ``organs``, their names, or ``all``."""
-    extra: ExtraOutputs = LABELS_ALONE
+    extra: ExtraOutputs = NO_EXTRA_OUTPUTS
     device: str = "auto"
-    settings: PredictionSettings = USUAL
+    settings: PredictionSettings = DEFAULT_SETTINGS
     ship: bool = False
     resume: bool = False
 
@@ -81,7 +81,7 @@ def predict(
     out = out.absolute()
     names = [part for model in request.models for part in bundle.models_in(model)]
     models = [bundle.load(name) for name in names]
-    models = [as_asked(model, request.settings) for model in models]
+    models = [apply_settings(model, request.settings) for model in models]
     wanted = _wanted(models[0], request)
     wanted.prepare(scans, out)
     ids = [scan.id for scan in scans]
@@ -91,7 +91,7 @@ def predict(
     where = {"device": request.device, "precision": "", "backend": settings.backend}
     run_keys = {**header(models[0], job.models, where, wanted.organs, notes), "started": job.started}
     run = journal.describe(digests.of_models(models), wanted.recipe, run_keys, asked, settings.any_scan)
-    whole = journal.whole(out, scans, run, wanted.recipe, wanted.extra) if request.resume else {}
+    whole = journal.complete_results(out, scans, run, wanted.recipe, wanted.extra) if request.resume else {}
     observer.leave_out(tuple(whole))
     left = [scan for scan in scans if scan.id not in whole]
     folders = [bundle.find(name) for name in names]
@@ -105,18 +105,18 @@ def predict(
     return ClusterOutcome(len(whole), len(failed), missing(out, ids, run, entries), found)
 
 
-def _wanted(model: Bundle, request: Request) -> Wanted:
+def _wanted(model: Bundle, request: Request) -> RequestedOutputs:
     select = model.schema.select
     organs = None if request.organs is None else select(request.organs)
     extra = replace(request.extra, probabilities=select(request.probabilities))
-    return Wanted.of(model, organs, extra)
+    return RequestedOutputs.of(model, organs, extra)
 
 
 def _job(
     out: Path,
     request: Request,
     names: Sequence[str | Path],
-    wanted: Wanted,
+    wanted: RequestedOutputs,
     scans: str,
     notes: Sequence[str],
 ) -> ClusterJob:

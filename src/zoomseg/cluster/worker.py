@@ -20,7 +20,7 @@ from zoomseg.inference import batch, journal, result_page
 from zoomseg.inference.batch import ExtraOutputs, Failed, ScanOutcome
 from zoomseg.inference.journal import Entry, Run
 from zoomseg.inference.load import PredictionSettings, load_predictor
-from zoomseg.inference.outputs import Recorder, Wanted
+from zoomseg.inference.outputs import Recorder, RequestedOutputs
 from zoomseg.inference.predictor import Predictor
 from zoomseg.io.scans import ScanInput
 
@@ -147,7 +147,7 @@ def _sent_back(job: ClusterJob, shipped: ShippedScan, place: Path) -> Reply:
 
 
 @functools.lru_cache(maxsize=1)
-def _predictor(job: ClusterJob) -> tuple[Predictor, Wanted]:
+def _predictor(job: ClusterJob) -> tuple[Predictor, RequestedOutputs]:
     """The predictor, loaded once."""
     here = importlib.metadata.version("zoomseg")
     if here != job.zoomseg:
@@ -159,7 +159,7 @@ def _predictor(job: ClusterJob) -> tuple[Predictor, Wanted]:
     if job.ship:
         models = tuple(_model_folder(get_worker(), job, number) for number in range(len(job.models)))
     predictor = load_predictor(models, job.device, job.settings)
-    return predictor, Wanted.of(predictor.bundle, job.organs, job.extra)
+    return predictor, RequestedOutputs.of(predictor.bundle, job.organs, job.extra)
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ INTERRUPTED = 130
 """Exit code of an interrupted command, as in shells after Ctrl-C."""
 
 
-LONGEST = 2000
+MAX_MESSAGE_LENGTH = 2000
 """Maximum number of characters of an error message; the middle of longer ones is omitted."""
 
 NAMED_AT_MOST = 5
@@ -46,7 +46,7 @@ class ZoomSegError(Exception):
     """Exit code of the command."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(quoted(message, LONGEST))
+        super().__init__(quoted(message, MAX_MESSAGE_LENGTH))
 
 
 class RecipeError(ZoomSegError):

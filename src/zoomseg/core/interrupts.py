@@ -25,7 +25,7 @@ from zoomseg.core.errors import INTERRUPTED, ZoomSegError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-ONE_WISH_SECONDS = 0.5
+SAME_SIGNAL_SECONDS = 0.5
 """Signals within this time count as one: a terminal signals all processes of a command, and launchers among
 them (torchrun, timeout) forward the signal."""
 
@@ -50,16 +50,16 @@ class InterruptedTrainingError(InterruptedWorkError):
 class _Command:
     """The process's command, if there is one."""
 
-    answers: list[str] = field(default_factory=lambda: [STOPPING])
-    """The line that a signal would print, for every open ``asked``; the innermost is last."""
+    messages: list[str] = field(default_factory=lambda: [STOPPING])
+    """The line that a signal would print, for every open ``on_interrupt``; the innermost is last."""
     running: bool = False
-    asked: str | None = None
+    printed: str | None = None
     """The line of the first signal, once it has arrived."""
-    answered: threading.Event = field(default_factory=threading.Event)
+    printed_event: threading.Event = field(default_factory=threading.Event)
 
     def begin(self) -> None:
-        self.running, self.asked = True, None
-        self.answered.clear()
+        self.running, self.printed = True, None
+        self.printed_event.clear()
 
 
 _command = _Command()
@@ -68,69 +68,69 @@ _command = _Command()
 @contextmanager
 def handling_interrupts() -> Iterator[None]:
     """Handle signals during a whole command: print a line at once, and raise KeyboardInterrupt unless an
-    inner ``asked`` handles the signal. For the main thread only, as no other thread can handle signals."""
+    inner ``on_interrupt`` handles the signal. For the main thread only, as no other can handle signals."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    watcher = threading.Thread(target=_answer, args=(read,), name="zoomseg-signals", daemon=True)
+    watcher = threading.Thread(target=_print_messages, args=(read,), name="zoomseg-signals", daemon=True)
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     _command.begin()
-    before = _handled(_asking(STOPPING, _interrupt))
+    before = _install(_handler(STOPPING, _interrupt))
     watcher.start()
     try:
         yield
     finally:
-        if _command.asked is None:
-            _restored(before)
+        if _command.printed is None:
+            _restore(before)
             signal.set_wakeup_fd(wakeup)
             os.close(write)
             watcher.join()
             os.close(read)
             _command.running = False
         else:  # further signals may arrive until the process has ended
-            _command.answered.wait(ONE_WISH_SECONDS)
+            _command.printed_event.wait(SAME_SIGNAL_SECONDS)
 
 
 @contextmanager
-def asked(answer: str, ask: Callable[[], None]) -> Iterator[None]:
-    """Call ``ask`` in the main thread at the first SIGINT or SIGTERM inside the context; the command prints
-    ``answer``. Outside of a command, a second signal raises KeyboardInterrupt. In other threads, which
-    receive no signals, nothing happens."""
+def on_interrupt(message: str, callback: Callable[[], None]) -> Iterator[None]:
+    """Call ``callback`` in the main thread at the first SIGINT or SIGTERM inside the context; the command
+    prints ``message``. Outside of a command, a second signal raises KeyboardInterrupt. In other threads,
+    which receive no signals, nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _command.answers.append(answer)
-    before = _handled(_asking(answer, ask))
+    _command.messages.append(message)
+    before = _install(_handler(message, callback))
     try:
         yield
     finally:
-        _restored(before)
-        _command.answers.pop()
+        _restore(before)
+        _command.messages.pop()
 
 
-def _asking(answer: str, ask: Callable[[], None]) -> Handler:
+def _handler(message: str, callback: Callable[[], None]) -> Handler:
     count = 0
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
         if _command.running:
-            if _command.asked is None:
-                _command.asked = answer
-                ask()
+            if _command.printed is None:
+                _command.printed = message
+                callback()
         elif count == 1:
-            ask()
+            callback()
         else:  # a second signal means that the user does not want to wait
             raise KeyboardInterrupt
 
     return handle
 
 
-def _handled(handler: Handler) -> dict[signal.Signals, Any]:
+def _install(handler: Handler) -> dict[signal.Signals, Any]:
     """Install a handler; returns the previous handlers."""
     return {number: signal.signal(number, handler) for number in SIGNALS}
 
 
-def _restored(before: Mapping[signal.Signals, Any]) -> None:
+def _restore(before: Mapping[signal.Signals, Any]) -> None:
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -139,13 +139,13 @@ def _restored(before: Mapping[signal.Signals, Any]) -> None:
 def stop_signals() -> Iterator[threading.Event]:
     """SIGINT and SIGTERM as an event that a training checks between its steps."""
     stop = threading.Event()
-    with asked(SAVING, stop.set):
+    with on_interrupt(SAVING, stop.set):
         yield stop
 
 
 @contextmanager
-def ending(account: Callable[[], str]) -> Iterator[None]:
-    """Turn an interruption inside the context into an error with the message of ``account``.
+def interruptible(message: Callable[[], str]) -> Iterator[None]:
+    """Turn an interruption inside the context into an error with the given message.
 
     Raises:
         InterruptedWorkError: in place of KeyboardInterrupt.
@@ -153,14 +153,14 @@ def ending(account: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedWorkError(f"stopped; {account()}") from None
+        raise InterruptedWorkError(f"stopped; {message()}") from None
 
 
 def _interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _answer(wakeups: int) -> None:
+def _print_messages(wakeups: int) -> None:
     """Print a line for the signals whose numbers arrive through a pipe, until the pipe is closed."""
     first: float | None = None
     while numbers := os.read(wakeups, 64):
@@ -170,15 +170,17 @@ def _answer(wakeups: int) -> None:
         if first is None:
             first = now
             # The main thread may already have reacted and left the context, or be in a long call.
-            _say(f"zoomseg: {_command.asked or _command.answers[-1]}. Press Ctrl-C again to end immediately")
-            _command.answered.set()
-        elif now - first > ONE_WISH_SECONDS:
-            _say("zoomseg: stopped immediately")
+            _print(
+                f"zoomseg: {_command.printed or _command.messages[-1]}. Press Ctrl-C again to end immediately"
+            )
+            _command.printed_event.set()
+        elif now - first > SAME_SIGNAL_SECONDS:
+            _print("zoomseg: stopped immediately")
             if sys.stderr.isatty():  # a progress display may have hidden the cursor
-                _say("\x1b[?25h", end="")
+                _print("\x1b[?25h", end="")
             os._exit(INTERRUPTED)
 
 
-def _say(text: str, end: str = "\n") -> None:
+def _print(text: str, end: str = "\n") -> None:
     """Write to ``sys.stderr``, which a progress display replaces so that the line appears above its bars."""
     print(text, file=sys.stderr, end=end, flush=True)

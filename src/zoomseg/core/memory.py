@@ -44,7 +44,7 @@ _VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_
 _VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def spoken(amount: float) -> str:
+def format_bytes(amount: float) -> str:
     """An amount in readable form: ``1.34 GB`` (2^30 bytes)."""
     return f"{amount / UNITS['G']:.2f} GB" if amount >= 0.1 * UNITS["G"] else f"{amount / UNITS['M']:.0f} MB"
 
@@ -65,7 +65,7 @@ def free_ram(root: Path = Path("/")) -> int:
     return int(used_ram() + LEAVE_FREE * max(room, 0))
 
 
-def whole_ram(root: Path = Path("/")) -> int:
+def total_ram(root: Path = Path("/")) -> int:
     """The memory that this process and others in its control groups can have at most, however much is free
     now.
 
@@ -92,7 +92,8 @@ def require_ram(needed: float, what: str, todo: str = FREE_SOME) -> None:
     room = free_ram() - used_ram()
     if needed > room:
         raise MemoryLimitError(
-            f"{what} takes about {spoken(needed)} of memory, {spoken(max(room, 0))} are free; {todo}",
+            f"{what} takes about {format_bytes(needed)} of memory, {format_bytes(max(room, 0))} are free; "
+            f"{todo}",
             math.ceil(needed),
         )
 

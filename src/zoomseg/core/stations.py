@@ -24,11 +24,11 @@ from zoomseg.core.memory import require_ram
 from zoomseg.core.resample import Float32Array, as_float, resample_data
 from zoomseg.core.volume import Volume
 
-LEAST_OVERLAP = 100
+MIN_OVERLAP = 100
 """Minimum number of voxels that two stations must share: mean and standard deviation of fewer are
 unreliable."""
 
-LEAST_CORRELATION = 0.5
+MIN_CORRELATION = 0.5
 """Minimum Pearson correlation of two stations' intensities in their overlap. Body against air alone
 correlates more than this; a lower value means another channel, another patient, or a wrong position."""
 
@@ -136,7 +136,7 @@ def _overlaps(boxes: Sequence[Box]) -> Iterator[tuple[int, int, int]]:
     while left:
         pairs = [(boxes[n].intersect(boxes[m]).voxels, n, m) for n in sorted(left) for m in joined]
         voxels, n, m = max(pairs, key=lambda pair: pair[0])
-        if voxels < LEAST_OVERLAP:
+        if voxels < MIN_OVERLAP:
             return
         yield voxels, n, m
         joined.append(n)
@@ -204,7 +204,7 @@ def _fit(own: Float32Array, theirs: Float32Array, name: str, other: str) -> tupl
     if min(spread_x, spread_y) == 0:
         raise ScanError(f"{names}: their overlap has a constant intensity, so intensities cannot be matched")
     correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / (spread_x * spread_y)
-    if correlation < LEAST_CORRELATION:
+    if correlation < MIN_CORRELATION:
         raise ScanError(
             f"{names} differ where they overlap (correlation {correlation:.2f}); are they of the "
             "same channel and patient?"

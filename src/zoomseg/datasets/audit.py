@@ -70,7 +70,7 @@ Kind = Literal[
     "side_names",
 ]
 
-_MENDED: frozenset[Kind] = frozenset({"not_finite", "geometry", "not_integers"})
+_REPAIRED_KINDS: frozenset[Kind] = frozenset({"not_finite", "geometry", "not_integers"})
 """Findings that a repair corrects if they are fixable; for other fixable ones the case is omitted."""
 
 
@@ -88,7 +88,7 @@ class Finding:
     @property
     def leaves_out(self) -> bool:
         """Whether a repair resolves it by omitting the case."""
-        return self.fixable and self.kind not in _MENDED
+        return self.fixable and self.kind not in _REPAIRED_KINDS
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Repair:
     problems."""
 
     kept: tuple[str, ...]
-    mended: tuple[str, ...]
+    repaired: tuple[str, ...]
     left_out: tuple[str, ...]
     remaining: tuple[Finding, ...]
 

@@ -33,7 +33,7 @@ from zoomseg.io.scans import write_array, write_labels
 KINDS = {**seg.KINDS, **rtstruct.KINDS}
 """SOP classes of objects with labels."""
 
-LONGEST_ID = 80
+MAX_ID_LENGTH = 80
 
 _RESERVED = "ignore"
 """A label name with another meaning in data sets."""
@@ -144,7 +144,7 @@ def survey(root: Path) -> Survey:
         if structures.names:
             cases.append(DicomCase(ids[index], stack, tuple(objects), structures.names))
     if not cases:
-        why = problems[0] if problems else "nothing is drawn in SEG or RTSTRUCT objects"
+        why = problems[0] if problems else "SEG and RTSTRUCT objects contain no structure"
         raise DatasetError(f"{root}: DICOM without labels that can be used ({why})")
     return Survey(root, tuple(cases), len(found.stacks) - len(drawn_on), tuple(problems), tuple(notes))
 
@@ -155,7 +155,7 @@ def _ids(root: Path, found: Found) -> list[str]:
     taken: set[str] = set()
     # The names of refused series come last, and are not needed.
     for number, (name, stack) in enumerate(zip(case_names(root, found), found.stacks, strict=False), start=1):
-        plain = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_ID].strip("._-")
+        plain = re.sub(r"[^\w.-]+", "_", name)[:MAX_ID_LENGTH].strip("._-")
         if not plain or _names_patient(name, dict(stack.series.patient)):
             plain = f"case_{number:03d}"
         wanted = (plain, *(f"{plain}-{again}" for again in range(2, len(found.stacks) + 2)))

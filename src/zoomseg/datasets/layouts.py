@@ -26,7 +26,7 @@ from zoomseg.core.volume import LabelMap
 from zoomseg.io.files import (
     MAX_JSON_BYTES,
     MAX_RESULTS_BYTES,
-    RUN_ACCOUNT,
+    RUN_JSON,
     one_file,
     parse_json,
     read_file,
@@ -62,7 +62,7 @@ _INTEGER = re.compile(r"\d{1,9}")
 
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
 """Folders of label files in a data set."""
-LABELLING_FILES = ("labels.json", "dataset.json", RUN_ACCOUNT)
+LABELLING_FILES = ("labels.json", "dataset.json", RUN_JSON)
 """Files that may state the meaning of label values, in the order in which they are looked for."""
 
 LAYOUTS = "expected imagesTr/, labelsTr/, dataset.json (nnU-Net raw, Decathlon) or images/, labels/ (plain)"
@@ -312,7 +312,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if reason is not None:
         raise DatasetError(f"{quoted(path)}: {reason}")
     try:
-        most = MAX_RESULTS_BYTES if path.name == RUN_ACCOUNT else MAX_JSON_BYTES
+        most = MAX_RESULTS_BYTES if path.name == RUN_JSON else MAX_JSON_BYTES
         data = parse_json(read_file(path, most))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error

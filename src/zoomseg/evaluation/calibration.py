@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize
 
 from zoomseg.evaluation.result import Evaluation
-from zoomseg.inference.confidence import MOST, FloatArray, estimated_dice, logistic, logit
+from zoomseg.inference.confidence import MAX_DICE, FloatArray, estimated_dice, logistic, logit
 from zoomseg.io.calibration import Calibration
 
 _SLOPE_PRECISION = 2.0
@@ -85,7 +85,7 @@ def _fitted(known: Sequence[Scored]) -> Calibration:
     table = np.column_stack([np.ones(len(known)), logit([k.expected_dice for k in known]), own])
     expected = np.array([0.0, 1.0, *[0.0] * len(organs)])
     precision = np.array([0.0, _SLOPE_PRECISION, *[_ORGAN_PRECISION] * len(organs)])
-    dice = np.clip([k.dice for k in known], 1 - MOST, MOST)
+    dice = np.clip([k.dice for k in known], 1 - MAX_DICE, MAX_DICE)
     offset, slope, *offsets = _posterior_mode(table, dice, expected, precision).tolist()
     cases = len({k.case for k in known})
     by_organ = dict(zip(organs, offsets, strict=True))

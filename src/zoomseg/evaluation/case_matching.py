@@ -23,7 +23,7 @@ from zoomseg.datasets.layouts import (
     read_labels_by_case,
 )
 from zoomseg.evaluation.provenance import read_scans
-from zoomseg.io.files import RUN_ACCOUNT, same_file
+from zoomseg.io.files import RUN_JSON, same_file
 from zoomseg.io.scans import (
     check_same_grid,
     files_by_case,
@@ -213,7 +213,7 @@ def _refuse_exchanged(predictions: Path, reference: Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return os.path.isfile(folder / RUN_ACCOUNT)
+    return os.path.isfile(folder / RUN_JSON)
 
 
 def _of_data_set(folder: Path) -> bool:
@@ -258,7 +258,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
 
 def _other_labels(folder: Path) -> dict[str, LabelSchema]:
     """The schemas of label files whose labels differ from the folder's."""
-    file = folder / RUN_ACCOUNT
+    file = folder / RUN_JSON
     return read_labels_by_case(file) if file.is_file() else {}
 
 

@@ -25,10 +25,10 @@ from zoomseg.inference.html_page import p_value, page, signed
 from zoomseg.io.files import writable_directory, write_json_atomic, write_text_atomic
 from zoomseg.io.tables import csv_text, number_cell
 
-LEAST_PAIRS = 6
+MIN_PAIRS = 6
 """With fewer pairs no two-sided signed-rank test can reach p < 0.05."""
 
-LEAST_CASES = 2
+MIN_CASES = 2
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 0
@@ -144,7 +144,7 @@ def signed_rank(differences: Sequence[float]) -> float:
     default method is exact where it can be, else the normal approximation. It never sees the zeros, with
     which it would approximate: of five changes, p would be below the 0.0625 that is the least possible.
     """
-    if len(differences) < LEAST_PAIRS:
+    if len(differences) < MIN_PAIRS:
         return math.nan
     changes = [difference for difference in differences if difference != 0]
     return float(stats.wilcoxon(changes).pvalue) if changes else 1.0
@@ -164,7 +164,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean: bootstrap over cases, bias-corrected and accelerated (Efron 1987), 10,000
     resamples from a fixed seed. NaN for fewer than 2 differences; for equal ones, their value."""
     values = np.asarray(differences, dtype=np.float64)
-    if values.size < LEAST_CASES:
+    if values.size < MIN_CASES:
         return math.nan, math.nan
     if values.min() == values.max():
         return float(values[0]), float(values[0])
@@ -188,10 +188,10 @@ def compare(first: Evaluation, other: Evaluation, names: tuple[str, str], metric
     """
     cases = [[case.id for case in evaluation.cases] for evaluation in (first, other)]
     common = tuple(case for case in cases[0] if case in set(cases[1]))
-    if len(common) < LEAST_CASES:
+    if len(common) < MIN_CASES:
         raise DatasetError(
             f"{names[0]} has {len(cases[0])} cases and {names[1]} has {len(cases[1])}, {len(common)} of them "
-            f"in both; at least {LEAST_CASES} are needed: evaluate both on the same cases"
+            f"in both; at least {MIN_CASES} are needed: evaluate both on the same cases"
         )
     _check_rules(first, other, names, metric)
     values = paired(first, other, metric)
@@ -381,7 +381,7 @@ def html(comparisons: Sequence[Comparison], sides: Mapping[str, str]) -> str:
         digits=digits_of(metric),
         plot=_plot(comparisons, metric),
         resamples=RESAMPLES,
-        least=LEAST_PAIRS,
+        least=MIN_PAIRS,
     )
 
 

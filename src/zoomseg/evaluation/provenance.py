@@ -11,7 +11,7 @@ from typing import Any
 
 from zoomseg.core.errors import RecipeError
 from zoomseg.inference.efficiency import MEASURES
-from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT, parse_json, read_file
+from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_JSON, parse_json, read_file
 from zoomseg.recipe.load import dump, from_dict
 from zoomseg.recipe.spec import Recipe
 
@@ -79,7 +79,7 @@ def _is_number(value: object) -> bool:
 
 def _run_of(predictions: Path) -> dict[str, Any]:
     try:
-        run = parse_json(read_file(predictions / RUN_ACCOUNT, MAX_RESULTS_BYTES))
+        run = parse_json(read_file(predictions / RUN_JSON, MAX_RESULTS_BYTES))
     except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}

@@ -235,7 +235,7 @@ def through_grid(reference: LabelMap, stage: Stage, prediction: StagePrediction 
     near = grid.crop(box)
     hot = one_hot_labels(reference, labels, near, label_blocks(stage.grid))
     certain = StagePrediction(hot, near, labels, Region.whole(near), stage.name)
-    fusion.enter_alone(stage, certain, fused)
+    fusion.write_stage_labels(stage, certain, fused)
     return to_numpy(fused.labels)
 
 

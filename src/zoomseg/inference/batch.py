@@ -18,7 +18,7 @@ from typing import TypeVar
 from zoomseg.core.case import Case
 from zoomseg.core.errors import MemoryLimitError, OutputError, ZoomSegError
 from zoomseg.core.geometry import Grid
-from zoomseg.core.memory import whole_ram
+from zoomseg.core.memory import total_ram
 from zoomseg.core.volume import Volume
 from zoomseg.inference import probability_maps, stage_outputs
 from zoomseg.inference.predictor import Predictor
@@ -106,7 +106,7 @@ class ExtraOutputs:
         return found + ([segmentation_path(out, scan)] if self.slicer else [])
 
 
-LABELS_ALONE = ExtraOutputs()
+NO_EXTRA_OUTPUTS = ExtraOutputs()
 
 
 def ignore_progress(case: str, progress: TileProgress) -> None:
@@ -121,7 +121,7 @@ def segment_batch(
     organs: tuple[str, ...] | None = None,
     on_progress: OnScanProgress = ignore_progress,
     ahead: bool = True,
-    extra: ExtraOutputs = LABELS_ALONE,
+    extra: ExtraOutputs = NO_EXTRA_OUTPUTS,
 ) -> None:
     """Read, predict and write scans, to ``out/<case>.nii.gz``.
 
@@ -253,7 +253,7 @@ class _Batch:
             scan.id,
             scan.paths[0],
             lambda: self.predictor.predict(
-                case, self.organs, keep=self.extra.held, on_progress=tell, alone=self._await_others
+                case, self.organs, keep=self.extra.held, on_progress=tell, wait_for_others=self._await_others
             ),
         )
         if isinstance(result, Failed):
@@ -363,7 +363,7 @@ def tried(case: str, file: Path, work: Callable[[], T]) -> T | Failed:
     except OutputError:
         raise
     except ZoomSegError as error:
-        short = isinstance(error, MemoryLimitError) and error.needed <= whole_ram()
+        short = isinstance(error, MemoryLimitError) and error.needed <= total_ram()
         return Failed(case, printable(str(error)), short)
     except Exception as error:
         reason = printable(f"{file}: {why(error)}")

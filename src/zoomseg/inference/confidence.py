@@ -19,7 +19,7 @@ from zoomseg.io.calibration import Calibration
 from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.pipeline.cascade import Prediction
 
-MOST = 0.99
+MAX_DICE = 0.99
 """A higher Dice is replaced by this, and one below 0.01 by 0.01: logits of 0 and 1 are infinite."""
 DOUBTED = 0.5
 """Factor for the confidence of an organ that is misplaced or of unusual size."""
@@ -52,11 +52,11 @@ def organ_rows_of(
     estimated = estimated_dice(expected_dice, calibration)
     doubted = {organ for those in odd.values() for organ in those}
     sure = {
-        organ: dice * result.trust * (DOUBTED if organ in doubted else 1.0)
+        organ: dice * result.confidence_factor * (DOUBTED if organ in doubted else 1.0)
         for organ, dice in estimated.items()
     }
     ranges = {
-        organ: (min(low, sure[organ]), high)  # lower trust does not contradict a good result
+        organ: (min(low, sure[organ]), high)  # a lower factor does not contradict a good result
         for organ, (low, high) in dice_intervals(estimated, calibration).items()
     }
     return organ_rows(case_id, found, flags, sure, ranges)
@@ -95,13 +95,13 @@ def dice_intervals(
 
 
 def _moved(dice: float, by: float) -> float:
-    """Shift on the logit scale, where ``MOST`` and more become 1, and likewise at the other end."""
+    """Shift on the logit scale, where ``MAX_DICE`` and more become 1, and likewise at the other end."""
     moved = float(logistic(logit([dice]) + by)[0])
-    return 1.0 if moved >= MOST else 0.0 if moved <= 1 - MOST else moved
+    return 1.0 if moved >= MAX_DICE else 0.0 if moved <= 1 - MAX_DICE else moved
 
 
 def logit(shares: Sequence[float]) -> FloatArray:
-    kept = np.clip(np.array(shares, dtype=np.float64), 1 - MOST, MOST)
+    kept = np.clip(np.array(shares, dtype=np.float64), 1 - MAX_DICE, MAX_DICE)
     logits: FloatArray = np.log(kept / (1 - kept))
     return logits
 

@@ -13,7 +13,7 @@ from zoomseg.inference import journal
 from zoomseg.inference.batch import result_name
 from zoomseg.inference.journal import OF_A_RUN, Recorded
 from zoomseg.inference.summary import OrganRow, read_summary
-from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_ACCOUNT, SUMMARY, parse_json, read_file
+from zoomseg.io.files import MAX_RESULTS_BYTES, RUN_JSON, SUMMARY, parse_json, read_file
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def read(out: Path, run: Mapping[str, Any]) -> EarlierResults:
 
 def notes_on(out: Path) -> list[str]:
     """A note if ``run.json`` in ``out`` cannot be read; otherwise none."""
-    path = out / RUN_ACCOUNT
+    path = out / RUN_JSON
     if not os.path.lexists(path) or _account(out) is not None:
         return []
-    what = "damaged, or not written by ZoomSeg; it is written anew, with the cases of OUT/journal"
+    what = "damaged, or not written by ZoomSeg; it is rewritten, with the cases of OUT/journal"
     return [f"{path}: {what}"]
 
 
@@ -90,7 +90,7 @@ def known_cases(out: Path) -> frozenset[str]:
 def _account(out: Path) -> dict[str, Any] | None:
     """The content of ``run.json``; None if it cannot be read, or was not written by ZoomSeg."""
     try:
-        found = parse_json(read_file(out / RUN_ACCOUNT, MAX_RESULTS_BYTES))
+        found = parse_json(read_file(out / RUN_JSON, MAX_RESULTS_BYTES))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("labels"), dict) else None
@@ -130,7 +130,7 @@ def _is_done(account: object) -> bool:
 
 def _readable(account: Mapping[str, Any]) -> dict[str, Any]:
     """An entry without what ZoomSeg does not write."""
-    return {key: value for key, value in account.items() if journal.is_account({key: value})}
+    return {key: value for key, value in account.items() if journal.is_case_entry({key: value})}
 
 
 def _label_map_is_there(out: Path, case: str) -> bool:

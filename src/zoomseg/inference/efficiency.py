@@ -25,7 +25,7 @@ def measures(done: Segmented) -> dict[str, float]:
     return {"seconds": round(done.seconds["total"], 3), **usage}
 
 
-def of_account(account: Mapping[str, Any]) -> Measures:
+def measures_of_entry(account: Mapping[str, Any]) -> Measures:
     """From a case's entry in ``run.json``."""
     seconds = {"seconds": float(account["seconds"]["total"])}
     return seconds | {measure: float(account[measure]) for measure in MEASURES if measure not in seconds}

@@ -13,7 +13,7 @@ from typing import Any
 from zoomseg.core.errors import OutputError
 from zoomseg.inference import earlier_results, journal, result_page
 from zoomseg.inference.batch import Failed, result_name
-from zoomseg.inference.efficiency import of_account, summarise
+from zoomseg.inference.efficiency import measures_of_entry, summarise
 from zoomseg.inference.journal import STARTED_FORMAT, Recorded, Run
 from zoomseg.inference.outputs import write_account
 from zoomseg.inference.summary import OrganRow
@@ -87,7 +87,7 @@ def _together(kept: Iterable[Recorded], last: Run) -> dict[str, Any]:
     started = min((str(one.run.run["started"]) for one in same), default=str(last.run["started"]))
     ended = max((one.entry.finished for one in same), default=_seconds(started))
     head = {**last.run, "started": started}
-    costs = [of_account(one.entry.account) for one in same if one.entry.done]
+    costs = [measures_of_entry(one.entry.account) for one in same if one.entry.done]
     return {
         **head,
         "seconds": round(max(0.0, ended - _seconds(started)), 3),

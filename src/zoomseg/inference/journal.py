@@ -40,7 +40,7 @@ MAX_LINE_BYTES = 16 * 1024**2
 """Of one scan or one run; lines written by ZoomSeg have thousands of bytes."""
 
 
-def is_account(found: object) -> bool:
+def is_case_entry(found: object) -> bool:
     """Whether what a case's entry of ``run.json`` says, little or much, has the types that are written."""
     if not isinstance(found, dict):
         return False
@@ -73,7 +73,7 @@ class Run(_Line):
 
     @field_validator("run")
     @classmethod
-    def _is_complete(cls, run: dict[str, Any]) -> dict[str, Any]:
+    def _has_every_part(cls, run: dict[str, Any]) -> dict[str, Any]:
         time.strptime(str(run.get("started")), STARTED_FORMAT)
         if not (isinstance(run.get("labels"), dict) and _are_texts(run.get("notes"))):
             raise ValueError("says nothing of labels or notes")
@@ -121,12 +121,12 @@ class Entry(_Line):
     def _is_one(cls, account: dict[str, Any]) -> dict[str, Any]:
         try:
             if account["status"] == "done":
-                efficiency.of_account(account)
+                efficiency.measures_of_entry(account)
             elif not isinstance(account["error"], str):
                 raise TypeError
         except (KeyError, TypeError) as error:
             raise ValueError("no account of a scan") from error
-        if not is_account(account):
+        if not is_case_entry(account):
             raise ValueError("no account of a scan")
         return account
 
@@ -235,7 +235,7 @@ def digests_of_results(
     Raises:
         OSError: one cannot be read.
     """
-    paths = asked_for(out, scan, recipe, extra)
+    paths = requested_files(out, scan, recipe, extra)
     return {path.relative_to(out).as_posix(): _digest(path) for path in paths}
 
 
@@ -244,7 +244,7 @@ def _digest(path: Path) -> str | None:
     return digests.of_files([path]) if path.is_file() else None
 
 
-def asked_for(out: Path, scan: ScanInput, recipe: Recipe, extra: ExtraOutputs) -> list[Path]:
+def requested_files(out: Path, scan: ScanInput, recipe: Recipe, extra: ExtraOutputs) -> list[Path]:
     """Every file that may be written for a scan; the label map is last, in the order of writing."""
     return [*extra.paths(out, scan, recipe), result_path(out, scan)]
 
@@ -318,7 +318,7 @@ def _parsed(kind: type[L], line: bytes) -> L | None:
         return None
 
 
-def whole(
+def complete_results(
     out: Path,
     scans: Sequence[ScanInput],
     run: Run,
@@ -337,11 +337,11 @@ def whole(
     return {
         scan.id: recorded
         for scan, recorded in candidates
-        if _is_whole(out, scan, recorded.entry, asked_for(out, scan, recipe, extra))
+        if _is_complete(out, scan, recorded.entry, requested_files(out, scan, recipe, extra))
     }
 
 
-def _is_whole(out: Path, scan: ScanInput, entry: Entry, asked: Iterable[Path]) -> bool:
+def _is_complete(out: Path, scan: ScanInput, entry: Entry, asked: Iterable[Path]) -> bool:
     try:
         for path in asked:
             name = path.relative_to(out).as_posix()

@@ -39,13 +39,13 @@ class PredictionSettings:
     """Whether predictions are averaged over mirrored tiles, as far as the recipe allows."""
 
 
-USUAL = PredictionSettings()
+DEFAULT_SETTINGS = PredictionSettings()
 
 
 def load_predictor(
     models: Sequence[str | Path],
     device: str | Device = "auto",
-    settings: PredictionSettings = USUAL,
+    settings: PredictionSettings = DEFAULT_SETTINGS,
     *,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
@@ -84,14 +84,14 @@ def load_predictor(
 def ready_predictor(
     model: Bundle,
     device: str | Device = "auto",
-    settings: PredictionSettings = USUAL,
+    settings: PredictionSettings = DEFAULT_SETTINGS,
     others: Sequence[Bundle] = (),
     *,
     on_warning: Callable[[str], None] = atlas_priors.warn,
     on_registration: OnRegistration = atlas_priors.ignore_progress,
 ) -> Predictor:
     """As ``load_predictor``, for models in memory."""
-    model, *others = (as_asked(one, settings) for one in (model, *others))
+    model, *others = (apply_settings(one, settings) for one in (model, *others))
     name = device if isinstance(device, str) else device.kind
     chosen = choose(settings.backend, name, (model, *others))
     if chosen.note:
@@ -107,7 +107,7 @@ def ready_predictor(
     )
 
 
-def as_asked(model: Bundle, settings: PredictionSettings) -> Bundle:
+def apply_settings(model: Bundle, settings: PredictionSettings) -> Bundle:
     """A model with its recipe changed by the settings.
 
     Raises:

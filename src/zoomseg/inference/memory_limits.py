@@ -23,7 +23,7 @@ from zoomseg.backends.device import KEPT_FREED, Device, give_back_memory, keep_m
 from zoomseg.core.arrays import Array
 from zoomseg.core.errors import MemoryLimitError, ZoomSegError
 from zoomseg.core.geometry import Grid, Index3
-from zoomseg.core.memory import UNITS, free_ram, spoken, used_ram
+from zoomseg.core.memory import UNITS, format_bytes, free_ram, used_ram
 from zoomseg.core.resample import PIECE_VOXELS
 from zoomseg.core.tiling import logit_planes
 from zoomseg.inference.resource_usage import rise
@@ -32,22 +32,22 @@ from zoomseg.recipe import network_shapes
 from zoomseg.recipe.network_shapes import Padding
 from zoomseg.recipe.spec import NetworkSpec
 
-FRAMEWORK = 1.3
+OVERHEAD = 1.3
 """Ratio of used to counted memory: freed blocks do not fit later allocations. For unmeasured networks, it
 includes copies in other layouts."""
 
-AMPLE = 16
+UNMEASURED_FACTOR = 16
 """If this many times the counted memory of a tile is free, it is not measured. Ratios of two to three were
 observed (oneDNN without AVX2 or with emulated bfloat16), and of ten where torch unfolds patches to rows for
 small tiles."""
 
-REPEATED = 1.15
+REUSE_OVERHEAD = 1.15
 """Ratio of a tile's memory during a scan to the measured one: freed blocks are reused for other purposes."""
 
 PIECES = 3 * 4 * PIECE_VOXELS
 """Memory for resampling a large scan piece by piece."""
 
-FIRST_USE = 64 * 1024**2
+FIRST_USE_BYTES = 64 * 1024**2
 """Memory of libraries loaded and code compiled at first use."""
 
 COPIES_OF_LABELS = 3
@@ -100,7 +100,7 @@ def _key(view: StageView, step: _Step) -> _Key:
     return (view.stage.name, step.tile, step.together)
 
 
-def alone() -> None:
+def no_wait() -> None:
     """Wait function for a process that does nothing but the prediction."""
 
 
@@ -142,7 +142,7 @@ class MemoryLimits:
         labels = grid.box.voxels
         stage = 0 if self._on_gpu else first
         needed = reading + max(labels + max(PIECES, stage, masking), COPIES_OF_LABELS * labels)
-        if self._surely(needed):
+        if self._fits_untrimmed(needed):
             return
         self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", "the scan and its label map")
 
@@ -150,39 +150,42 @@ class MemoryLimits:
         self,
         view: StageView,
         work: StageWork,
-        whole: bool,
-        still_to_fill: int,
-        alone: Callable[[], None] = alone,
+        full_prediction: bool,
+        unwritten_bytes: int,
+        wait_for_others: Callable[[], None] = no_wait,
     ) -> tuple[StageView, int]:
         """The view with tiles that fit: the recipe's own, if they do; and the number computed together.
 
         Args:
-            whole: whether the prediction is kept as a whole.
-            still_to_fill: bytes of the label map that are allocated but not yet written.
-            alone: called before anything is measured; returns once no other thread allocates memory.
+            full_prediction: whether the prediction is kept as a whole.
+            unwritten_bytes: bytes of the label map that are allocated but not yet written.
+            wait_for_others: called before anything is measured; returns once no other thread
+                allocates memory.
 
         Raises:
             MemoryLimitError: not even the smallest tiles fit.
         """
         if self._on_gpu:
-            if whole:
-                self._admit_held(view, work, still_to_fill)
-            return self._fit_counted(view, work, whole)
+            if full_prediction:
+                self._admit_held(view, work, unwritten_bytes)
+            return self._fit_counted(view, work, full_prediction)
         together = self.device.tiles_at_once(math.prod(view.stage.grid.tile))
-        ample = other_bytes(view, work, whole) + AMPLE * together * counted_bytes(view, work)
-        if self._surely(still_to_fill + ample) or self._room(still_to_fill) >= ample:
+        ample = other_bytes(view, work, full_prediction) + UNMEASURED_FACTOR * together * counted_bytes(
+            view, work
+        )
+        if self._fits_untrimmed(unwritten_bytes + ample) or self._free_bytes(unwritten_bytes) >= ample:
             keep_memory()  # an earlier scan may have been short of it
             return view, together
-        return self._fit_measured(view, work, whole, still_to_fill, alone)
+        return self._fit_measured(view, work, full_prediction, unwritten_bytes, wait_for_others)
 
-    def _admit_held(self, view: StageView, work: StageWork, still_to_fill: int) -> None:
+    def _admit_held(self, view: StageView, work: StageWork, unwritten_bytes: int) -> None:
         """Predictions that are kept as a whole are held in main memory."""
-        needed = still_to_fill + held_bytes(view, work)
-        if not self._surely(needed):
+        needed = unwritten_bytes + held_bytes(view, work)
+        if not self._fits_untrimmed(needed):
             what = f"the prediction of stage '{view.stage.name}' as a whole"
             self._refuse_over(self._used_ram() + needed, self._ram(), "main memory", what)
 
-    def _fit_counted(self, view: StageView, work: StageWork, whole: bool) -> tuple[StageView, int]:
+    def _fit_counted(self, view: StageView, work: StageWork, full_prediction: bool) -> tuple[StageView, int]:
         """On a GPU, where a failed allocation does no harm."""
         if self.vram is None:
             return view, self.device.tiles_at_once(math.prod(view.stage.grid.tile))
@@ -190,40 +193,45 @@ class MemoryLimits:
         for step in _steps(view, self.device):
             if step.usable:
                 fitting = _with_tile(view, step.tile)
-                needed = stage_bytes(fitting, work, whole, step.together)
+                needed = stage_bytes(fitting, work, full_prediction, step.together)
                 if self.vram - self._used_vram() >= needed:
                     return fitting, step.together
         self._refuse_over(self._used_vram() + needed, self.vram, "GPU memory", _smallest(view))
         return view, 1
 
     def _fit_measured(
-        self, view: StageView, work: StageWork, whole: bool, still_to_fill: int, alone: Callable[[], None]
+        self,
+        view: StageView,
+        work: StageWork,
+        full_prediction: bool,
+        unwritten_bytes: int,
+        wait_for_others: Callable[[], None],
     ) -> tuple[StageView, int]:
         """From the smallest tiles up: the memory of one size predicts how much the next may need."""
         give_back_memory()  # with little memory left, keeping freed blocks for speed is no longer sensible
         found: tuple[StageView, int] | None = None
         needed, taken, spare = 0.0, 1.0, 0.0
-        free = self._room(still_to_fill)
+        free = self._free_bytes(unwritten_bytes)
         for step in reversed(_steps(view, self.device)):
             fitting = _with_tile(view, step.tile)
-            others = other_bytes(fitting, work, whole)
+            others = other_bytes(fitting, work, full_prediction)
             counted = step.together * counted_bytes(fitting, work)
-            needed = FRAMEWORK * counted * max(1.0, taken)
+            needed = OVERHEAD * counted * max(1.0, taken)
             if needed <= free - others and _key(fitting, step) not in self._measured:
-                alone()  # memory of others would be attributed to the network, for every later scan
+                wait_for_others()  # memory of others would be attributed to the network, for every later scan
                 # Freed memory is returned first: if it were reused, it would not be counted.
-                free = self._room(still_to_fill)
+                free = self._free_bytes(unwritten_bytes)
             room = free - others
             if needed <= room:
                 measured = self._measure(fitting, work, step)
-                needed = REPEATED * measured + step.together * input_bytes(fitting, work)
+                needed = REUSE_OVERHEAD * measured + step.together * input_bytes(fitting, work)
                 taken = measured / counted
             if needed > room:
                 break
             if step.usable:
                 found, spare = (fitting, step.together), room - 2 * needed - KEPT_FREED
         if found is None:
-            used = self._used_ram() + still_to_fill + others
+            used = self._used_ram() + unwritten_bytes + others
             self._refuse_over(used + needed, self._ram(), "main memory", _smallest(view))
             return view, 1
         if spare > 0:
@@ -244,16 +252,16 @@ class MemoryLimits:
     def _ram(self) -> int | None:
         return free_ram() if self.ram == "free" else self.ram
 
-    def _surely(self, needed: float) -> bool:
+    def _fits_untrimmed(self, needed: float) -> bool:
         """Whether so much main memory may still be used, even if no freed memory is given back: to look for
         that takes longer than a small scan."""
         ram = self._ram()
         return ram is None or ram - used_ram() >= needed
 
-    def _room(self, still_to_fill: int) -> float:
+    def _free_bytes(self, unwritten_bytes: int) -> float:
         """Bytes of main memory that may still be used."""
         ram = self._ram()
-        return math.inf if ram is None else ram - self._used_ram() - still_to_fill
+        return math.inf if ram is None else ram - self._used_ram() - unwritten_bytes
 
     def _refuse_over(self, needed: float, limit: int | None, kind: str, what: str) -> None:
         if limit is None or needed <= limit:
@@ -265,8 +273,8 @@ class MemoryLimits:
             else ("allowed", f"allow more with {option}")
         )
         raise MemoryLimitError(
-            f"{what} would need about {spoken(needed)} of {kind}, {spoken(limit)} are {allowed}; {more}, "
-            "crop the scan, or use a model with a coarser grid",
+            f"{what} would need about {format_bytes(needed)} of {kind}, {format_bytes(limit)} are {allowed}; "
+            f"{more}, crop the scan, or use a model with a coarser grid",
             math.ceil(needed),
         )
 
@@ -278,7 +286,7 @@ class MemoryLimits:
     def _used_vram(self) -> int:
         import torch
 
-        return int(torch.cuda.memory_allocated(self.device.place))
+        return int(torch.cuda.memory_allocated(self.device.torch_device))
 
 
 def _smallest(view: StageView) -> str:
@@ -316,20 +324,20 @@ def _with_tile(view: StageView, tile: Index3) -> StageView:
     return StageView(view.stage.model_copy(update={"grid": grid}), view.grid, view.region)
 
 
-def least_bytes(view: StageView, work: StageWork, whole: bool, device: Device) -> int:
+def least_bytes(view: StageView, work: StageWork, full_prediction: bool, device: Device) -> int:
     """The minimum memory of a stage in addition to the current one, as far as it can be counted."""
     usable = [step.tile for step in _steps(view, device) if step.usable]
-    return stage_bytes(_with_tile(view, usable[-1]), work, whole, 1)
+    return stage_bytes(_with_tile(view, usable[-1]), work, full_prediction, 1)
 
 
-def stage_bytes(view: StageView, work: StageWork, whole: bool, together: int) -> int:
-    """The counted memory of a stage in addition to the current one; ``whole`` if its prediction is kept as a
-    whole, with ``together`` tiles computed at once."""
-    tiles = FRAMEWORK * together * counted_bytes(view, work)
-    return round(other_bytes(view, work, whole) + tiles)
+def stage_bytes(view: StageView, work: StageWork, full_prediction: bool, together: int) -> int:
+    """The counted memory of a stage in addition to the current one; ``full_prediction`` if its prediction is
+    kept as a whole, with ``together`` tiles computed at once."""
+    tiles = OVERHEAD * together * counted_bytes(view, work)
+    return round(other_bytes(view, work, full_prediction) + tiles)
 
 
-def other_bytes(view: StageView, work: StageWork, whole: bool) -> int:
+def other_bytes(view: StageView, work: StageWork, full_prediction: bool) -> int:
     """The part of ``stage_bytes`` without tiles: the image, the planes of the prediction that are held, the
     region."""
     spec, box = view.stage.grid, view.region.box
@@ -340,11 +348,11 @@ def other_bytes(view: StageView, work: StageWork, whole: bool) -> int:
     around = _around(view)
     plane = 4 * around[0] * around[1]
     held = plane * (work.output_channels + 1) * min(inner[2], around[2])
-    held += 2 * held_bytes(view, work) if whole else 0
+    held += 2 * held_bytes(view, work) if full_prediction else 0
     if work.output_channels < work.classes:  # logits, and what is made of them
         held += 2 * plane * work.classes * logit_planes(work.classes, around)
     mask = 4 * box.voxels if view.region.mask is not None else 0
-    return round(FRAMEWORK * (image + held + mask)) + PIECES + FIRST_USE
+    return round(OVERHEAD * (image + held + mask)) + PIECES + FIRST_USE_BYTES
 
 
 def held_bytes(view: StageView, work: StageWork) -> int:

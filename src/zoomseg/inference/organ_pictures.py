@@ -39,7 +39,7 @@ BAR_SHARE = 0.4
 
 TILE_PIXELS = 220
 """Side of the square picture of one organ."""
-LEAST_TILE_MM = 90.0
+MIN_TILE_MM = 90.0
 TILE_MARGIN_MM = 20.0
 """Margin around the organ on each side."""
 
@@ -241,7 +241,7 @@ def _tile(
     for axis in (0, 1):
         low, high = box.start[axis] * spacing[axis], box.stop[axis] * spacing[axis]
         middle.append((low + high) / 2)
-        half = max(half, (high - low) / 2 + TILE_MARGIN_MM, LEAST_TILE_MM / 2)
+        half = max(half, (high - low) / 2 + TILE_MARGIN_MM, MIN_TILE_MM / 2)
     view = ((middle[0] - half, middle[0] + half), (middle[1] - half, middle[1] + half))
     scene = _Scene(AXIAL, view, spacing, TILE_PIXELS / (2 * half))
     classes = np.where(labels.data[:, :, k] == c, np.uint8(c), np.uint8(0))

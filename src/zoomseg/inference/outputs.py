@@ -24,7 +24,7 @@ from zoomseg.core.errors import OutputError
 from zoomseg.core.labels import BACKGROUND, LabelSchema
 from zoomseg.inference import batch, earlier_results, journal, probability_maps, result_page
 from zoomseg.inference.batch import (
-    LABELS_ALONE,
+    NO_EXTRA_OUTPUTS,
     ExtraOutputs,
     Failed,
     OnScanProgress,
@@ -42,7 +42,7 @@ from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
 from zoomseg.io.dicom.write.results import require_series
 from zoomseg.io.files import (
-    RUN_ACCOUNT,
+    RUN_JSON,
     SUMMARY,
     folded,
     printable,
@@ -89,12 +89,12 @@ def segment_to_folder(
     on_result: Callable[[ScanOutcome], None] | None = None,
     on_progress: OnScanProgress = batch.ignore_progress,
     ahead: bool = True,
-    extra: ExtraOutputs = LABELS_ALONE,
+    extra: ExtraOutputs = NO_EXTRA_OUTPUTS,
     on_organs: OnOrgans | None = None,
     notes: Sequence[str] = (),
     resume: bool = False,
     part: Part = ALL,
-    on_whole: Callable[[Sequence[str]], None] | None = None,
+    on_skipped: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[Failed, ...]:
     """Segment scans into ``out`` with ``summary.csv``, ``review.csv``, ``run.json`` and ``report.html``,
     which also list results of earlier runs there; returns the failed ones.
@@ -107,7 +107,7 @@ def segment_to_folder(
         resume: whether scans with complete results in ``out`` (see ``inference.journal``) are skipped.
         part: the part of the scans to be processed; if it is not all of them, the summaries and ``run.json``
             are left to ``inference.gather``.
-        on_whole: receives the ids of the scans that are skipped, before any other is started.
+        on_skipped: receives the ids of the scans that are skipped, before any other is started.
 
     Raises:
         OutputError: ``out`` cannot be written, or a result would overwrite a scan, another result, or a file
@@ -117,14 +117,14 @@ def segment_to_folder(
         ScanError: DICOM objects for a scan that is not from DICOM.
     """
     scans = tuple(scans)
-    wanted = Wanted.of(predictor.bundle, organs, extra)
+    wanted = RequestedOutputs.of(predictor.bundle, organs, extra)
     wanted.prepare(scans, out)
     asked = journal.request(out, [scan.id for scan in scans])
     recorder = Recorder(out, predictor, wanted, asked, notes)
     mine = part.of(scans)
-    whole = recorder.whole(mine) if resume else {}
-    if on_whole is not None:
-        on_whole(tuple(whole))
+    whole = recorder.complete_results(mine) if resume else {}
+    if on_skipped is not None:
+        on_skipped(tuple(whole))
     rows: list[OrganRow] = []
     run = recorder.header
     failed: list[Failed] = []
@@ -170,7 +170,7 @@ def segment_to_folder(
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedOutputs:
     """The requested outputs of every scan; names of organs are the model's own."""
 
     organs: tuple[str, ...]
@@ -179,7 +179,7 @@ class Wanted:
     recipe: Recipe
 
     @classmethod
-    def of(cls, model: Bundle, organs: tuple[str, ...] | None, extra: ExtraOutputs) -> Wanted:
+    def of(cls, model: Bundle, organs: tuple[str, ...] | None, extra: ExtraOutputs) -> RequestedOutputs:
         """
         Raises:
             LabelError: an organ that the model does not know.
@@ -212,7 +212,7 @@ class Recorder:
         self,
         out: Path,
         predictor: Predictor,
-        wanted: Wanted,
+        wanted: RequestedOutputs,
         scans: str,
         notes: Sequence[str] = (),
         command_keys: Mapping[str, Any] = MappingProxyType({}),
@@ -229,10 +229,10 @@ class Recorder:
         self.run = journal.describe(*model, self.header, scans, predictor.any_scan)
         self._journal = Journal(out, self.run)
 
-    def whole(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:
-        """As ``inference.journal.whole``."""
+    def complete_results(self, scans: Sequence[ScanInput]) -> dict[str, Recorded]:
+        """As ``inference.journal.complete_results``."""
         wanted = self._wanted
-        return journal.whole(self._out, scans, self.run, wanted.recipe, wanted.extra)
+        return journal.complete_results(self._out, scans, self.run, wanted.recipe, wanted.extra)
 
     def record(self, outcome: ScanOutcome) -> tuple[ScanOutcome, Entry]:
         """Summarise a scan whose results are written, and record it; an error in its summary is a failure of
@@ -292,7 +292,7 @@ class Recorder:
         return done, Entry(
             case=done.case,
             finished=time.time(),
-            account={"scan": seen_from(out, done.scan.paths), **_account(done, wanted.extra)},
+            account={"scan": relative_paths(out, done.scan.paths), **_account(done, wanted.extra)},
             rows=tuple(rows),
             scan_sha256=done.scan_sha256,
             files=files,
@@ -323,7 +323,7 @@ def _picture_notes(out: Path, done: Segmented, organs: tuple[str, ...]) -> list[
     return [f"no pictures: {found.reason}"] if isinstance(found, Failed) else []
 
 
-def seen_from(out: Path, paths: Iterable[Path]) -> list[str]:
+def relative_paths(out: Path, paths: Iterable[Path]) -> list[str]:
     """Paths relative to the folder of results, so that both can be moved together; absolute if there is no
     relative one. In a name that is not UTF-8, which JSON cannot represent, the invalid bytes are escaped."""
     found = []
@@ -358,7 +358,7 @@ class _Account:
         return time.monotonic() >= self._due
 
     def write(self, run: dict[str, Any], rows: Sequence[OrganRow]) -> None:
-        out, file, began = self._out, self._out / RUN_ACCOUNT, time.monotonic()
+        out, file, began = self._out, self._out / RUN_JSON, time.monotonic()
         with waiting_for(out):
             if self._written is None or _version(file) != self._written:
                 found = earlier_results.read(out, run)
@@ -380,7 +380,7 @@ def write_account(
     """
     write_summary(out / SUMMARY, [*earlier.rows, *rows])
     write_review(out / "review.csv", [*earlier.rows, *rows])
-    write_json_atomic(out / RUN_ACCOUNT, {**run, "cases": earlier.with_cases(run["cases"])})
+    write_json_atomic(out / RUN_JSON, {**run, "cases": earlier.with_cases(run["cases"])})
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

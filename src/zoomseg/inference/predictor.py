@@ -14,13 +14,13 @@ from zoomseg.core.errors import GeometryError, ModelError
 from zoomseg.core.geometry import Grid
 from zoomseg.core.region import Region
 from zoomseg.inference import atlas_priors, memory_limits
+from zoomseg.inference.domain_similarity import compare
 from zoomseg.inference.memory_limits import MemoryLimits
-from zoomseg.inference.scan_likeness import compare
 from zoomseg.io import digests
 from zoomseg.io.bundle import Bundle
-from zoomseg.io.training_domain import Likeness
+from zoomseg.io.training_domain import DomainSimilarity
 from zoomseg.pipeline import inputs, stage_input
-from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction, held_whole
+from zoomseg.pipeline.cascade import AtlasPriorOf, Cascade, Prediction, keeps_full_prediction
 from zoomseg.pipeline.grid import stage_grid
 from zoomseg.pipeline.inputs import network_channels
 from zoomseg.pipeline.sliding_window import (
@@ -99,7 +99,7 @@ class Predictor:
         organs: tuple[str, ...] | None = None,
         keep: bool = True,
         on_progress: OnProgress = ignore_progress,
-        alone: Callable[[], None] = memory_limits.alone,
+        wait_for_others: Callable[[], None] = memory_limits.no_wait,
     ) -> Prediction:
         """Segment one scan; ``keep`` and ``on_progress`` as in ``Cascade.run``, ``alone`` as in
         ``MemoryLimits.fit``.
@@ -116,11 +116,13 @@ class Predictor:
                 f"{', '.join(self.bundle.channel_names)}"
             )
 
-        def fit(view: stage_input.StageView, whole: bool) -> tuple[stage_input.StageView, int | None]:
+        def fit(
+            view: stage_input.StageView, full_prediction: bool
+        ) -> tuple[stage_input.StageView, int | None]:
             if not self.limits.any:
                 return view, None
             work, labels = self._works[view.stage.name], case.image.grid.box.voxels
-            return self.limits.fit(view, work, whole, labels, alone)
+            return self.limits.fit(view, work, full_prediction, labels, wait_for_others)
 
         known = self.bundle.domain
         likeness = self._likeness(case)
@@ -145,7 +147,7 @@ class Predictor:
                 *likeness.warnings,
                 *result.notes,
             ),
-            trust=likeness.trust,
+            confidence_factor=likeness.confidence_factor,
         )
 
     def _flops(self, record: StageRecord) -> int:
@@ -153,11 +155,11 @@ class Predictor:
         times: int = self._models * 2 ** len(axes)
         return times * record.tiles * self._costs[record.stage].flops(record.tile)
 
-    def _likeness(self, case: Case) -> Likeness:
+    def _likeness(self, case: Case) -> DomainSimilarity:
         """How like the training scans a scan is; if nothing is known about these, it counts as alike."""
         known, intensity = self.bundle.domain, self.bundle.recipe.intensity
         if known is None:
-            return Likeness()
+            return DomainSimilarity()
         return compare(known, case, intensity, self.any_scan)
 
     def admit(self, grid: Grid, reading: int, keep: bool = True) -> None:
@@ -184,7 +186,7 @@ class Predictor:
         lattice = stage_grid(stage.grid, stage_input.orientation_of(recipe, grid).grid(grid))
         view = stage_input.StageView(stage, lattice, Region.whole(lattice))
         return memory_limits.least_bytes(
-            view, self._works[stage.name], held_whole(stage, recipe, keep), self.device
+            view, self._works[stage.name], keeps_full_prediction(stage, recipe, keep), self.device
         )
 
     def _network(self, view: stage_input.StageView) -> StageNetwork:

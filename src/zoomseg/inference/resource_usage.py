@@ -23,10 +23,10 @@ from zoomseg.backends.device import Device
 if sys.platform != "win32":
     import resource
 
-PERIOD_SECONDS = 0.1
+SAMPLING_INTERVAL_SECONDS = 0.1
 """Interval between samples, as in the FLARE challenge."""
 
-LOOK_SECONDS = 0.001
+PEAK_SAMPLING_INTERVAL_SECONDS = 0.001
 """Interval between samples for a peak, if the system does not report it."""
 
 _MB = 1024**2
@@ -76,7 +76,7 @@ class ResourceMonitor:
         self,
         device: Device,
         probe: Callable[[], ResourceSample] | None = None,
-        period: float = PERIOD_SECONDS,
+        period: float = SAMPLING_INTERVAL_SECONDS,
     ) -> None:
         self._device = device
         self._probe = probe or (lambda: take_sample(device))
@@ -89,7 +89,7 @@ class ResourceMonitor:
         if _is_used_gpu(self._device):
             import torch
 
-            torch.cuda.reset_peak_memory_stats(self._device.place)
+            torch.cuda.reset_peak_memory_stats(self._device.torch_device)
         self._samples.append(self._probe())
         self._thread.start()
         return self
@@ -198,7 +198,7 @@ def rise(work: Callable[[], object]) -> int:
     libraries, and by other threads meanwhile.
 
     Exact where the system's count of the peak can be reset (``clear_refs`` of proc(5), Linux); elsewhere a
-    thread takes a sample every ``LOOK_SECONDS``.
+    thread takes a sample every ``PEAK_SAMPLING_INTERVAL_SECONDS``.
     """
     before = psutil.Process().memory_info().rss
     if _begin_anew():
@@ -238,7 +238,7 @@ class _Watcher:
         self._look()
 
     def _watch(self) -> None:
-        while not self._done.wait(LOOK_SECONDS):
+        while not self._done.wait(PEAK_SAMPLING_INTERVAL_SECONDS):
             self._look()
 
     def _look(self) -> None:
@@ -251,7 +251,7 @@ def _gpu_mb(device: Device) -> tuple[float, float]:
         return 0.0, 0.0
     import torch
 
-    place = device.place
+    place = device.torch_device
     return torch.cuda.memory_allocated(place) / _MB, torch.cuda.max_memory_allocated(place) / _MB
 
 

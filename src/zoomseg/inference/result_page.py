@@ -36,7 +36,7 @@ from zoomseg.inference.summary import (
 )
 from zoomseg.io.files import (
     MAX_RESULTS_BYTES,
-    RUN_ACCOUNT,
+    RUN_JSON,
     SUMMARY,
     parse_json,
     read_file,
@@ -90,7 +90,7 @@ def write(out: Path) -> None:
         OutputError: no permission, full disk.
     """
     try:
-        run = parse_json(read_file(out / RUN_ACCOUNT, MAX_RESULTS_BYTES))
+        run = parse_json(read_file(out / RUN_JSON, MAX_RESULTS_BYTES))
         rows = read_summary(out / SUMMARY)
     except (OSError, ValueError):
         return

@@ -148,7 +148,7 @@ def label_map(stage: Stage, prediction: StagePrediction | None, grid: Grid, sche
     like = np.empty(0) if prediction is None else prediction.probabilities
     fused = fusion.FusedLabelMap.blank(grid, schema, like)
     if prediction is not None:
-        fusion.enter_alone(stage, prediction, fused)
+        fusion.write_stage_labels(stage, prediction, fused)
     return LabelMap(to_numpy(fused.labels), grid, schema)
 
 

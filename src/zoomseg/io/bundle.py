@@ -60,7 +60,7 @@ ATLASES_MANIFEST = "atlases.json"
 FOLDS = "folds.json"
 """File that marks the folder of a cross-validation: a model per fold."""
 
-COME_WITH_ZOOMSEG = Path(__file__).parents[1] / "models"
+INCLUDED_MODELS = Path(__file__).parents[1] / "models"
 """Folders of the models included in the package."""
 
 ABDOMEN_CT = "abdomen-ct"
@@ -284,9 +284,9 @@ def find(model: str | Path) -> Path:
     path = Path(model)
     if os.path.exists(path) or len(path.parts) != 1:
         return path
-    named = sorted(manifest.parent.name for manifest in COME_WITH_ZOOMSEG.glob(f"*/{MANIFEST}"))
+    named = sorted(manifest.parent.name for manifest in INCLUDED_MODELS.glob(f"*/{MANIFEST}"))
     if str(model) in named:
-        return COME_WITH_ZOOMSEG / str(model)
+        return INCLUDED_MODELS / str(model)
     raise ModelError(
         f"no model folder at {model}, and no included model of that name (included: {', '.join(named)})"
     )

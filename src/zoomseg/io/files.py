@@ -29,7 +29,7 @@ _SHORT_NAME = 100
 MAX_JSON_BYTES = 64 * 1024**2
 """Maximum size of any JSON file that is read, except ``run.json``; those of ZoomSeg have a few MB."""
 
-RUN_ACCOUNT = "run.json"
+RUN_JSON = "run.json"
 """The file that lists the cases in a folder of results."""
 
 SUMMARY = "summary.csv"
@@ -39,7 +39,7 @@ MAX_RESULTS_BYTES = 1024**3
 """Maximum size of files that list all cases of a folder of results: of a scan, ``run.json`` has 3 kB and
 ``summary.csv`` up to 18 kB."""
 
-_LONGEST_END = 12
+_MAX_SUFFIX_LENGTH = 12
 """Maximum length of a suffix that states a file's format; a longer one is part of a name with a dot."""
 
 
@@ -200,7 +200,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _partial_name(name: str) -> str:
     """A name that is valid wherever ``name`` is: it has at most as many bytes, unless ``name`` is short."""
     ends = Path(name).suffixes[-2 if name.lower().endswith(".gz") else -1 :]
-    end = f".partial-{secrets.token_hex(4)}{''.join(ends) if len(''.join(ends)) <= _LONGEST_END else ''}"
+    end = (
+        f".partial-{secrets.token_hex(4)}{''.join(ends) if len(''.join(ends)) <= _MAX_SUFFIX_LENGTH else ''}"
+    )
     begin, room = os.fsencode(f".{name}"), max(len(os.fsencode(name)), _SHORT_NAME) - len(end)
     return begin[:room].decode(errors="ignore") + end
 
@@ -337,7 +339,7 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-_MOST_DIGITS = 300
+_MAX_DIGITS = 300
 """Of a whole number: all of these can be converted to floating point."""
 
 _NO_JSON = "it holds NaN, an infinite number or a lone surrogate, which JSON does not allow"
@@ -349,8 +351,8 @@ def _refuse_constant(name: str) -> None:
 
 
 def _whole(written: str) -> int:
-    if len(written) > _MOST_DIGITS:
-        raise ValueError(f"a whole number of {len(written)} digits, {_MOST_DIGITS} at most are read")
+    if len(written) > _MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(written)} digits, {_MAX_DIGITS} at most are read")
     return int(written)
 
 

@@ -22,7 +22,7 @@ except ImportError:  # Windows: no locks, as on file systems without them
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 """Some clusters' file systems have no locks: they are then not used."""
 
-_LONGEST_HOLDER = 200
+_MAX_HOLDER_LENGTH = 200
 
 
 def locked(file: Path, used: str) -> IO[str]:
@@ -45,7 +45,7 @@ def locked(file: Path, used: str) -> IO[str]:
         except BlockingIOError as error:
             with held:
                 held.seek(0)
-                holder = quoted(held.read(_LONGEST_HOLDER)) or "another process"
+                holder = quoted(held.read(_MAX_HOLDER_LENGTH)) or "another process"
             raise OutputError(f"{file.parent}: {used} ({holder})") from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:

@@ -47,7 +47,7 @@ _CODES = range(6)
 _ALIGNED = 2
 """Codes of forms defined by the standard, and the one of forms aligned to something else."""
 
-_LONGEST_QUATERNION = 1.01
+_MAX_QUATERNION_NORM = 1.01
 """Maximum squared length of its stored part. The whole has length 1; larger values were rounded, or are not a
 quaternion."""
 
@@ -225,7 +225,7 @@ def _qform(fields: Any) -> FloatArray:
     """Method 2 of the standard."""
     stored = _quaternion(fields)
     squared = float(stored @ stored)
-    if not squared <= _LONGEST_QUATERNION:  # NaN is refused, too
+    if not squared <= _MAX_QUATERNION_NORM:  # NaN is refused, too
         return np.full((4, 4), math.nan)
     edges = fields["pixdim"][1:4].astype(np.float64)
     edges[2] *= -1 if fields["pixdim"][0] < 0 else 1
@@ -239,7 +239,7 @@ def _quaternion(fields: Any) -> FloatArray:
     """Its three stored parts; shortened to length 1 if rounding made them longer."""
     stored = np.array([fields[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
     squared = float(stored @ stored)
-    return stored / math.sqrt(squared) if 1 < squared <= _LONGEST_QUATERNION else stored
+    return stored / math.sqrt(squared) if 1 < squared <= _MAX_QUATERNION_NORM else stored
 
 
 def _disagreements(grids: dict[str, Grid], fields: Any, unit: float) -> Iterator[str]:

@@ -23,10 +23,10 @@ from zoomseg.core.geometry import Grid, Orientation
 SAMPLED = 64
 """Maximum number of evenly spread voxels along each axis that represent a scan."""
 
-LEAST_SPREAD = 0.05
-"""Relative to a window's width, and ``LEAST_SPREAD_SD`` standard deviations without a window: minimum spread,
+MIN_SPREAD = 0.05
+"""Relative to a window's width, and ``MIN_SPREAD_SD`` standard deviations without a window: minimum spread,
 as few training cases may be closer together than scans of their kind usually are."""
-LEAST_SPREAD_SD = 0.15
+MIN_SPREAD_SD = 0.15
 
 UNLIKE = 1.5
 OTHER = 3.0
@@ -99,12 +99,12 @@ class TrainingDomain:
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Similarity of a scan to the training cases. ``trust`` (0 to 1) is a factor on its organs'
+class DomainSimilarity:
+    """Similarity of a scan to the training cases. ``confidence_factor`` (0 to 1) is a factor on its organs'
     confidence."""
 
     warnings: tuple[str, ...] = ()
-    trust: float = 1.0
+    confidence_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,14 @@ def compare(
     window: Window | None,
     modality: str | None,
     any_scan: bool = False,
-) -> Likeness:
+) -> DomainSimilarity:
     """The similarity of a scan to the training cases.
 
     Args:
         channel: its first one, ``[I, J, K]``.
         window: of the model; None: it has none.
         modality: DICOM's term for it, if it is known.
-        any_scan: whether scans that would be refused cause a warning instead, with zero trust.
+        any_scan: whether scans that would be refused cause a warning instead, with zero confidence_factor.
 
     Raises:
         ScanError: it is plainly something else; the message states the reason.
@@ -174,12 +174,14 @@ def compare(
         or _other_intensities(distance / usual)
     )
     if other is not None and any_scan:
-        return Likeness((f"clearly unlike the training scans: {other[0]}",), trust=0.0)
+        return DomainSimilarity((f"clearly unlike the training scans: {other[0]}",), confidence_factor=0.0)
     if other is not None:
         raise ScanError("; ".join(other))
     found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
-    warned = [(text, trust) for text, trust in found if text]
-    return Likeness(tuple(text for text, _ in warned), math.prod(trust for _, trust in warned))
+    warned = [(text, confidence_factor) for text, confidence_factor in found if text]
+    return DomainSimilarity(
+        tuple(text for text, _ in warned), math.prod(confidence_factor for _, confidence_factor in warned)
+    )
 
 
 def _other_modality(domain: TrainingDomain, modality: str | None) -> tuple[str, str] | None:
@@ -223,7 +225,7 @@ def _distance(domain: TrainingDomain, seen: Features, window: Window | None) -> 
     known = np.array(domain.intensities)
     apart = np.abs(known[:, None] - known[None]).mean(axis=2)
     np.fill_diagonal(apart, np.inf)
-    least = LEAST_SPREAD_SD if window is None else LEAST_SPREAD * (window[1] - window[0])
+    least = MIN_SPREAD_SD if window is None else MIN_SPREAD * (window[1] - window[0])
     usual = max(float(apart.min(axis=1).max()) if len(known) > 1 else 0.0, least)
     return float(np.abs(known - seen.quantiles).mean(axis=1).min()), usual
 

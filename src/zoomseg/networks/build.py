@@ -58,9 +58,9 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **given)
 
 
-def fastest_layout(place: torch.device) -> torch.memory_format:
+def fastest_layout(device: torch.device) -> torch.memory_format:
     """The memory layout in which convolutions are fastest: on a CPU, channels last, by a third or more."""
-    return torch.channels_last_3d if place.type == "cpu" else torch.contiguous_format
+    return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
 
 
 def laid_out(spec: specs.NetworkSpec, module: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from zoomseg.node.store import Arrival, Instance, Store, digest, read_instance
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
 
-LOOK_EVERY_SECONDS = 0.25
+POLL_INTERVAL_SECONDS = 0.25
 
 DAMAGED = "none of its stored files is whole"
 """The reason why a series is not segmented."""
@@ -179,7 +179,7 @@ class Intake:
     # --- completing -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_EVERY_SECONDS):
+        while not self._stopping.wait(POLL_INTERVAL_SECONDS):
             ran(self.complete, LOG.error)
 
     def clear(self, before: float) -> None:

@@ -41,16 +41,16 @@ SEE_PAGE = "the page says why"
 CASE = "result"
 """Case name of a job's results."""
 
-NO_DESTINATION = "no destination of this name any more; add it to the settings and send the series again"
+NO_DESTINATION = "the settings no longer contain this destination; add it and send the series again"
 
-MOST_STARTS = 10
+MAX_STARTS = 10
 """A job that was running at this many ends of the node, or failed this many times for a reason that may pass,
 is given up: it may be the cause."""
 
-FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 30.0, 3600.0
+INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 30.0, 3600.0
 """First and longest time before such a job is tried again, each twice as long as the one before."""
 
-MORE_IMAGES = "more images of the series came"
+MORE_IMAGES = "more images of the series arrived"
 
 SHOWN_SERIES = 200
 
@@ -177,7 +177,7 @@ class NodeJobs(JobQueue[NodeJob]):
         """Their total time."""
         self._waiting: dict[str, dict[str, _Waiting]] = {}
         """By destination, the jobs whose results wait, the oldest first: senders ask twice a second."""
-        self._resting: dict[str, float] = {}
+        self._backoff_until: dict[str, float] = {}
         """The jobs that failed for a reason that may pass, with the times before which they are not tried
         again, by the monotonic clock."""
         for job in self.in_state(State.SENDING):
@@ -291,7 +291,7 @@ class NodeJobs(JobQueue[NodeJob]):
             replaced = {(job.series, job.rule) for job in begin}
             for old in self.in_state(State.QUEUED, State.SENDING):
                 if (old.series, old.rule) in replaced and old.id not in known:
-                    self._put(old, **_overtaken(old))
+                    self._put(old, **_superseded(old))
             with self._refusing(), self._db:
                 self._note(series)
                 for job in begin:
@@ -302,18 +302,18 @@ class NodeJobs(JobQueue[NodeJob]):
                     )
             for job in begin:
                 self._unwritten.pop(job.id, None)
-                self._resting.pop(job.id, None)
+                self._backoff_until.pop(job.id, None)
             self._changed.notify_all()
             return begin
 
     def next_queued(self) -> NodeJob | None:
         """As ``JobQueue.next_queued``, without those that rest."""
         now = time.monotonic()
-        self._resting = {job_id: until for job_id, until in self._resting.items() if until > now}
-        if not self._resting:
+        self._backoff_until = {job_id: until for job_id, until in self._backoff_until.items() if until > now}
+        if not self._backoff_until:
             return super().next_queued()
         waiting = self.in_state(State.QUEUED)
-        return next((job for job in waiting if job.id not in self._resting), None)
+        return next((job for job in waiting if job.id not in self._backoff_until), None)
 
     def task(self, job: NodeJob, model: Path) -> Task:
         """The task of a job for the worker; results of an earlier start are removed."""
@@ -334,7 +334,7 @@ class NodeJobs(JobQueue[NodeJob]):
                 return
             if failure is not None and failure.may_pass:
                 shutil.rmtree(self.out(job.id), ignore_errors=True)  # it needs room itself
-                self._resting[job.id] = time.monotonic() + _rest_seconds(now.starts)
+                self._backoff_until[job.id] = time.monotonic() + _backoff_seconds(now.starts)
                 why = failure.reason
                 self._again(now, why, notes=(f"tried again later: {why}",))
                 return
@@ -400,9 +400,9 @@ class NodeJobs(JobQueue[NodeJob]):
     def _again(self, job: NodeJob, why: str, notes: tuple[str, ...] = ()) -> None:
         """A running job waits again, a limited number of times, and unless more images came meanwhile."""
         if self._waiting_of_series(job):
-            self._put(job, **_overtaken(job))
-        elif job.starts + 1 >= MOST_STARTS:
-            self._put(job, state=State.FAILED, error=f"given up after {MOST_STARTS} starts: {why}", notes=())
+            self._put(job, **_superseded(job))
+        elif job.starts + 1 >= MAX_STARTS:
+            self._put(job, state=State.FAILED, error=f"given up after {MAX_STARTS} starts: {why}", notes=())
             LOG.error("job %s: failed; %s", job.id, SEE_PAGE)
         else:
             self._put(job, state=State.QUEUED, starts=job.starts + 1, notes=notes)
@@ -520,7 +520,7 @@ def _begins(known: NodeJob | None) -> bool:
     return known is None or known.state in (State.FAILED, State.INTERRUPTED, State.CANCELLED)
 
 
-def _overtaken(job: NodeJob) -> dict[str, object]:
+def _superseded(job: NodeJob) -> dict[str, object]:
     """The end of a job when more images of its series came: nothing more is sent."""
     if job.state is not State.SENDING:
         return {"state": State.CANCELLED, "error": MORE_IMAGES}
@@ -530,9 +530,9 @@ def _overtaken(job: NodeJob) -> dict[str, object]:
     return {"deliveries": deliveries, "notes": (*job.notes, note), **_when_sent(deliveries)}
 
 
-def _rest_seconds(starts: int) -> float:
+def _backoff_seconds(starts: int) -> float:
     """Time before a job is tried again that was started this many times before."""
-    return min(LONGEST_REST_SECONDS, FIRST_REST_SECONDS * 2.0**starts)
+    return min(MAX_BACKOFF_SECONDS, INITIAL_BACKOFF_SECONDS * 2.0**starts)
 
 
 def _after(

@@ -19,16 +19,16 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 
 @dataclass(frozen=True)
-class Door:
+class ConnectionPolicy:
     """Who may connect. Each open connection takes two threads, before it is known what it wants."""
 
-    is_known: Callable[[str], bool]
+    is_peer: Callable[[str], bool]
     """Whether an address is that of a peer."""
-    most_of_one: int
+    max_per_address: int
     """Open connections of one address: if one machine opens too many, those of others still find room."""
-    most: int
+    max_connections: int
     """Open connections."""
-    refused: Callable[[str, str], None]
+    on_refused: Callable[[str, str], None]
     """Told of an address that is turned away, and why."""
 
 
@@ -39,7 +39,7 @@ class _Server(ThreadedAssociationServer):
 
     daemon_threads = True
     """The end does not wait for handshakes."""
-    door: Door
+    policy: ConnectionPolicy
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Called by the thread that accepts connections."""
@@ -48,17 +48,20 @@ class _Server(ThreadedAssociationServer):
         own = address == str(request.getsockname()[0])
         why = "" if own else self._why_not(address)
         if why:
-            self.door.refused(address, why)
+            self.policy.on_refused(address, why)
             return False
         self._connections[request] = address
         return True
 
     def _why_not(self, address: str) -> str:
         """The reason to turn an address away; '' if there is none."""
-        if not self.door.is_known(address):
+        if not self.policy.is_peer(address):
             return "no peer has this address"
         addresses = [its for one, its in list(self._connections.items()) if one.fileno() >= 0]
-        if len(addresses) >= self.door.most or addresses.count(address) >= self.door.most_of_one:
+        if (
+            len(addresses) >= self.policy.max_connections
+            or addresses.count(address) >= self.policy.max_per_address
+        ):
             return "too many connections"
         return ""
 
@@ -101,7 +104,7 @@ def listen(
     place: tuple[str, int],
     context: ssl.SSLContext | None,
     handlers: Sequence[Any],
-    door: Door,
+    policy: ConnectionPolicy,
 ) -> ThreadedAssociationServer:
     """A server that accepts connections until ``ae.shutdown``; as ``AE.start_server``.
 
@@ -109,7 +112,7 @@ def listen(
         OSError: the address is in use, or not this machine's.
     """
     server = ae.make_server(place, ssl_context=context, evt_handlers=list(handlers), server_class=_Server)
-    cast("_Server", server).door = door
+    cast("_Server", server).policy = policy
     threading.Thread(target=server.serve_forever, name="zoomseg-receiver", daemon=True).start()
     ae._servers.append(server)  # by which shutdown finds it
     return server

@@ -9,7 +9,7 @@ from typing import Any
 from pynetdicom import evt
 from pynetdicom.pdu import P_DATA_TF
 
-LONGEST_PDU = 1024**2
+MAX_PDU_LENGTH = 1024**2
 """In bytes. The node announces 16 kB, but a connection may send any length, also before it is known from whom
 it comes."""
 
@@ -18,13 +18,13 @@ _COMMAND, _LAST = 0b01, 0b10
 
 
 def limit_pdus(event: evt.Event) -> None:
-    """End a connection that sends a PDU longer than ``LONGEST_PDU``. Called when it opens."""
+    """End a connection that sends a PDU longer than ``MAX_PDU_LENGTH``. Called when it opens."""
     socket: Any = event.assoc.dul.socket
     receive = socket.recv
 
     def limited(count: int) -> bytearray:
-        if count > LONGEST_PDU:
-            raise OSError(f"a PDU of {count} bytes, {LONGEST_PDU} at most are read")
+        if count > MAX_PDU_LENGTH:
+            raise OSError(f"a PDU of {count} bytes, {MAX_PDU_LENGTH} at most are read")
         found: bytearray = receive(count)
         return found
 

@@ -210,7 +210,9 @@ def _last_status(answers: Sequence[Answer], service: str, successes: Sequence[in
     if "Status" not in last:
         raise NotSentError("the association ended before it answered")
     if last.Status not in successes:
-        raise NotSentError(f"it refuses {service} with status 0x{last.Status:04X}; does it know this node?")
+        raise NotSentError(
+            f"it refuses {service} with status 0x{last.Status:04X}; check that it lists this node"
+        )
     return last
 
 

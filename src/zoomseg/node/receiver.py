@@ -49,7 +49,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from zoomseg.core.errors import OutputError, ScanError, ZoomSegError
 from zoomseg.node.intake import Intake
 from zoomseg.node.jobs import LOG
-from zoomseg.node.listening import Door, listen
+from zoomseg.node.listening import ConnectionPolicy, listen
 from zoomseg.node.message_limits import ObjectLimit, limit_pdus
 from zoomseg.node.settings import NodeSettings, Peer, Tls
 from zoomseg.node.store import ConflictError, read_instance
@@ -95,7 +95,7 @@ CONNECTIONS_OF_ONE, CONNECTIONS = 4, 10
 """Open connections of one address, and of all, for each association that may be open: more than associations,
 as those beyond their limit are answered."""
 
-LISTED_EVERY_SECONDS = 1.0
+LISTED_INTERVAL_SECONDS = 1.0
 """Connections that are turned away, of which there may be any number, are listed no more often than this."""
 
 _CALLED_UNKNOWN, _CALLING_UNKNOWN = (0x01, 0x01, 0x07), (0x01, 0x01, 0x03)
@@ -126,7 +126,7 @@ class Receiver:
         self._admitted: set[Any] = set()
         """Associations of listed peers."""
         self._guard = threading.Lock()
-        self._listed = -LISTED_EVERY_SECONDS
+        self._listed = -LISTED_INTERVAL_SECONDS
         """Time at which a connection that was turned away was listed, by the monotonic clock."""
         self._ae = pynetdicom.AE(settings.ae_title)
         self._ae.maximum_associations = sys.maxsize  # it would also count connections of strangers
@@ -151,7 +151,7 @@ class Receiver:
         tls = self._settings.tls
         place = (self._settings.host, self._settings.port)
         associations = self._settings.limits.associations
-        door = Door(
+        policy = ConnectionPolicy(
             lambda address: any(peer.is_at(address) for peer in self._settings.peers),
             CONNECTIONS_OF_ONE * associations,
             CONNECTIONS * associations,
@@ -173,7 +173,7 @@ class Receiver:
                     (evt.EVT_ABORTED, lambda event: self._ended(event, False)),
                     (evt.EVT_CONN_CLOSE, lambda event: self._ended(event, False)),
                 ],
-                door,
+                policy,
             )
         except OSError as error:
             raise ZoomSegError(f"cannot listen at {place[0]}, port {place[1]} ({error.strerror})") from error
@@ -194,7 +194,7 @@ class Receiver:
     def _turned_away(self, address: str, why: str) -> None:
         """Count a connection that was closed at once; called by one thread."""
         now = time.monotonic()
-        if now - self._listed >= LISTED_EVERY_SECONDS:
+        if now - self._listed >= LISTED_INTERVAL_SECONDS:
             self._listed = now
             self._refused("rejected", address, why)
         else:

@@ -22,7 +22,7 @@ from zoomseg.serve.background import ran
 from zoomseg.serve.job_runner import Runner
 from zoomseg.serve.worker import ProcessWorker, Worker
 
-CLEAR_EVERY_SECONDS = 300
+CLEAR_INTERVAL_SECONDS = 300
 
 
 class Node:
@@ -93,7 +93,7 @@ class Node:
         self.jobs.close()
 
     def _clear(self) -> None:
-        while not self._stopping.wait(CLEAR_EVERY_SECONDS):
+        while not self._stopping.wait(CLEAR_INTERVAL_SECONDS):
             self.clear(time.time())
 
     def clear(self, now: float) -> None:

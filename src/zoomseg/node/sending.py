@@ -29,7 +29,7 @@ from zoomseg.node.store import quiet
 from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import State
 
-LOOK_EVERY_SECONDS = 0.5
+POLL_INTERVAL_SECONDS = 0.5
 """Interval at which a sender checks for results to send again; new results are sent immediately."""
 CONNECT_SECONDS = 10
 """Maximum time for a destination to answer."""
@@ -82,11 +82,11 @@ class Sender:
     def _run(self, name: str, destination: Destination) -> None:
         def send_or_wait() -> None:
             if not self.send_next(name, destination):
-                self._jobs.await_delivery(name, LOOK_EVERY_SECONDS, self._stopping.is_set)
+                self._jobs.await_delivery(name, POLL_INTERVAL_SECONDS, self._stopping.is_set)
 
         while not self._stopping.is_set():
             if not ran(send_or_wait, LOG.error):
-                self._stopping.wait(LOOK_EVERY_SECONDS)
+                self._stopping.wait(POLL_INTERVAL_SECONDS)
 
     def send_next(self, name: str, destination: Destination) -> bool:
         """Send the results of the oldest job that is due at a destination; returns False if there is none."""

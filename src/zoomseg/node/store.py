@@ -42,7 +42,7 @@ from zoomseg.io.dicom.tags import text, value_of
 from zoomseg.io.dicom.uids import valid_uid
 from zoomseg.io.files import flush_folder, link_or_copy, reason_of, writing
 
-MOST_COMPRESSION = 20
+MAX_COMPRESSION = 20
 """Objects that are larger by this factor when decoded are not decoded for a comparison; lossless compression
 of CT and MR is about 3."""
 
@@ -321,7 +321,7 @@ def _same(stored: bytes, content: bytes) -> bool:
 def _can_be_decoded(image: Dataset, content: bytes) -> bool:
     """Whether decoding an object takes an amount of memory that is plausible for its size: decoders trust the
     sizes stored in compressed frames, and a few bytes can declare gigabytes."""
-    if _pixel_bytes(image) > max(SMALL_BYTES, MOST_COMPRESSION * len(content)):
+    if _pixel_bytes(image) > max(SMALL_BYTES, MAX_COMPRESSION * len(content)):
         return False
     syntax = image.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:

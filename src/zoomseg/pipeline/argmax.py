@@ -77,7 +77,7 @@ def max_on(probabilities: Array, source: Grid, target: Grid, classes: Sequence[i
     return best, winner
 
 
-def enter_argmax(
+def write_argmax(
     labels: Array,
     probabilities: Array,
     source: Grid,

@@ -42,7 +42,7 @@ FitTiles = Callable[[StageView, bool], tuple[StageView, int | None]]
 returns how many are computed together (None: as many as keep the device busy)."""
 
 
-def as_planned(view: StageView, whole: bool) -> tuple[StageView, int | None]:
+def as_planned(view: StageView, full_prediction: bool) -> tuple[StageView, int | None]:
     """``FitTiles`` without a memory limit."""
     return view, None
 
@@ -74,8 +74,8 @@ class Prediction:
     notes: tuple[str, ...] = ()
     """What the user should know: how the scan was read, how unlike the training scans it is, what was removed
     from the label map; one line each."""
-    trust: float = 1.0
-    """Similarity of the scan to the training scans, 0 to 1 (see ``inference.scan_likeness``)."""
+    confidence_factor: float = 1.0
+    """Similarity of the scan to the training scans, 0 to 1 (see ``inference.domain_similarity``)."""
     misplaced: tuple[str, ...] = ()
     """Organs that lie far from their positions in training, and nowhere else."""
     implausible: Mapping[str, tuple[str, ...]] | None = None
@@ -92,8 +92,8 @@ class Prediction:
 
     @property
     def confidence(self) -> dict[str, float]:
-        """The Dice expected from the probabilities, 0 to 1, by organ. The model's calibration and ``trust``
-        state how far this expectation is met."""
+        """The Dice expected from the probabilities, 0 to 1, by organ. The model's calibration and
+        ``confidence_factor`` state how far this expectation is met."""
         return {organ: found.own.expected_dice for organ, found in self.uncertainty.items()}
 
     @property
@@ -263,11 +263,11 @@ class _Run:
             nothing = stage_input.background_prediction(stage, self.scan, labels)
             self.priors[stage.name] = self._read_by_others(nothing, stage)
             return False
-        whole = held_whole(stage, cascade.recipe, self.keep)
-        if not whole:
+        full_prediction = keeps_full_prediction(stage, cascade.recipe, self.keep)
+        if not full_prediction:
             self.fuse()
             self.stages.clear()
-        done = self._expanded(self._pass(view, labels, whole), labels, whole)
+        done = self._expanded(self._pass(view, labels, full_prediction), labels, full_prediction)
         if done.prediction is not None:
             self.stages[stage.name] = done.prediction
             self.priors[stage.name] = self._read_by_others(done.prediction, stage)
@@ -282,14 +282,14 @@ class _Run:
         cascade, decided = self.cascade, None
         if graph.label_map_is_read(cascade.recipe, stage.name):
             blank = fusion.FusedLabelMap.blank(self.scan.grid, cascade.schema, self.fused.labels)
-            fusion.enter_alone(stage, prediction, blank)
+            fusion.write_stage_labels(stage, prediction, blank)
             decided = LabelMap(to_numpy(blank.labels), self.scan.grid, cascade.schema)
         read = as_prior(fusion.as_probabilities(prediction, stage), self.scan.grid)
         return replace(read, decided=decided)
 
-    def _pass(self, view: StageView, labels: tuple[str, ...], whole: bool) -> _Pass:
+    def _pass(self, view: StageView, labels: tuple[str, ...], full_prediction: bool) -> _Pass:
         cascade = self.cascade
-        fitting, together = cascade.fit(view, whole)
+        fitting, together = cascade.fit(view, full_prediction)
         network = cascade.network_of(view)
         window = SlidingWindow(
             fitting, self.scan, self.priors, labels, network, cascade.device, together, self.on_progress
@@ -297,13 +297,13 @@ class _Run:
         sides = roi_expansion.open_sides(view.grid, self.scan.grid)
         estimator = UncertaintyEstimator(labels, view.region, sides, view.stage.labels_overlap)
         prediction = None
-        if whole:
+        if full_prediction:
             prediction = window.predict(estimator)
         else:
             window.fuse_into(self.fused, estimator)
         return _Pass(view, estimator.uncertainty(), estimator, prediction, window.record)
 
-    def _expanded(self, done: _Pass, labels: tuple[str, ...], whole: bool) -> _Pass:
+    def _expanded(self, done: _Pass, labels: tuple[str, ...], full_prediction: bool) -> _Pass:
         """The pass, repeated with a wider region where the region may have cut organs, if the recipe requests
         this."""
         wanted = self.cascade.recipe.roi_expansion
@@ -312,7 +312,7 @@ class _Run:
             return done
         view, first = roi_expansion.expanded(done.view, self.scan, done.estimator, cut), done.record
         del done  # the first prediction need not be held at the same time as the wider one
-        again = self._pass(view, labels, whole)
+        again = self._pass(view, labels, full_prediction)
         return replace(again, record=first.and_then(again.record, cut))
 
     def _assess(self, labels: tuple[str, ...], done: _Pass) -> None:
@@ -337,7 +337,7 @@ class _Run:
                 fusion.fuse(kind, self.fused, found, self.priors.get(ATLAS))
 
 
-def held_whole(stage: Stage, recipe: Recipe, keep: bool) -> bool:
+def keeps_full_prediction(stage: Stage, recipe: Recipe, keep: bool) -> bool:
     """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, fused together
     with others, or pasted if its region may still be widened, as other organs under what is pasted could not
     be restored; otherwise it is written to the label map slab by slab."""

@@ -28,11 +28,11 @@ from zoomseg.pipeline.argmax import (
     PROBABILITIES,
     LabelDecision,
     as_float32,
-    enter_argmax,
     max_on,
     plane_zeros,
     region_mask_on,
     set_where,
+    write_argmax,
 )
 from zoomseg.recipe.spec import FusionKind, Stage
 
@@ -67,7 +67,7 @@ class FusionInput:
         return cls(prediction.on_device_of(fused.labels), LabelDecision.of(stage, fused.grid))
 
 
-def enter_alone(stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> None:
+def write_stage_labels(stage: Stage, prediction: StagePrediction, fused: FusedLabelMap) -> None:
     """Set the label map inside the prediction's region to what the stage alone decides, regardless of its
     ``fusion``."""
     fuse("replace_in_roi", fused, [FusionInput.of(stage, prediction, fused)])
@@ -115,16 +115,16 @@ def fuse(
 def replace_in_roi(fused: FusedLabelMap, one: FusionInput) -> None:
     """Set the label map inside the prediction's region to its argmax, or to the last of overlapping labels
     that is likelier than background; outside, it is unchanged."""
-    _enter_whole(fused, one, pasted=False)
+    _write_prediction(fused, one, pasted=False)
 
 
 def paste(fused: FusedLabelMap, one: FusionInput) -> None:
     """Erase the prediction's labels from the whole label map, and write its foreground inside its region over
     the label map."""
-    _enter_whole(fused, one, pasted=True)
+    _write_prediction(fused, one, pasted=True)
 
 
-def _enter_whole(fused: FusedLabelMap, one: FusionInput, pasted: bool) -> None:
+def _write_prediction(fused: FusedLabelMap, one: FusionInput, pasted: bool) -> None:
     own = one.prediction
     slabs = SlabFusion(fused, own.grid, own.labels, own.region, one.how, pasted)
     slabs.add(logarithms(own.probabilities) if one.how.logs else own.probabilities)
@@ -209,17 +209,17 @@ class SlabFusion:
         if not box.empty:
             source = self._grid.crop(planes)
             if self._how.argmax_on == "stage_grid":
-                self._enter_nearest(probabilities, source, box)
+                self._write_nearest(probabilities, source, box)
             else:
                 grid, view = self._fused.grid.crop(box), self._fused.labels[box.slices]
-                enter_argmax(
+                write_argmax(
                     view, probabilities, source, grid, self._classes, self._region, self._how, self._pasted
                 )
 
-    def _enter_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
+    def _write_nearest(self, probabilities: Array, source: Grid, box: Box) -> None:
         decided = plane_zeros(source.shape, "uint8", probabilities)
         how = replace(self._how, kernels=LINEAR)  # nothing is interpolated
-        enter_argmax(decided, probabilities, source, source, self._classes, how=how)
+        write_argmax(decided, probabilities, source, source, self._classes, how=how)
         for block in blocks(box):
             grid, view = self._fused.grid.crop(block), self._fused.labels[block.slices]
             set_where(

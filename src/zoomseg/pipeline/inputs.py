@@ -46,7 +46,7 @@ MASKING_BYTES = 8
 """Memory for each voxel while the holes of a mask are filled: the mask, what is around it, and the number of
 the connected component to which each voxel belongs."""
 
-LEAST_SPREAD = 1e-8
+MIN_SPREAD = 1e-8
 """Divisor of intensities if all are equal, as in nnU-Net."""
 
 
@@ -159,7 +159,7 @@ def _row(spec: ChannelIntensity, channel: AnyNumpy, inside: Mask | None) -> tupl
             return _moments(channel, inside if spec.within == "nonzero" else None, spec)
         case MinMax():
             low, high = float(channel.min()), float(channel.max())
-            return low, high, low, 1 / max(high - low, LEAST_SPREAD)
+            return low, high, low, 1 / max(high - low, MIN_SPREAD)
         case Unchanged():
             return -math.inf, math.inf, 0.0, 1.0
 
@@ -238,7 +238,7 @@ def _moments_of_all(channel: AnyNumpy, inside: Mask | None) -> tuple[float, floa
         return 0.0, 0.0, 0.0, 1.0
     mean = total / count
     squares = sum(float(np.square(plane - mean).sum()) for plane in _planes(channel, inside))
-    return low, high, mean, 1 / max(math.sqrt(squares / count), LEAST_SPREAD)
+    return low, high, mean, 1 / max(math.sqrt(squares / count), MIN_SPREAD)
 
 
 def _planes(channel: AnyNumpy, inside: Mask | None) -> Iterator[npt.NDArray[np.float64]]:

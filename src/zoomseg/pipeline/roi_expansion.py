@@ -22,8 +22,8 @@ from zoomseg.recipe.spec import BoxAround, DilatedForeground, FixedShape, Probab
 
 MARGIN_MM = 20.0
 """Distance by which the region is expanded."""
-LEAST_VOXELS = 20
-LEAST_SHARE = 0.01
+MIN_VOXELS = 20
+MIN_SHARE = 0.01
 """Minimum share of an organ's voxels that must lie at the region's end: single ones lie there by chance."""
 
 BoxSides = tuple[tuple[bool, bool], ...]
@@ -38,9 +38,7 @@ def cut_organs(view: StageView, uncertainty: Mapping[str, Uncertainty]) -> tuple
     """The organs that the region may have cut; none unless another stage determined the region."""
     if not may_cut(view.stage):
         return ()
-    return tuple(
-        name for name, s in uncertainty.items() if s.at_end >= max(LEAST_VOXELS, LEAST_SHARE * s.voxels)
-    )
+    return tuple(name for name, s in uncertainty.items() if s.at_end >= max(MIN_VOXELS, MIN_SHARE * s.voxels))
 
 
 def expanded(

@@ -47,7 +47,7 @@ class OrganStatistics:
     """0.5th and 99.5th of the intensities inside it, of the first channel."""
     largest_part: float
     """Share of its voxels in its largest connected component, in the case where this is lowest."""
-    tone_spread: float | None = None
+    relative_brightness_sd: float | None = None
     """Standard deviation, over the cases, of its median intensity relative to the mean of all organs,
     measured from the scan's darkest voxel; None: fewer than two cases have it together with others."""
 
@@ -106,7 +106,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _OrganInCase:
     """One organ in one case."""
 
     volume_ml: float
@@ -120,16 +120,16 @@ class _Seen:
     """Median intensity, measured from the scan's darkest voxel."""
 
 
-def take(
+def compute_fingerprint(
     dataset: Dataset,
     ids: Sequence[str],
     on_progress: Callable[[int, int], None] | None = None,
-    look: Callable[[Case], None] | None = None,
+    on_case: Callable[[Case], None] | None = None,
 ) -> Fingerprint:
     """Read evenly spread training cases.
 
     Args:
-        look: called with each of them, so that no other function has to read it again.
+        on_case: called with each of them, so that no other function has to read it again.
 
     Raises:
         DatasetError: no voxel is labelled in any of them.
@@ -141,13 +141,13 @@ def take(
     extents: list[Vector3] = []
     foreground: list[npt.NDArray[np.float32]] = []
     annotated: list[frozenset[str]] = []
-    seen: list[dict[str, _Seen]] = []
+    seen: list[dict[str, _OrganInCase]] = []
     units: list[tuple[bool, ...]] = []
     for done, case in enumerate(cases_of(dataset, chosen)):
         if on_progress is not None:
             on_progress(done, len(chosen))
-        if look is not None:
-            look(case)
+        if on_case is not None:
+            on_case(case)
         grid = Orientation.to_canonical(case.image.grid).grid(case.image.grid)
         spacings.append(grid.spacing_mm)
         extents.append(grid.extent_mm)
@@ -279,7 +279,7 @@ def _present(case: Case) -> frozenset[str]:
     return seen if case.annotated is None else seen & case.annotated
 
 
-def _organs_in(case: Case) -> dict[str, _Seen]:
+def _organs_in(case: Case) -> dict[str, _OrganInCase]:
     """The annotated organs present in a case, measured."""
     if case.labels is None:
         return {}
@@ -287,7 +287,7 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
     labels, image = case.labels.reoriented(canonical), case.image.reoriented(canonical).data[0]
     classes, spacing = labels.data, np.array(labels.grid.spacing_mm)
     darkest = float(image.min())
-    found: dict[str, _Seen] = {}
+    found: dict[str, _OrganInCase] = {}
     names = labels.schema.names
     numbers = [n for n, name in enumerate(names, start=1) if case.annotated is None or name in case.annotated]
     for number, box in class_boxes(classes, numbers).items():
@@ -296,7 +296,7 @@ def _organs_in(case: Case) -> dict[str, _Seen]:
         voxels = int(np.count_nonzero(inside))
         intensities = image[box.slices][inside]
         across = np.average(np.arange(low[0], high[0]) + 0.5, weights=inside.sum(axis=(1, 2)))
-        found[names[number - 1]] = _Seen(
+        found[names[number - 1]] = _OrganInCase(
             voxels * labels.grid.voxel_volume_ml,
             as_vector((high - low) * spacing),
             as_vector((low + high) / 2 / np.array(classes.shape)),
@@ -314,7 +314,7 @@ def _tails(intensities: npt.NDArray[np.number]) -> tuple[float, float]:
 
 
 def _organs(
-    names: Sequence[str], annotated: Sequence[frozenset[str]], seen: Sequence[dict[str, _Seen]]
+    names: Sequence[str], annotated: Sequence[frozenset[str]], seen: Sequence[dict[str, _OrganInCase]]
 ) -> Iterator[OrganStatistics]:
     tones = [_tones(case) for case in seen]
     for name in names:
@@ -334,13 +334,13 @@ def _organs(
             )
 
 
-def _tones(case: dict[str, _Seen]) -> dict[str, float]:
+def _tones(case: dict[str, _OrganInCase]) -> dict[str, float]:
     """Every organ's brightness relative to the mean of all; empty if there is only one."""
     mean = float(np.mean([one.brightness for one in case.values()])) if len(case) > 1 else 0.0
     return {name: one.brightness / mean for name, one in case.items()} if mean > 0 else {}
 
 
-def _side_by_side(names: Sequence[str], seen: Sequence[dict[str, _Seen]]) -> SideBySide | None:
+def _side_by_side(names: Sequence[str], seen: Sequence[dict[str, _OrganInCase]]) -> SideBySide | None:
     found = []
     for one, other in combinations(names, 2):
         apart = [case[one].right_mm - case[other].right_mm for case in seen if one in case and other in case]

@@ -16,7 +16,7 @@ from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.memory import spoken
+from zoomseg.core.memory import format_bytes
 from zoomseg.networks import build as networks
 from zoomseg.planning.fingerprint import as_index
 from zoomseg.planning.rationale import AXES, Reason, count, times
@@ -217,7 +217,7 @@ def require_room(stage: specs.Stage, channels: int, classes: int, device: Device
         training = stage.training
         raise RecipeError(
             f"stage '{stage.name}': a training step of {training.batch} patches of {times(training.patch)} "
-            f"voxels would need about {spoken(needed)}, {device.name} has {spoken(there)}; "
+            f"voxels would need about {format_bytes(needed)}, {device.name} has {format_bytes(there)}; "
             "use a smaller batch or patch, fewer channels, or another device"
         )
 

@@ -18,7 +18,7 @@ SMALL_VOXELS = 1000
 """An organ with fewer voxels on the grid of the single region is small: ten voxels per side."""
 FAR_SHARE = 0.25
 """Groups are far apart if their boxes together take at most this share of a scan."""
-MOST_GROUPS = 6
+MAX_GROUPS = 6
 """Each group has a network of its own, and these share the time of the training."""
 
 
@@ -72,12 +72,12 @@ def why_not(
 ) -> str | None:
     """The reason why a single region is better than a box per group; None if it is not."""
     if len(data.organs) < len(schema.names):
-        return "some organs were not seen, so their position is unknown"
+        return "some organs were not found, so their position is unknown"
     if len(groups) < 2:
         return "no organ lies far from all others"
-    if len(groups) > MOST_GROUPS:
+    if len(groups) > MAX_GROUPS:
         return (
-            f"{len(groups)} groups of organs lie apart, and at most {MOST_GROUPS} get a network each: more "
+            f"{len(groups)} groups of organs lie apart, and at most {MAX_GROUPS} get a network each: more "
             "would be trained too briefly"
         )
     share = sum(math.prod(group.extent_mm) for group in groups) / math.prod(data.extent_mm)

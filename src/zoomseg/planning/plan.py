@@ -22,7 +22,7 @@ from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.memory import UNITS, spoken
+from zoomseg.core.memory import UNITS, format_bytes
 from zoomseg.core.tiling import starts
 from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.planning.network_sizes import Cost, costs_of, step_bytes
@@ -42,24 +42,24 @@ from zoomseg.planning.stage_plans import (
 from zoomseg.planning.training_length import TrainingLength
 from zoomseg.recipe import spec as specs
 
-LOOKS = 100
+MEDIAN_SCAN_PASSES = 100
 """Number of times that all training patches together should show the median scan's voxels on the fine grid; a
 short training gets a coarser grid. In CHAOS, 125 times was better than 31 on a finer grid, in BTCV 70 times
 better than 200 on a coarser one (benchmarks/results/2026-11-21-ablation.md)."""
-LEAST_FINE_FACTOR = 6
+MIN_FINE_FACTOR = 6
 """Minimum ratio of the fine grid's voxels to the coarse one's, however short the training is."""
 MEMORY_SHARE = 0.4
 """Share of the device's memory for ``step_bytes``. A complete training process was measured at 2.4 times
 that: intermediate gradients, the loss, the framework, data."""
-SHRINK = 0.8
+SHRINK_FACTOR = 0.8
 """Factor on all voxel budgets, applied as often as needed to fit."""
 INNER_FACTOR = 3
 """A window this many times as wide as the middle organ's intensities gets more contrast for these."""
-ONE_PIECE = 0.95
+MIN_LARGEST_COMPONENT = 0.95
 """An organ is in one piece if the largest connected component has at least this share in every case."""
 ONE_PIECE_CASES = 5
 """Minimum number of cases for judging an organ's parts."""
-STOUT = 0.1
+MIN_BOX_FILL = 0.1
 """Minimum share of its bounding box that an organ fills: thinner ones (the portal vein fills 3 %, the
 pancreas 9 %) break in two if they are delineated imprecisely, and their parts are not islands."""
 MANY_TILES = 1000
@@ -204,7 +204,7 @@ def _fitting_memory(
     recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema, device: Device, layout: Layout
 ) -> _Chosen:
     """The stages with the largest patches for which a training step fits the device."""
-    larger = recipe.gpu_patch_factor if device.place.type == "cuda" and layout is not one_stage else 1
+    larger = recipe.gpu_patch_factor if device.torch_device.type == "cuda" and layout is not one_stage else 1
     recipe = recipe.model_copy(update={"fine_patch_voxels": recipe.fine_patch_voxels * larger})
     available = MEMORY_SHARE * _memory(device)
     shrinkings = 0
@@ -214,11 +214,11 @@ def _fitting_memory(
         needed = step_bytes(costs)
         if needed <= available:
             return _Chosen(drafts, tuple(costs), _why_memory(needed, device, larger, shrinkings))
-        if SHRINK * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
+        if SHRINK_FACTOR * recipe.fine_patch_voxels < SMALLEST_PATCH_VOXELS:
             raise RecipeError(
-                f"a training step of recipe '{recipe.name}' needs {spoken(needed)} even with patches of "
-                f"{recipe.fine_patch_voxels} voxels; {device.name} has {spoken(available)} to spare; "
-                "use a device with more memory, or a recipe with a smaller batch or fewer channels"
+                f"a training step of recipe '{recipe.name}' needs {format_bytes(needed)} even with patches "
+                f"of {recipe.fine_patch_voxels} voxels; {device.name} has {format_bytes(available)} "
+                "to spare; use a device with more memory, or a recipe with a smaller batch or fewer channels"
             )
         recipe = _shrunk(recipe)
         shrinkings += 1
@@ -231,13 +231,13 @@ def _affordable(
     steps, why_steps = _steps(recipe, chosen.costs, device, length)
     fine = chosen.drafts[-1].stage.training
     shown = steps * fine.batch * math.prod(fine.patch)
-    least = min(recipe.fine_voxels, LEAST_FINE_FACTOR * recipe.coarse_voxels)
-    voxels = min(recipe.fine_voxels, max(least, round(shown / LOOKS)))
-    looks = f"{why_steps} show the network {count(shown)} voxels, {LOOKS} times"
+    least = min(recipe.fine_voxels, MIN_FINE_FACTOR * recipe.coarse_voxels)
+    voxels = min(recipe.fine_voxels, max(least, round(shown / MEDIAN_SCAN_PASSES)))
+    looks = f"{why_steps} show the network {count(shown)} voxels, {MEDIAN_SCAN_PASSES} times"
     if voxels == recipe.fine_voxels:
         why = f"the recipe's; {looks} a median scan or more"
     elif voxels == least:
-        why = f"{LEAST_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
+        why = f"{MIN_FINE_FACTOR} times the coarse grid's, the least; {looks} less than that"
     else:
         why = f"of the recipe's {count(recipe.fine_voxels)}: {looks} so many; more time allows more detail"
     changed = recipe.model_copy(update={"fine_voxels": voxels})
@@ -261,8 +261,8 @@ def _steps(
 def _shrunk(recipe: specs.PlannedRecipe) -> specs.PlannedRecipe:
     """Smaller patches, and a coarse grid that the smaller coarse patch still covers completely."""
     smaller = {
-        "fine_patch_voxels": round(SHRINK * recipe.fine_patch_voxels),
-        "coarse_voxels": round(SHRINK * recipe.coarse_voxels),
+        "fine_patch_voxels": round(SHRINK_FACTOR * recipe.fine_patch_voxels),
+        "coarse_voxels": round(SHRINK_FACTOR * recipe.coarse_voxels),
     }
     return recipe.model_copy(update=smaller)
 
@@ -273,16 +273,18 @@ def _memory(device: Device) -> int:
 
 
 def _why_memory(needed: int, device: Device, larger: int, shrinkings: int) -> Reason:
-    reserved = "" if device.room_for_data == 0 else f", training data's {spoken(device.room_for_data)} aside"
+    reserved = (
+        "" if device.room_for_data == 0 else f", training data's {format_bytes(device.room_for_data)} aside"
+    )
     why = (
-        f"of the {spoken(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
-        f"{spoken(_memory(device))}{reserved}) that {device.name} may spare for it"
+        f"of the {format_bytes(MEMORY_SHARE * _memory(device))} ({MEMORY_SHARE:.0%} of "
+        f"{format_bytes(_memory(device))}{reserved}) that {device.name} may spare for it"
     )
     if larger > 1:
         why += f"; on a GPU, fine patches may be {larger} times as large as on a CPU"
     if shrinkings:
-        why += f"; to fit, patches and the coarse grid were made smaller by {SHRINK:g}, {shrinkings} times"
-    return Reason("memory of a step", spoken(needed), why)
+        why += f"; to fit, patches and the coarse grid were reduced by {SHRINK_FACTOR:g}, {shrinkings} times"
+    return Reason("memory of a step", format_bytes(needed), why)
 
 
 def _why_network(recipe: specs.PlannedRecipe, stage: specs.Stage, cost: Cost) -> Reason:
@@ -330,23 +332,29 @@ def _usual(data: Fingerprint, window: specs.Window) -> tuple[float, float] | Non
 
 def _islands(data: Fingerprint) -> tuple[specs.Islands | None, Reason]:
     """Islands are removed from organs that have none in the data."""
-    whole = [organ.name for organ in data.organs if _is_whole(organ)]
+    whole = [organ.name for organ in data.organs if _is_connected(organ)]
     if not whole:
-        why = f"no organ is stout, and in one piece in every case, of {ONE_PIECE_CASES} or more that have it"
+        why = (
+            f"no organ is connected, and fills its bounding box, in each of at least {ONE_PIECE_CASES} cases"
+        )
         return None, Reason("islands", "kept", why)
     found = specs.Islands(labels=tuple(whole))
     others = [organ.name for organ in data.organs if organ.name not in whole]
-    why = f"one connected part holds {ONE_PIECE:.0%} of it, or more, in every case, and it fills {STOUT:.0%} "
-    why += "of its box, or more"
+    why = f"in every case, the largest component is at least {MIN_LARGEST_COMPONENT:.0%} of the organ, "
+    why += f"which fills at least {MIN_BOX_FILL:.0%} of its bounding box"
     why += f"; not so {', '.join(others)}" if others else ""
-    value = f"parts under {found.below:.0%} of the largest go, of {', '.join(whole)}"
+    value = f"components below {found.below:.0%} of the largest are removed, of {', '.join(whole)}"
     return found, Reason("islands", value, why)
 
 
-def _is_whole(organ: OrganStatistics) -> bool:
+def _is_connected(organ: OrganStatistics) -> bool:
     """Whether a second part of the organ would be an error."""
     filled = 1000 * organ.volume_ml / math.prod(organ.extent_mm)
-    return filled >= STOUT and organ.largest_part >= ONE_PIECE and organ.cases >= ONE_PIECE_CASES
+    return (
+        filled >= MIN_BOX_FILL
+        and organ.largest_part >= MIN_LARGEST_COMPONENT
+        and organ.cases >= ONE_PIECE_CASES
+    )
 
 
 def _why_length(recipe: specs.PlannedRecipe, length: TrainingLength | None) -> Reason:

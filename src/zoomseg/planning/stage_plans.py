@@ -103,7 +103,7 @@ def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSch
     mm = spacing_for(data, recipe.fine_voxels)
     likely = recipe.region_threshold
     found = "finds" if likely is None else f"gives a probability over {likely:g}"
-    look = _Look(
+    given = _FineStageInput(
         "fine",
         _in_voxels(data.largest_shape, data.spacing_mm, mm),
         mm,
@@ -111,7 +111,7 @@ def _fine_stage(recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSch
         f"{recipe.region_margin_mm:g} mm around all that the coarse stage {found}",
         _why_spacing("fine", data, mm, recipe.fine_voxels),
     )
-    return _closer(look, recipe, data, schema)
+    return _plan_fine_stage(given, recipe, data, schema)
 
 
 def boxes(
@@ -122,7 +122,7 @@ def boxes(
     why = f"so that all {len(groups)} boxes have {count(recipe.fine_voxels)} voxels, or the data's own"
     fine = []
     for n, group in enumerate(groups, start=1):
-        look = _Look(
+        given = _FineStageInput(
             f"fine-{n}",
             as_index(np.maximum(1, np.ceil(np.array(group.extent_mm) / mm))),
             mm,
@@ -131,12 +131,12 @@ def boxes(
             Reason(f"fine-{n} spacing", millimetres(mm), why),
             group.organs,
         )
-        fine.append(_closer(look, recipe, data, schema))
+        fine.append(_plan_fine_stage(given, recipe, data, schema))
     return _coarse_stage(recipe, data, schema), *fine
 
 
 @dataclass(frozen=True)
-class _Look:
+class _FineStageInput:
     """The region of a fine stage, its spacing, and the reasons."""
 
     name: str
@@ -150,25 +150,29 @@ class _Look:
     labels: tuple[str, ...] | Literal["all"] = "all"
 
 
-def _closer(look: _Look, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema) -> StagePlan:
-    name = look.name
-    fit = size_network(name, look.shape, look.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
+def _plan_fine_stage(
+    given: _FineStageInput, recipe: specs.PlannedRecipe, data: Fingerprint, schema: LabelSchema
+) -> StagePlan:
+    name = given.name
+    fit = size_network(name, given.shape, given.mm, recipe.fine_patch_voxels, recipe.base_channels[1], recipe)
     # Its patches contain its own labels, and all others as the coarse prediction.
-    shown = (schema,) if look.labels == "all" else (schema, LabelSchema.consecutive(look.labels))
+    shown = (schema,) if given.labels == "all" else (schema, LabelSchema.consecutive(given.labels))
     training, why_shift = _training(name, recipe, data, fit.patch, recipe.batch, *shown)
     stage = specs.Stage(
         name=name,
-        labels=look.labels,
-        roi=look.roi,
-        grid=specs.FixedSpacing(mm=look.mm, tile=fit.patch, overlap=0.25),
+        labels=given.labels,
+        roi=given.roi,
+        grid=specs.FixedSpacing(mm=given.mm, tile=fit.patch, overlap=0.25),
         inputs=(specs.ImageInput(), specs.PriorInput(of="coarse")),
         network=fit.network,
         training=training,
     )
     why = "the recipe's margin: room for what the coarse stage cuts off"
-    region = Reason(f"{name} region", look.region, why)
+    region = Reason(f"{name} region", given.region, why)
     return StagePlan(
-        stage, look.mm, (region, look.why_spacing, *fit.reasons, _why_batch(name, recipe), why_shift)
+        stage,
+        given.mm,
+        (region, given.why_spacing, *fit.reasons, _why_batch(name, recipe), why_shift),
     )
 
 
@@ -281,24 +285,28 @@ OTHER_CONTRAST = Contrast(
     0.7,
     "not CT: coils, sequences and disease make an organ several times as bright in one scan as in another",
 )
-TONE_CASES = 30
+MIN_BRIGHTNESS_CASES = 30
 """Number of cases needed to estimate the variation of an organ's brightness; fewer do not represent the next
 one."""
-TONE_SPREADS = 3
+BRIGHTNESS_SDS = 3
 """An organ's brightness is changed by this many standard deviations of the data."""
 
 
 def contrast(data: Fingerprint) -> Contrast:
     if data.is_ct:
         return CT_CONTRAST
-    shown = [o.tone_spread for o in data.organs if o.tone_spread is not None and o.cases >= TONE_CASES]
+    shown = [
+        o.relative_brightness_sd
+        for o in data.organs
+        if o.relative_brightness_sd is not None and o.cases >= MIN_BRIGHTNESS_CASES
+    ]
     if not shown or len(shown) < len(data.organs):
         return OTHER_CONTRAST
-    strength = round(TONE_SPREADS * max(shown), 2)
+    strength = round(BRIGHTNESS_SDS * max(shown), 2)
     if strength >= OTHER_CONTRAST.organ_brightness:
         return OTHER_CONTRAST
     why = f"not CT, but no organ's brightness relative to the others' differs by more than {max(shown):.0%} "
-    why += f"(standard deviation over cases): {TONE_SPREADS} times that"
+    why += f"(standard deviation over cases): {BRIGHTNESS_SDS} times that"
     return replace(OTHER_CONTRAST, organ_brightness=strength, why=why)
 
 
@@ -334,7 +342,7 @@ def _may_have_sides(schema: LabelSchema) -> str | None:
     """The reason why names do not show whether labels have a side."""
     if schema.doubtful:
         one, other = schema.doubtful[0]
-        return f"'{one}' and '{other}' may be the left and the right one; names with these words would tell"
+        return f"'{one}' and '{other}' may be the left and the right one; use left and right in their names"
     if schema.unnamed:
         return f"'{schema.unnamed[0]}' names no organ, so it may be a left or a right one"
     return None

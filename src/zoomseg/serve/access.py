@@ -39,7 +39,7 @@ address parsers raise errors on some other forms."""
 WRONG_TOKEN_SECONDS = 1.0
 """Interval between the responses to two wrong tokens."""
 
-MOST_WRONG_TOKENS = 60
+MAX_WRONG_TOKENS = 60
 """Maximum number waiting for their responses."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -119,8 +119,8 @@ class Guard:
         """The response in its turn; or a different one, if too many wait."""
         now = time.monotonic()
         turn = max(now, self._next_wrong) + WRONG_TOKEN_SECONDS
-        if turn - now > MOST_WRONG_TOKENS * WRONG_TOKEN_SECONDS:
-            return 429, "too many wrong tokens", {"retry-after": str(MOST_WRONG_TOKENS)}
+        if turn - now > MAX_WRONG_TOKENS * WRONG_TOKEN_SECONDS:
+            return 429, "too many wrong tokens", {"retry-after": str(MAX_WRONG_TOKENS)}
         self._next_wrong = turn
         await sleep(turn - now)
         return refusal

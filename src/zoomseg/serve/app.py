@@ -59,7 +59,7 @@ class ResultKind:
 
 RESULTS = (
     ResultKind("labels.nii.gz", "application/gzip", "The label map, on the scan's own grid."),
-    ResultKind("corrected.nii.gz", "application/gzip", "The label map as somebody corrected it."),
+    ResultKind("corrected.nii.gz", "application/gzip", "The label map as corrected by a user."),
     ResultKind("scan.nii.gz", "application/gzip", "The scan, as NIfTI."),
     ResultKind("seg.nrrd", "application/octet-stream", "The same for 3D Slicer, with names and colours."),
     ResultKind("summary.csv", "text/csv", "Volume, intensity, confidence and flags of every organ."),
@@ -272,7 +272,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     )
     async def create(
         request: Request,
-        name: Annotated[str, Query(max_length=1000, description="File name; its ending says the format.")],
+        name: Annotated[str, Query(max_length=1000, description="File name; its suffix is the format.")],
         model: Annotated[str | None, Query(description="A name of /models; the first if left out.")] = None,
     ) -> JobView:
         """Segment a scan. The body is the file itself: NIfTI, NRRD, MHA, or a zip of a DICOM series."""

@@ -13,7 +13,7 @@ from zoomseg.serve.background import ran
 from zoomseg.serve.job_queue import J, State, Step
 from zoomseg.serve.worker import Task, TaskFailure, Worker, WorkerDiedError, unexpected
 
-LOOK_EVERY_SECONDS = 0.5
+POLL_INTERVAL_SECONDS = 0.5
 """Interval at which an idle runner, or one whose disk failed, tries again."""
 
 CANNOT_START = (
@@ -86,10 +86,10 @@ class Runner(Generic[J]):
                 self._started()
         while not self._stopping.is_set():
             if not ran(self._do_next, _report):
-                self._stopping.wait(LOOK_EVERY_SECONDS)
+                self._stopping.wait(POLL_INTERVAL_SECONDS)
 
     def _do_next(self) -> None:
-        job = self._jobs.take(LOOK_EVERY_SECONDS, self._stopping.is_set)
+        job = self._jobs.take(POLL_INTERVAL_SECONDS, self._stopping.is_set)
         if job is None:
             return
         try:
@@ -111,7 +111,7 @@ class Runner(Generic[J]):
             worker = self._started()
         failure = TaskFailure(CANNOT_START) if worker is None else self._failure(worker, job)
         while not self._settled(job, failure):
-            self._stopping.wait(LOOK_EVERY_SECONDS)
+            self._stopping.wait(POLL_INTERVAL_SECONDS)
 
     def _settled(self, job: J, failure: TaskFailure | None) -> bool:
         """Whether a job is settled, or left to the next server; False if the disk refuses it."""

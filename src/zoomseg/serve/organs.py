@@ -14,7 +14,7 @@ from zoomseg.anatomy.colours import RGB, organ_colour
 from zoomseg.core.errors import DatasetError, ScanError
 from zoomseg.core.labels import LabelSchema
 from zoomseg.datasets.layouts import labelling_beside, read_json, read_labelling, read_labels_by_case
-from zoomseg.io.files import RUN_ACCOUNT, SUMMARY
+from zoomseg.io.files import RUN_JSON, SUMMARY
 from zoomseg.io.scans import read_label_values
 from zoomseg.io.tables import csv_text, read_rows
 
@@ -47,9 +47,9 @@ def schema_of_result(out: Path) -> LabelSchema:
     Raises:
         DatasetError: its ``run.json`` is not there, damaged, or names none.
     """
-    found = read_labelling(out / RUN_ACCOUNT)
+    found = read_labelling(out / RUN_JSON)
     if found is None:
-        raise DatasetError(f"{out / RUN_ACCOUNT} names no labels")
+        raise DatasetError(f"{out / RUN_JSON} names no labels")
     return found[0]
 
 
@@ -74,7 +74,7 @@ def organs_of_corrected(labels: Path, schema: LabelSchema) -> list[Organ]:
 def notes_of_result(out: Path, case: str) -> list[str]:
     """What the user should know about a case in a folder that `zoomseg predict` wrote: the notes of the
     folder and of the case."""
-    run = read_json(out / RUN_ACCOUNT)
+    run = read_json(out / RUN_JSON)
     cases = run.get("cases")
     own = cases.get(case) if isinstance(cases, dict) else None
     found = [run.get("notes"), own.get("notes") if isinstance(own, dict) else None]
@@ -124,7 +124,7 @@ def _unnamed(value: int) -> Organ:
 
 def _named(labels: Path, case: str, rows: Mapping[str, Mapping[str, str]]) -> list[Organ]:
     folder = labels.resolve().parent
-    run = folder / RUN_ACCOUNT
+    run = folder / RUN_JSON
     other = read_labels_by_case(run).get(case) if run.is_file() else None
     if other is not None:
         return _organs(other, rows)

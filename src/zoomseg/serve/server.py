@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zoomseg.core.errors import ZoomSegError
-from zoomseg.core.interrupts import InterruptedWorkError, asked
+from zoomseg.core.interrupts import InterruptedWorkError, on_interrupt
 from zoomseg.io import bundle
 from zoomseg.serve.access import App, access, needs_token
 from zoomseg.serve.app import ModelView, Service, create_app
@@ -28,7 +28,7 @@ TOKEN_VARIABLE = "ZOOMSEG_TOKEN"
 MIN_TOKEN = 16
 """Minimum number of characters; shorter tokens can be guessed."""
 
-STOPPING = "stopping; a scan that is being segmented is given up, those that wait stay"
+STOPPING = "stopping; the current scan is interrupted; waiting scans are kept"
 STOPPED = "stopped; scans that wait are segmented after the next start"
 HEAD_SECONDS = 30.0
 """Maximum time that a connection may be open without a complete head of a request."""
@@ -170,7 +170,7 @@ def run(app: App, sock: socket.socket, stopping: str, stopped: str) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    with asked(stopping, stop):
+    with on_interrupt(stopping, stop):
         server.run([sock])
     if server.should_exit:
         raise InterruptedWorkError(stopped)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from zoomseg.core.errors import ScanError, ZoomSegError
-from zoomseg.core.memory import spoken
+from zoomseg.core.memory import format_bytes
 from zoomseg.io.files import parse_json, writing
 
 PIECE_BYTES = 4 * 1024**2
@@ -25,7 +25,7 @@ PIECE_BYTES = 4 * 1024**2
 SILENT_SECONDS = 30.0
 """Maximum time for which a client may send nothing."""
 
-LEAST_BYTES_PER_SECOND = 1000
+MIN_BYTES_PER_SECOND = 1000
 """Minimum average rate of an upload, after ``SILENT_SECONDS``: clients that send single bytes from time to
 time are ended, too."""
 
@@ -91,7 +91,7 @@ async def receive_json(request: Request, limit: int) -> Any:
         async for piece in _in_time(request.stream()):
             content += piece
             if len(content) > limit:
-                raise TooLargeError(f"larger than {spoken(limit)}, the most that is taken here")
+                raise TooLargeError(f"larger than {format_bytes(limit)}, the most that is taken here")
         return parse_json(bytes(content))
     except ClientDisconnect as error:
         raise HTTPException(400, "the request was broken off") from error
@@ -123,7 +123,7 @@ async def _in_time(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The pieces of the body, as long as they arrive in time."""
     began, received = time.monotonic(), 0
     while True:
-        left = began + SILENT_SECONDS + received / LEAST_BYTES_PER_SECOND - time.monotonic()
+        left = began + SILENT_SECONDS + received / MIN_BYTES_PER_SECOND - time.monotonic()
         try:
             with fail_after(max(0.0, min(SILENT_SECONDS, left))):
                 piece = await anext(pieces)
@@ -137,4 +137,6 @@ async def _in_time(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _too_large(limit: int) -> TooLargeError:
-    return TooLargeError(f"larger than {spoken(limit)}, the most that this server takes; see --max-upload")
+    return TooLargeError(
+        f"larger than {format_bytes(limit)}, the most that this server takes; see --max-upload"
+    )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from zoomseg.io.scans import ScanInput
     from zoomseg.pipeline.sliding_window import TileProgress
 
-TELL_EVERY_SECONDS = 0.1
+PROGRESS_INTERVAL_SECONDS = 0.1
 _PATH = re.compile(r"(?<![\w.:/])/[^\s:;,'\")]+/[^\s:;,'\")]*")
 """An absolute path of several folders."""
 
@@ -142,7 +142,7 @@ class ProcessWorker:
 def _how_it_ended(code: int | None) -> str:
     if code == -signal.SIGKILL:
         # The process does not know by whom.
-        return "the process that segments was killed: by the system, if memory ran out, or by somebody"
+        return "the process that segments was killed: by the system (memory exhausted) or by a user"
     how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
     return f"the process that segments ended {how}; see the server's output"
 
@@ -197,7 +197,7 @@ def _teller(pipe: Connection) -> Callable[[Step], None]:
 
     def tell(step: Step) -> None:
         now = time.monotonic()
-        if step.done >= step.total or now - last[0] > TELL_EVERY_SECONDS:
+        if step.done >= step.total or now - last[0] > PROGRESS_INTERVAL_SECONDS:
             last[0] = now
             _send(pipe, {"step": asdict(step)})
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zoomseg.core.labels import LabelSchema
-from zoomseg.evaluation.comparison import LEAST_PAIRS, MEAN, differences, equals, paired, signed_rank
+from zoomseg.evaluation.comparison import MEAN, MIN_PAIRS, differences, equals, paired, signed_rank
 from zoomseg.evaluation.figures import dice_by_organ
 from zoomseg.evaluation.result import CaseResult, Evaluation, mean
 from zoomseg.inference.html_page import number, p_value
@@ -20,9 +20,9 @@ from zoomseg.study.ablations import Ablation, Published, TableRow, find_organ
 from zoomseg.study.report_page import Plot, Sheet, StudyReport, html, markdown
 from zoomseg.study.steps import Steps
 
-LEAST_CASES = 5
+MIN_CASES = 5
 """Minimum number of cases for a verdict on the paper's order."""
-LEAST_SHARE_OF_STEPS = 0.1
+MIN_SHARE_OF_STEPS = 0.1
 """Minimum share of the paper's steps for a verdict."""
 SHOWN_DIGITS = 3
 """Decimals of Dice and NSD, as in the papers."""
@@ -243,11 +243,11 @@ def _no_verdict(a: RowResult, b: RowResult, schema: LabelSchema) -> str | None:
     if not _shared(a, schema):
         return "no organ of the paper's is here"
     fewest = min(len(r.evaluation.cases) for r in (a, b))
-    if fewest < LEAST_CASES:
+    if fewest < MIN_CASES:
         return f"{fewest} case{'s' if fewest > 1 else ''}"
     for result in (a, b):
         steps = sum(result.steps.values())
-        if result.paper_steps is not None and steps < LEAST_SHARE_OF_STEPS * result.paper_steps:
+        if result.paper_steps is not None and steps < MIN_SHARE_OF_STEPS * result.paper_steps:
             return f"{steps} of the paper's {result.paper_steps} steps"
     return None
 
@@ -401,9 +401,9 @@ def _notes(study: Ablation, results: Sequence[RowResult], table: Sequence[Line])
         f"The paper's numbers: {_source(study, results)}. {study.note}".strip(),
         *([f"Organs matched by meaning: {beside}."] if beside else []),
         "An order of rows is judged over the organs that the paper has, too; not where there is none, for "
-        f"fewer than {LEAST_CASES} cases, or for less than a tenth of the paper's steps.",
+        f"fewer than {MIN_CASES} cases, or for less than a tenth of the paper's steps.",
         f"p: two-sided Wilcoxon signed-rank test of the cases' mean Dice, paired by case, against the row "
-        f"above and against '{study.baseline}'; none for fewer than {LEAST_PAIRS} cases. By organ: in "
+        f"above and against '{study.baseline}'; none for fewer than {MIN_PAIRS} cases. By organ: in "
         "table.csv.",
         f"Means are over organs of the organs' means over cases; SD, median, minimum and maximum of the mean "
         "are of the cases' means; the papers' are means of the organs' and stand beside none. "

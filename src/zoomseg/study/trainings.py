@@ -386,7 +386,7 @@ def _unseen(
     if settings.test is None:
         return dataset.subset(listed) if listed and isinstance(study, Ablation) else None
     if isinstance(study, RegionCurve):
-        raise TrainingError(f"study '{study.name}' looks at training and held-out cases; omit --test")
+        raise TrainingError(f"study '{study.name}' evaluates training and held-out cases; omit --test")
     if listed:
         raise DatasetError("the split file has a test list; omit it or --test")
     if settings.test.resolve() == dataset.root.resolve():

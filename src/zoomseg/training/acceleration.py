@@ -117,7 +117,7 @@ class Acceleration:
             TrainingError: fewer than two could be used, or the model found nothing.
             OutputError: labels cannot be written, or another process works there.
         """
-        with record.alone(self.out):
+        with record.locked_folder(self.out):
             done = self._found()
             known = set(done) if self._begun else {case for case, found in done.items() if found is not None}
             todo = [scan for scan in scans_in(self.scans) if scan.id not in known]
@@ -167,13 +167,14 @@ class Acceleration:
     def _tell(self, observer: TrainingObserver) -> None:
         if not self.organs:
             raise TrainingError(
-                f"the model found nothing in the {len(self.split.train)} scans that would be learned from; "
+                f"the model found nothing in the {len(self.split.train)} training scans; "
                 "give scans that show its organs"
             )
         missing = [name for name in self.schema.names if name not in self.organs]
         if missing:
             observer.message(
-                f"in no scan that is learned from, and so not looked for by themselves: {listed(missing)}"
+                "found in no training scan, and therefore not predicted by the coarse stage: "
+                f"{listed(missing)}"
             )
 
     @cached_property
@@ -248,7 +249,7 @@ class Acceleration:
         recipe, model = planned.recipe, self.bundles[0].recipe
         if len(recipe.stages) == 1:
             raise TrainingError(
-                "the scans are so small that a coarse look would cost as much as the model's own; use the "
+                "the scans are so small that a coarse stage would take as long as the model itself; use the "
                 "model as it is"
             )
         stage = recipe.stages[0].model_copy(update={"name": REGION})
@@ -368,7 +369,7 @@ def begin(
         ScanError: there are no scans.
         OutputError: ``out`` cannot be written, or another process works there.
     """
-    record.require_free(out)
+    record.require_new_folder(out)
     found = scans_in(scans)
     if len(found) < 2:
         raise DatasetError(
@@ -391,7 +392,7 @@ def begin(
         scans=str(scans.resolve()),
         small=small,
     )
-    with record.alone_in_free(out):
+    with record.locked_new_folder(out):
         record.write(asked, out / record.ACCELERATION)
     return run
 
@@ -409,7 +410,7 @@ def _check_slow(name: str, recipe: Recipe) -> None:
         )
     if not _everywhere(recipe):
         raise ModelError(
-            f"{name} has no stage that looks at all of a scan, so no region would save anything; "
+            f"{name} has no stage whose region is the whole scan, so no region would save anything; "
             "--small trains a smaller model"
         )
 

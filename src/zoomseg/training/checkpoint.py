@@ -31,10 +31,10 @@ _NEVER_NEGATIVE = (_STEP, "exp_avg_sq")
 """Those that cannot be negative: counts, and means of squares."""
 
 
-MOST_SECONDS = 1e10
+MAX_SECONDS = 1e10
 """Three hundred years."""
 
-Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def save(
     path: Path,
     progress: TrainingProgress,
     modules: Mapping[str, nn.Module],
-    averaged: Mapping[str, Mapping[str, Tensor]],
+    ema_weights: Mapping[str, Mapping[str, Tensor]],
     optimiser: torch.optim.Optimizer,
 ) -> None:
     """Write everything that a resumed run needs to continue exactly as without interruption.
@@ -71,7 +71,7 @@ def save(
     for stage, module in modules.items():
         for key, value in module.state_dict().items():
             tensors[f"last/{stage}/{key}"] = value
-    for stage, state in averaged.items():
+    for stage, state in ema_weights.items():
         for key, value in state.items():
             tensors[f"averaged/{stage}/{key}"] = value
     for index, state in optimiser.state_dict()["state"].items():
@@ -107,7 +107,7 @@ def read_progress(path: Path) -> TrainingProgress:
 def restore(
     path: Path,
     modules: Mapping[str, nn.Module],
-    averaged: Mapping[str, dict[str, Tensor]],
+    ema_weights: Mapping[str, dict[str, Tensor]],
     optimiser: torch.optim.Optimizer,
 ) -> None:
     """Load a state into existing objects, in place.
@@ -122,7 +122,7 @@ def restore(
             raise ValueError(f"{wrong} is not finite")
         for stage, module in modules.items():
             module.load_state_dict(_under(tensors, f"last/{stage}/"))
-        for stage, state in averaged.items():
+        for stage, state in ema_weights.items():
             for key, value in _under(tensors, f"averaged/{stage}/").items():
                 state[key].copy_(value)
         groups = optimiser.state_dict()["param_groups"]

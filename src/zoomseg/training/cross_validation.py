@@ -144,7 +144,7 @@ def begin(
         RecipeError: the recipe does not fit the data set's labels.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
-    record.require_free(out)
+    record.require_new_folder(out)
     if count < 2:
         raise DatasetError(f"a cross-validation needs at least 2 folds, got {count}")
     folds = CrossValidation(dataset, out, count, request, splits)
@@ -153,10 +153,10 @@ def begin(
     in_some_fold = frozenset().union(*trained)
     used = Split(tuple(case for case in cases.train if case in in_some_fold), ())
     initial = None if request.init is None else fine_tuning.load(request.init, dataset)
-    recipe = requested_recipe.wanted_recipe(request, initial)
+    recipe = requested_recipe.load_requested_recipe(request, initial)
     organs = requested_recipe.organs_of(recipe, dataset)
     fingerprint.require_in_every(dataset, trained, organs, partial(observer.preparing, "folds"))
-    with record.alone_in_free(out):
+    with record.locked_new_folder(out):
         if isinstance(recipe, PlannedRecipe):
             planned = requested_recipe.plan_recipe(dataset, used, recipe, device, observer, request)
             write_text_atomic(out / "plan.md", planned.markdown(dataset.name))

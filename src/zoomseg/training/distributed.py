@@ -43,7 +43,7 @@ class Processes:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    _patient: ProcessGroup | None = field(default=None, compare=False, repr=False)
+    _preparation_group: ProcessGroup | None = field(default=None, compare=False, repr=False)
     """All processes, with a timeout for hours of preparation."""
 
     @property
@@ -78,22 +78,22 @@ class Processes:
         out: Tensor = _Total.apply(part)  # type: ignore[no-untyped-call]
         return out
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def sum_over_processes(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
         self._at_once(tensors, _all_reduce)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes."""
         if self.world > 1:
-            self.add_up(tensors)
+            self.sum_over_processes(tensors)
             for tensor in tensors:
                 tensor.div_(self.world)
 
-    def take_over(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by the first process's."""
         self._at_once(tensors, _broadcast)
 
-    def agree(self, value: float) -> float:
+    def broadcast_value(self, value: float) -> float:
         """The first process's value."""
         if self.world == 1:
             return value
@@ -101,7 +101,7 @@ class Processes:
         _broadcast(agreed)
         return float(agreed)
 
-    def anywhere(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
         if self.world == 1:
             return flag
@@ -121,7 +121,7 @@ class Processes:
         import torch.distributed as dist
 
         with _lost_process_as_error():
-            barrier = dist.barrier(self._patient, async_op=True)
+            barrier = dist.barrier(self._preparation_group, async_op=True)
             assert barrier is not None
             while not barrier.is_completed():
                 if stop.is_set():
@@ -143,7 +143,7 @@ class Processes:
                     tensor.copy_(piece.view(tensor.shape))
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def by_torchrun() -> bool:
@@ -153,15 +153,15 @@ def by_torchrun() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """The group of processes to which this one belongs; ``ALONE`` if ``torchrun`` did not start it.
+def process_group() -> Iterator[Processes]:
+    """The group of processes to which this one belongs; ``SINGLE_PROCESS`` if ``torchrun`` did not start it.
 
     Raises:
         ZoomSegError: they cannot connect to each other.
     """
     world = int(os.environ.get("WORLD_SIZE", "1")) if by_torchrun() else 1
     if world == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import torch.distributed as dist
 

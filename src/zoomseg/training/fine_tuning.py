@@ -25,7 +25,7 @@ from zoomseg.pipeline import inputs
 from zoomseg.recipe import graph
 from zoomseg.recipe.spec import BoxAround, DilatedForeground, ProbabilityTimesAtlas, Recipe, Stage
 
-SLOWER = 10
+LEARNING_RATE_DIVISOR = 10
 """Fine-tuning divides learning rates by this."""
 
 KEPT = "init"
@@ -172,7 +172,7 @@ def with_lower_rates(recipe: Recipe) -> Recipe:
 
     def gentle(stage: Stage) -> Stage:
         optimiser = stage.training.optimiser
-        optimiser = optimiser.model_copy(update={"lr": optimiser.lr / SLOWER})
+        optimiser = optimiser.model_copy(update={"lr": optimiser.lr / LEARNING_RATE_DIVISOR})
         return stage.model_copy(
             update={"training": stage.training.model_copy(update={"optimiser": optimiser})}
         )

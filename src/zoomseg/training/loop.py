@@ -51,18 +51,18 @@ from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.data.prefetch import on_side_stream, prefetched
 from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, check_annotated
 from zoomseg.training.distillation import Teachers
-from zoomseg.training.distributed import ALONE, Processes
+from zoomseg.training.distributed import SINGLE_PROCESS, Processes
 from zoomseg.training.fine_tuning import Transfer
 from zoomseg.training.log import Log, LogRow, RunningDice, Silent, TrainingObserver
 from zoomseg.training.out_of_fold import GroupRun, group_runs, split_in_halves
 from zoomseg.training.stage_group import StageGroup
 
 LOG_EVERY_STEPS = 10
-CHECKPOINT_EVERY_SECONDS = 60.0
+CHECKPOINT_INTERVAL_SECONDS = 60.0
 VALIDATIONS = 10
 """Validations per group, evenly spread over its progress."""
 VALIDATION_PATCHES = 8
-LEAST_SHARE = 0.02
+MIN_SHARE = 0.02
 """Minimum share of the time budget for every group, however long its preparation took."""
 BAD_STEPS_ALLOWED = 10
 """Consecutive steps without a finite loss before training stops with an error."""
@@ -82,7 +82,7 @@ class LoopSettings:
     registered: Path | None = None
     """Folder in which registered atlases are kept for other trainings; None: within this one, while it
     runs."""
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     """The processes that share every batch. All can read ``out``; only the first one writes there, reports to
     the observer and validates."""
     teachers: Teachers | None = None
@@ -127,9 +127,9 @@ def train(
             return run.train(stop)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the memory of {settings.device.place} ran out; close other programs that use it and continue "
-            "with --resume, or train again with a smaller batch or patch (zoomseg recipes default --for "
-            "DATASET -o FILE)"
+            f"the memory of {settings.device.torch_device} ran out; close other programs that use it and "
+            "continue with --resume, or train again with a smaller batch or patch (zoomseg recipes default "
+            "--for DATASET -o FILE)"
         ) from error
 
 
@@ -183,7 +183,7 @@ class _Run:
         self.atlas_of: AtlasPriorOf | None = None
         for part in self.parts:
             for name in part.trained:
-                check_annotated(dataset, self._taught_by(part), name, self.labels[name])
+                check_annotated(dataset, self._training_cases(part), name, self.labels[name])
         for stage in recipe.stages:
             _check_shapes(stage, self.processes.world)
             read = input_channels(stage, recipe, dataset.schema, len(dataset.channel_names))
@@ -243,7 +243,7 @@ class _Run:
         if self.processes.first:
             shutil.rmtree(self.cache, ignore_errors=True)
             convert(self.out, self.observer)
-        self.processes.agree(0.0)  # no process returns before the first one has written the model
+        self.processes.broadcast_value(0.0)  # no process returns before the first one has written the model
         return model
 
     # --- groups ------------------------------------------------------------------------------------
@@ -267,14 +267,14 @@ class _Run:
                 module = build_network(stage, self.recipe, self.dataset.schema, channels)
                 if self.settings.init is not None:
                     self.settings.init.apply(stage.name, module)
-                modules[stage.name] = laid_out(stage.network, module.to(self.settings.device.place))
+                modules[stage.name] = laid_out(stage.network, module.to(self.settings.device.torch_device))
             else:
                 learns = stage.name in trained
                 modules[stage.name] = self.finished[stage.name].requires_grad_(learns)
         length = TrainingLength(self._steps(stages[-1]), None)
         device, teachers = self.settings.device, self.settings.teachers
         taught = {} if teachers is None else teachers.networks(trained, device)
-        return StageGroup.fresh(
+        return StageGroup.create(
             index, stages, trained, modules, length, self.labels, device, self.processes, taught
         )
 
@@ -297,7 +297,7 @@ class _Run:
     def _resume_point(self) -> checkpoint.TrainingProgress | None:
         progress = self._checkpointed()
         place = -1.0 if progress is None else progress.group + progress.step / 2**32
-        if self.processes.anywhere(self.processes.agree(place) != place):
+        if self.processes.any_process(self.processes.broadcast_value(place) != place):
             raise TrainingError(
                 f"not all {self.processes.world} processes see the same checkpoint in {self.folder}; "
                 "put the model on a file system that all machines share"
@@ -325,7 +325,7 @@ class _Run:
         """Restore a group from the checkpoint; earlier groups come from their own file."""
         path = self.checkpoint if group.index == progress.group else self._group_file(group.index)
         own = {name: group.modules[name] for name in group.trained}
-        checkpoint.restore(path, own, group.moving, group.optimiser)
+        checkpoint.restore(path, own, group.ema_weights, group.optimiser)
         if group.index == progress.group:
             group.step, group.elapsed, group.spent = progress.step, progress.elapsed, progress.spent
 
@@ -343,27 +343,27 @@ class _Run:
             self._save(group)
         if begun:
             more = f"{group.step - begun} more step{'s' * (group.step - begun != 1)}"
-            self.observer.message(f"stage '{group.lead.name}': resumed at step {begun}, trained {more}")
+            self.observer.message(f"stage '{group.last_stage.name}': resumed at step {begun}, trained {more}")
         if self.processes.first:
             write_bytes_atomic(self._group_file(group.index), self.checkpoint.read_bytes())
 
     def _prepare_and_train(self, group: StageGroup, log: Log | None) -> None:
         part, parts = self.parts[group.index], len(self.parts)
         if parts > 1:
-            name = part.row_name(group.lead.name)
+            name = part.row_name(group.last_stage.name)
             self.observer.message(f"training {group.index + 1} of {parts}: stage '{name}'")
         packs = self._pack(group)
-        group.take_over()
+        group.broadcast_weights()
         validation = self._validation_batches(group, packs)
         source, device = self._source(group, packs), self.settings.device
         if group.step == 0:
-            group.spent = self.processes.agree(self.spent)
+            group.spent = self.processes.broadcast_value(self.spent)
             self._set_length(group)
 
         def batch_of(step: int) -> Batch:
             rng = np.random.default_rng([self.settings.seed, group.index, step])
-            make = partial(source.draw, group.lead.training.batch, rng, self.processes.share)
-            return on_side_stream(make, device.place)
+            make = partial(source.draw, group.last_stage.training.batch, rng, self.processes.share)
+            return on_side_stream(make, device.torch_device)
 
         with closing(prefetched(batch_of, group.step, device.batches_ahead)) as batches, device.tuned():
             self._loop(group, batches, validation, log)
@@ -371,28 +371,28 @@ class _Run:
     def _source(self, group: StageGroup, packs: PackedCases) -> PatchSource:
         """The source of training patches, on the device, with as much of the data there as fits."""
         device, cases = self.settings.device, itertools.chain(*packs.train.values())
-        held = load_to_device(cases, device.place, device.room_for_data)
+        held = load_to_device(cases, device.torch_device, device.room_for_data)
         return PatchSource(
-            self.recipe, group.stages, packs.train, self.schemas, place=device.place, held=held
+            self.recipe, group.stages, packs.train, self.schemas, device=device.torch_device, held=held
         )
 
     def _set_length(self, group: StageGroup) -> None:
         """Give a group its part of the time budget, if there is one."""
         if self.settings.seconds is not None:
             seconds = self._group_seconds(group, self.settings.seconds)
-            group.length = TrainingLength(None, self.processes.agree(seconds))
+            group.length = TrainingLength(None, self.processes.broadcast_value(seconds))
 
     def _group_seconds(self, group: StageGroup, whole: float) -> float:
         """This group's part of what was left of the whole budget at its first step."""
         shares = [part.share for part in self.parts[group.index :]]
         part = (whole - group.spent) * shares[0] / sum(shares)
-        least = LEAST_SHARE * whole
+        least = MIN_SHARE * whole
         if part >= least:
             return part
         if group.step > 0:  # resumed with a shorter budget
             self.observer.message(
-                f"the time budget was used up before stage '{group.lead.name}'; it gets {least:.0f} s, of "
-                f"which it had {group.elapsed:.0f}"
+                f"the time budget was used up before stage '{group.last_stage.name}'; it gets {least:.0f} s, "
+                f"of which it had {group.elapsed:.0f}"
             )
             return least
         if group.index == 0:
@@ -402,7 +402,7 @@ class _Run:
             )
         # The results of earlier groups must not be lost because their predictions took long.
         self.observer.message(
-            f"preparing stage '{group.lead.name}' took what the time budget had left; "
+            f"preparing stage '{group.last_stage.name}' took what the time budget had left; "
             f"it is still trained for {least:.0f} s"
         )
         return least
@@ -416,23 +416,23 @@ class _Run:
         began = time.monotonic() - group.elapsed
         while group.progress < 1.0:
             batch = next(batches)
-            losses = group.learn(batch, dice, measure=group.step % LOG_EVERY_STEPS == 0)
+            losses = group.train_step(batch, dice, measure=group.step % LOG_EVERY_STEPS == 0)
             bad = 0 if losses is not None else bad + 1
             if losses is None:
                 self._report_bad(group, batch, bad)
             group.step += 1
-            group.elapsed = self.processes.agree(time.monotonic() - began)
+            group.elapsed = self.processes.broadcast_value(time.monotonic() - began)
             if losses is not None and (group.step - 1) % LOG_EVERY_STEPS == 0:
                 self._tell(group, losses, dice, log, "train")
             if math.floor(group.progress * VALIDATIONS) > validated:
                 validated = math.floor(group.progress * VALIDATIONS)
                 self._validate(group, validation, log)
-                group.elapsed = self.processes.agree(time.monotonic() - began)
-            if self.processes.anywhere(self.stop.is_set()):
+                group.elapsed = self.processes.broadcast_value(time.monotonic() - began)
+            if self.processes.any_process(self.stop.is_set()):
                 self._save(group)
-                self.processes.agree(group.step)  # no process ends before the first one has saved
+                self.processes.broadcast_value(group.step)  # no process ends before the first one has saved
                 raise InterruptedTrainingError(f"stopped at step {group.step}; continue with --resume")
-            if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+            if time.monotonic() - saved > CHECKPOINT_INTERVAL_SECONDS:
                 self._save(group)
                 saved = time.monotonic()
 
@@ -449,12 +449,14 @@ class _Run:
             self.observer,
             self.atlas_of,
         )
-        prepare = partial(preparation.packs, group, self._taught_by(part), validation, self._networks_for)
+        prepare = partial(
+            preparation.packs, group, self._training_cases(part), validation, self._networks_for
+        )
         return shared_cases.shared_between_processes(
             prepare, group.index, self.cache, self.processes, self.stop
         )
 
-    def _taught_by(self, part: GroupRun) -> tuple[str, ...]:
+    def _training_cases(self, part: GroupRun) -> tuple[str, ...]:
         """The cases on which a part is trained."""
         return self.split.train if part.half is None else self.halves[part.half]
 
@@ -467,7 +469,7 @@ class _Run:
 
     def _validation_batches(self, group: StageGroup, packs: PackedCases) -> tuple[Batch, ...]:
         """The same unaugmented patches every time."""
-        if not self.processes.first or not packs.validation[group.lead.name]:
+        if not self.processes.first or not packs.validation[group.last_stage.name]:
             return ()
         source = PatchSource(self.recipe, group.stages, packs.validation, self.schemas, augmented=False)
         rng = np.random.default_rng([self.settings.seed, group.index, 0])
@@ -525,14 +527,14 @@ class _Run:
             group.index, group.step, group.elapsed, group.spent, self.fingerprint
         )
         own = {name: group.modules[name] for name in group.trained}
-        checkpoint.save(self.checkpoint, progress, own, group.moving, group.optimiser)
+        checkpoint.save(self.checkpoint, progress, own, group.ema_weights, group.optimiser)
         self._save_model(group)
 
     def _save_model(self, group: StageGroup | None = None) -> bundle.Bundle:
         """Write the stages trained so far as a model."""
         weights: dict[str, Mapping[str, Tensor]] = {n: m.state_dict() for n, m in self.finished.items()}
         if group is not None and self.parts[group.index].half is None:
-            weights |= group.averaged
+            weights |= group.final_weights
         stages = tuple(s for s in self.recipe.stages if s.name in weights)
         if all(stage.fusion == "none" for stage in stages):  # those that are fused are not trained yet
             stages = (*stages[:-1], graph.in_label_map(stages[-1]))

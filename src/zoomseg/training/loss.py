@@ -23,7 +23,7 @@ _NEVER = -1e6
 """Logit of an impossible class: its probability is exactly zero, but sums of such logits are finite, so that
 zero times one is zero."""
 
-TAUGHT_SHARE = 0.5
+DISTILLATION_WEIGHT = 0.5
 """Weight of the teachers' part of the loss. Hinton et al. gave the reference less weight; but its Dice keeps
 small organs from being lost among the voxels of large ones."""
 
@@ -103,7 +103,7 @@ def distilled(
         taught_BCIJK: the teachers' probabilities.
     """
     soft = soft_cross_entropy(logits_BCIJK.float(), taught_BCIJK, target_BIJK, total)
-    return (1 - TAUGHT_SHARE) * hard + TAUGHT_SHARE * soft
+    return (1 - DISTILLATION_WEIGHT) * hard + DISTILLATION_WEIGHT * soft
 
 
 def soft_cross_entropy(

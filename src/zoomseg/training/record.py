@@ -234,7 +234,7 @@ def fixed_by(dataset: Dataset) -> dict[str, Any]:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def locked_folder(out: Path) -> Iterator[None]:
     """Lock a training's folder, which is created if necessary, while writing to it: two trainings there would
     mix their files.
 
@@ -249,7 +249,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
+def locked_new_folder(out: Path, part_of: str | None = None) -> Iterator[None]:
     """As ``alone``, in a folder in which nothing was started.
 
     Args:
@@ -259,16 +259,16 @@ def alone_in_free(out: Path, part_of: str | None = None) -> Iterator[None]:
         ModelError: something was.
         OutputError: as ``alone``.
     """
-    with alone(out):
+    with locked_folder(out):
         _refuse_begun(out, part_of)
         yield
 
 
-def require_free(out: Path, part_of: str | None = None) -> None:
-    """The refusals of ``alone_in_free``, before anything is read or computed. If another process trains
+def require_new_folder(out: Path, part_of: str | None = None) -> None:
+    """The refusals of ``locked_new_folder``, before anything is read or computed. If another process trains
     there, it is named, as ``--resume`` would not help."""
     if out.is_dir() and _begun(out, part_of) is not None:
-        with alone(out):
+        with locked_folder(out):
             _refuse_begun(out, part_of)
 
 
@@ -304,7 +304,7 @@ def keep_length(known: _Record, before: _Record, out: Path, name: str) -> None:
         OutputError: as ``alone``.
     """
     if known != before:
-        with alone(out):
+        with locked_folder(out):
             write(known, out / name)
 
 

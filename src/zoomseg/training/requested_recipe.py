@@ -28,9 +28,9 @@ from zoomseg.training.log import TrainingObserver
 DEFAULT = "default"
 """The recipe if neither another one nor an initial model is given."""
 
-MOST_SECONDS = checkpoint.MOST_SECONDS
-MOST_EPOCHS = 10**6
-MOST_SEED = 2**50
+MAX_SECONDS = checkpoint.MAX_SECONDS
+MAX_EPOCHS = 10**6
+MAX_SEED = 2**50
 """A generator of torch is seeded with a thousand times this value."""
 
 
@@ -133,10 +133,11 @@ def plan_recipe(
     device: Device,
     observer: TrainingObserver,
     request: TrainingRequest,
-    look: Callable[[Case], None] | None = None,
+    on_case: Callable[[Case], None] | None = None,
 ) -> Plan:
     """A planned recipe's numbers with their reasons, from the training cases and the device; the observer
-    receives warnings. Of the request, length and initial model are used; ``look`` as in ``fingerprint.take``.
+    receives warnings. Of the request, length and initial model are used; ``on_case`` as in
+    ``fingerprint.compute_fingerprint``.
 
     Raises:
         DatasetError: an organ that no training case has.
@@ -146,7 +147,7 @@ def plan_recipe(
     def tell(done: int, total: int) -> None:
         observer.preparing("plan", done, total)
 
-    data = fingerprint.take(dataset, split.train, tell, look)
+    data = fingerprint.compute_fingerprint(dataset, split.train, tell, on_case)
     seen = {organ.name for organ in data.organs}
     fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
     try:
@@ -189,18 +190,18 @@ def _length(request: TrainingRequest) -> TrainingLength | None:
     return TrainingLength(steps, request.seconds)
 
 
-def wanted_recipe(request: TrainingRequest, initial: Bundle | None) -> Recipe | PlannedRecipe:
+def load_requested_recipe(request: TrainingRequest, initial: Bundle | None) -> Recipe | PlannedRecipe:
     if request.recipe is None and initial is not None:
         return fine_tuning.recipe_of(initial)
     return load(request.recipe or DEFAULT)
 
 
 def check_numbers(seconds: float | None, epochs: int | None, seed: int) -> None:
-    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+    if seconds is not None and not 0 < seconds <= MAX_SECONDS:
         raise TrainingError(
-            f"the time budget must be above 0 s, and at most {MOST_SECONDS:g} s; got {seconds:g}"
+            f"the time budget must be above 0 s, and at most {MAX_SECONDS:g} s; got {seconds:g}"
         )
-    if epochs is not None and not 1 <= epochs <= MOST_EPOCHS:
-        raise TrainingError(f"epochs must be 1 to {MOST_EPOCHS}, got {quoted(epochs)}")
-    if not 0 <= seed <= MOST_SEED:
-        raise TrainingError(f"the seed must be 0 to {MOST_SEED}, got {quoted(seed)}")
+    if epochs is not None and not 1 <= epochs <= MAX_EPOCHS:
+        raise TrainingError(f"epochs must be 1 to {MAX_EPOCHS}, got {quoted(epochs)}")
+    if not 0 <= seed <= MAX_SEED:
+        raise TrainingError(f"the seed must be 0 to {MAX_SEED}, got {quoted(seed)}")

@@ -48,11 +48,11 @@ from zoomseg.pipeline.cascade import Prediction
 from zoomseg.recipe.load import dump, load
 from zoomseg.training import (
     cross_validation,
+    data_leakage,
     fine_tuning,
     model_labels,
     record,
     requested_recipe,
-    seen_cases,
     training_run,
 )
 from zoomseg.training.cross_validation import OnValidated
@@ -69,7 +69,7 @@ RECIPE = "recipe.yaml"
 FOLDS = 5
 """Of the first round; with fewer labelled cases, their number."""
 
-LEAST_CONFIDENCE = 0.8
+MIN_CONFIDENCE = 0.8
 """Minimum confidence of an organ used for training."""
 
 
@@ -158,7 +158,7 @@ class SelfTraining:
         """
         if self._student_begun:
             return
-        with record.alone(self.out):
+        with record.locked_folder(self.out):
             self._label(device, observer)
 
     @property
@@ -215,7 +215,7 @@ class SelfTraining:
     def _tell_seen(self, observer: TrainingObserver) -> None:
         """Report that teachers may have been trained on the cases on which the student is scored."""
         models = tuple(bundle.load(model) for model in self.request.teachers)
-        warning = seen_cases.warning(models, self.request.teachers, self.held_out, self.dataset)
+        warning = data_leakage.warning(models, self.request.teachers, self.held_out, self.dataset)
         if warning is not None:
             observer.message(warning)
 
@@ -229,7 +229,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, request: TrainingReques
         ScanError: there are no scans in ``unlabelled``.
         OutputError: ``out`` cannot be written, or another process trains there.
     """
-    record.require_free(out)
+    record.require_new_folder(out)
     scans_in(unlabelled, dataset)
     teachers = tuple(str(bundle.find(model).resolve()) for model in request.teachers)
     run = SelfTraining(dataset, out, unlabelled, replace(request, teachers=teachers))
@@ -250,7 +250,7 @@ def begin(dataset: Dataset, out: Path, unlabelled: Path, request: TrainingReques
         fold=request.fold,
         split=None if request.split is None else (request.split.train, request.split.validation),
     )
-    with record.alone_in_free(out):
+    with record.locked_new_folder(out):
         init = request.init
         if recipe is not None:
             write_text_atomic(out / RECIPE, dump(recipe))
@@ -366,7 +366,7 @@ def _confident(
     kept = set()
     for row in rows:
         own = known.get(row.organ)
-        if own is not None and row.confidence is not None and row.confidence >= LEAST_CONFIDENCE:
+        if own is not None and row.confidence is not None and row.confidence >= MIN_CONFIDENCE:
             table[result.schema.class_of(row.organ)] = schema.class_of(own)
             kept.add(own)
     labels = LabelMap(table[result.labels.data], case.image.grid, schema)
@@ -387,7 +387,7 @@ def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: TrainingOb
     if not any(counts.values()):
         raise TrainingError(
             f"of {len(done)} unlabelled scans, the teachers predict no organ with a confidence of "
-            f"{LEAST_CONFIDENCE} or more; train them for longer, or train without --unlabelled"
+            f"{MIN_CONFIDENCE} or more; train them for longer, or train without --unlabelled"
         )
     organs = ", ".join(f"{name} {count}" for name, count in counts.items())
     observer.message(f"of {len(done)} unlabelled scans, organs to learn from: {organs}")

@@ -26,7 +26,7 @@ from zoomseg.recipe.spec import SGD, AdamW, OptimiserSpec, Stage
 from zoomseg.training import loss
 from zoomseg.training.data.packed_cases import stored_labels
 from zoomseg.training.data.patches import Batch, StageBatch
-from zoomseg.training.distributed import ALONE, Processes
+from zoomseg.training.distributed import SINGLE_PROCESS, Processes
 from zoomseg.training.log import RunningDice
 from zoomseg.training.schedule import learning_rate_factor
 
@@ -41,27 +41,27 @@ class StageGroup:
     """Stages that run in one step; those in ``trained`` learn, the others are finished.
 
     ``index`` is the group's position in the run; ``labels`` are those that every stage of the recipe
-    predicts; ``moving`` are moving averages of the trained stages' state dicts, none with an ``ema_decay`` of
-    0; ``teachers``, if there are any, are the teachers' networks by stage.
+    predicts; ``ema_weights`` are moving averages of the trained stages' state dicts, none with an
+    ``ema_decay`` of 0; ``teachers``, if there are any, are the teachers' networks by stage.
     """
 
     index: int
     stages: tuple[Stage, ...]
     trained: tuple[str, ...]
     modules: dict[str, nn.Module]
-    moving: dict[str, dict[str, Tensor]]
+    ema_weights: dict[str, dict[str, Tensor]]
     optimiser: torch.optim.Optimizer
     length: TrainingLength
     labels: Mapping[str, tuple[str, ...]]
     device: Device
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     teachers: Mapping[str, StageNetwork] = field(default_factory=dict)
     step: int = 0
     elapsed: float = 0.0
     spent: float = 0.0
 
     @classmethod
-    def fresh(
+    def create(
         cls,
         index: int,
         stages: tuple[Stage, ...],
@@ -70,20 +70,20 @@ class StageGroup:
         length: TrainingLength,
         labels: Mapping[str, tuple[str, ...]],
         device: Device,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         teachers: Mapping[str, StageNetwork] = MappingProxyType({}),
     ) -> StageGroup:
         """A group before its first step: averaged weights are the modules' own."""
         training = stages[-1].training
         parameters = [p for name in trained for p in modules[name].parameters()]
-        moving = {name: _copy(modules[name].state_dict()) for name in trained if training.ema_decay > 0}
+        ema_weights = {name: _copy(modules[name].state_dict()) for name in trained if training.ema_decay > 0}
         optimiser = _optimiser(training.optimiser, parameters)
         return cls(
             index,
             stages,
             trained,
             modules,
-            moving,
+            ema_weights,
             optimiser,
             length,
             labels,
@@ -93,14 +93,14 @@ class StageGroup:
         )
 
     @property
-    def lead(self) -> Stage:
+    def last_stage(self) -> Stage:
         """The last stage: its training section applies to the whole group."""
         return self.stages[-1]
 
     @property
-    def averaged(self) -> dict[str, dict[str, Tensor]]:
+    def final_weights(self) -> dict[str, dict[str, Tensor]]:
         """The final state dicts of the trained stages: their moving averages, or the last weights."""
-        return self.moving or {name: self.modules[name].state_dict() for name in self.trained}
+        return self.ema_weights or {name: self.modules[name].state_dict() for name in self.trained}
 
     @property
     def progress(self) -> float:
@@ -108,10 +108,12 @@ class StageGroup:
 
     @property
     def learning_rate(self) -> float:
-        training = self.lead.training
+        training = self.last_stage.training
         return training.optimiser.lr * learning_rate_factor(training.schedule, self.progress, self.step)
 
-    def learn(self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool) -> dict[str, float] | None:
+    def train_step(
+        self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool
+    ) -> dict[str, float] | None:
         """One update; returns None, without an update, if the loss or its gradient is not finite.
 
         Args:
@@ -142,9 +144,9 @@ class StageGroup:
             return None
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        clip = self.lead.training.gradient_clip or math.inf
+        clip = self.last_stage.training.gradient_clip or math.inf
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        self.processes.add_up([p.grad for p in parameters if p.grad is not None])
+        self.processes.sum_over_processes([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))):
             return None
         self.optimiser.step()
@@ -176,7 +178,9 @@ class StageGroup:
             with torch.set_grad_enabled(learning), self._autocast(stage):
                 logits = [level.contiguous().float() for level in modules[stage.name](x_BCIJK)]
             if stage.name in self.trained:
-                target = _predicted_part(data.target_BIJK.to(self.device.place), tuple(logits[0].shape[2:]))
+                target = _predicted_part(
+                    data.target_BIJK.to(self.device.torch_device), tuple(logits[0].shape[2:])
+                )
                 losses[stage.name] = loss.compute(
                     stage.training.loss, logits, target, data.counts_BC, total, data.annotated_BC, progress
                 )
@@ -192,7 +196,8 @@ class StageGroup:
         """Mean losses of the averaged weights, in evaluation mode and as at the end of the training, so that
         they can be compared; ``dice`` is updated with every batch."""
         averaged: dict[str, nn.Module] = {
-            name: _AveragedWeights(self.modules[name], weights) for name, weights in self.averaged.items()
+            name: _AveragedWeights(self.modules[name], weights)
+            for name, weights in self.final_weights.items()
         }
         modules = {**self.modules, **averaged}
         sums = dict.fromkeys(self.trained, 0.0)
@@ -206,16 +211,16 @@ class StageGroup:
                 self._measure(predicted, batch, dice, loss.all_here)
         return sums
 
-    def take_over(self) -> None:
+    def broadcast_weights(self) -> None:
         """Continue from the first process's weights: initial weights of other hardware may differ in the last
         bits."""
         states = [self.modules[name].state_dict() for name in self.trained]
-        states += self.moving.values()
-        self.processes.take_over([value for state in states for value in state.values()])
+        states += self.ema_weights.values()
+        self.processes.broadcast([value for state in states for value in state.values()])
 
     def finished(self) -> dict[str, nn.Module]:
         """The trained stages with their averaged weights, frozen."""
-        for name, weights in self.moving.items():
+        for name, weights in self.ema_weights.items():
             self.modules[name].load_state_dict(weights)
         for name in self.trained:
             self.modules[name].eval().requires_grad_(False)
@@ -225,7 +230,7 @@ class StageGroup:
         """Float32 if feature maps shrink to two voxels along their first axis: there, torch's bfloat16
         gradient of a 3x3x3 convolution on a CPU reads uninitialised memory (observed with torch 2.13)."""
         size, factor = stage.training.patch[0], network_shapes.divisor(stage.network)[0]
-        if self.device.place.type == "cpu" and 2 <= size <= 2 * factor:
+        if self.device.torch_device.type == "cpu" and 2 <= size <= 2 * factor:
             return torch.autocast("cpu", enabled=False)
         return self.device.autocast()
 
@@ -245,7 +250,7 @@ class StageGroup:
     def _assemble(
         self, stage: Stage, data: StageBatch, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Tensor:
-        device = self.device.place
+        device = self.device.torch_device
         parts = [data.image_BCIJK.to(device)]
         for n, spec in enumerate(inputs.prior_specs(stage.inputs)):
             labels = self.labels[spec.of]
@@ -274,8 +279,8 @@ class StageGroup:
     @torch.no_grad()
     def _average(self) -> None:
         """Exponential moving average of the weights."""
-        decay = self._decay(self.lead.training.ema_decay)
-        for name, weights in self.moving.items():
+        decay = self._decay(self.last_stage.training.ema_decay)
+        for name, weights in self.ema_weights.items():
             for key, value in self.modules[name].state_dict().items():
                 kept = weights[key]
                 if value.is_floating_point():

@@ -26,18 +26,18 @@ from zoomseg.io.training_domain import TrainingDomain
 from zoomseg.planning import fingerprint, training_domain
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
-from zoomseg.training import distillation, fine_tuning, loop, record, seen_cases
-from zoomseg.training.distributed import ALONE, Processes
+from zoomseg.training import data_leakage, distillation, fine_tuning, loop, record
+from zoomseg.training.distributed import SINGLE_PROCESS, Processes
 from zoomseg.training.log import TrainingObserver
 from zoomseg.training.requested_recipe import (
     DEFAULT,
     TrainingRequest,
     check_numbers,
     choose_split,
+    load_requested_recipe,
     plan_recipe,
     predicted_labels,
     resolve_recipe,
-    wanted_recipe,
 )
 
 
@@ -47,7 +47,7 @@ def start(
     request: TrainingRequest,
     device: Device,
     observer: TrainingObserver,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> bundle.Bundle:
     """Train a new model into ``out``. Of several processes, the first one decides; the others read the
     result.
@@ -65,10 +65,12 @@ def start(
         known = record.read_training(out)
         split, recipe, settings = _recorded(known, dataset, out, device, processes)
         return loop.train(dataset, split, recipe, out, settings, observer)
-    record.require_free(out, request.part_of)
+    record.require_new_folder(out, request.part_of)
     started = time.monotonic() if request.began is None else request.began
-    new = _New(dataset, out, request, _asked(dataset, request, observer), device, observer, processes)
-    with record.alone_in_free(out, request.part_of):
+    new = _NewTraining(
+        dataset, out, request, _resolve(dataset, request, observer), device, observer, processes
+    )
+    with record.locked_new_folder(out, request.part_of):
         return _train_new(new, started)
 
 
@@ -77,7 +79,7 @@ def is_begun(out: Path) -> bool:
     return (out / record.FILE).is_file()
 
 
-def _train_new(new: _New, started: float) -> bundle.Bundle:
+def _train_new(new: _NewTraining, started: float) -> bundle.Bundle:
     request, decided = new.request, _decide(new)
     known = _record_of(new.dataset, request, decided, time.monotonic() - started)
     if known.seconds_left == 0:
@@ -92,7 +94,7 @@ def _train_new(new: _New, started: float) -> bundle.Bundle:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class _ResolvedRequest:
     """A request resolved for a data set."""
 
     split: loop.Split
@@ -101,20 +103,20 @@ class _Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class _New:
+class _NewTraining:
     """A training that starts."""
 
     dataset: Dataset
     out: Path
     request: TrainingRequest
-    asked: _Asked
+    asked: _ResolvedRequest
     device: Device
     observer: TrainingObserver
     processes: Processes
 
 
 @dataclass(frozen=True, eq=False)
-class _Decided:
+class _Decisions:
     """The decisions at the start of a training."""
 
     split: loop.Split
@@ -125,7 +127,7 @@ class _Decided:
     teachers: distillation.Teachers | None
 
 
-def _asked(dataset: Dataset, request: TrainingRequest, observer: TrainingObserver) -> _Asked:
+def _resolve(dataset: Dataset, request: TrainingRequest, observer: TrainingObserver) -> _ResolvedRequest:
     split = choose_split(dataset, request)
     left_out = [case.id for case in dataset.cases if case.labels is None]
     if left_out:
@@ -138,10 +140,10 @@ def _asked(dataset: Dataset, request: TrainingRequest, observer: TrainingObserve
             f"channels {', '.join(dataset.channel_names)} are taken for the initial model's "
             f"{', '.join(initial.channel_names)}, in this order"
         )
-    return _Asked(split, initial, wanted_recipe(request, initial))
+    return _ResolvedRequest(split, initial, load_requested_recipe(request, initial))
 
 
-def _decide(new: _New) -> _Decided:
+def _decide(new: _NewTraining) -> _Decisions:
     dataset, request, observer = new.dataset, new.request, new.observer
     split, initial, wanted = new.asked.split, new.asked.initial, new.asked.recipe
     writable_directory(new.out / "training")
@@ -164,37 +166,37 @@ def _decide(new: _New) -> _Decided:
     teachers = _teachers(request.teachers, dataset, recipe)
     if teachers is not None:
         observer.message(teachers.summary)
-    _warn_of_seen_cases(new, teachers)
-    return _Decided(split, recipe, domain, taken, teachers)
+    _warn_of_leakage(new, teachers)
+    return _Decisions(split, recipe, domain, taken, teachers)
 
 
-def _warn_of_seen_cases(new: _New, teachers: distillation.Teachers | None) -> None:
+def _warn_of_leakage(new: _NewTraining, teachers: distillation.Teachers | None) -> None:
     request, initial = new.request, new.asked.initial
     models = dict(zip(request.teachers, () if teachers is None else teachers.models, strict=True))
     if initial is not None:
         models[str(request.init)] = initial
     held_out = new.asked.split.validation
-    warning = seen_cases.warning(tuple(models.values()), tuple(models), held_out, new.dataset)
+    warning = data_leakage.warning(tuple(models.values()), tuple(models), held_out, new.dataset)
     if warning is not None:
         new.observer.message(warning)
 
 
 def _planned(
-    new: _New, split: loop.Split, wanted: PlannedRecipe
+    new: _NewTraining, split: loop.Split, wanted: PlannedRecipe
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
     """The complete recipe, explained in ``plan.md``, and the properties of the cases."""
     seen: list[training_domain.CaseSample] = []
 
-    def look(case: Case) -> None:
+    def on_case(case: Case) -> None:
         seen.append(training_domain.sample(case))
 
-    planned = plan_recipe(new.dataset, split, wanted, new.device, new.observer, new.request, look)
+    planned = plan_recipe(new.dataset, split, wanted, new.device, new.observer, new.request, on_case)
     write_text_atomic(new.out / "training" / "plan.md", planned.markdown(new.dataset.name))
     return resolve_recipe(new.dataset, split, planned.recipe, new.device, new.observer, new.request), seen
 
 
 def _as_published(
-    new: _New, split: loop.Split, wanted: Recipe
+    new: _NewTraining, split: loop.Split, wanted: Recipe
 ) -> tuple[Recipe, list[training_domain.CaseSample]]:
     dataset, observer = new.dataset, new.observer
     recipe = resolve_recipe(dataset, split, wanted, new.device, observer, new.request)
@@ -206,7 +208,7 @@ def _as_published(
 
 
 def _record_of(
-    dataset: Dataset, request: TrainingRequest, decided: _Decided, planning_seconds: float
+    dataset: Dataset, request: TrainingRequest, decided: _Decisions, planning_seconds: float
 ) -> record.TrainingRecord:
     return record.TrainingRecord(
         **recorded(dataset, request),
@@ -301,7 +303,7 @@ def resume(
     observer: TrainingObserver,
     seconds: float | None = None,
     epochs: int | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> bundle.Bundle:
     """Resume the training in ``out``; ``seconds`` or ``epochs`` replace its length, also for later calls
@@ -319,9 +321,9 @@ def resume(
     before.require_same_data(dataset, out)
     known = before.lasting(seconds, epochs)
     check_numbers(known.seconds, known.epochs, known.seed)
-    with record.alone(out) if processes.first else nullcontext():
+    with record.locked_folder(out) if processes.first else nullcontext():
         complete, longer = complete_model(out), known.is_longer_than(before)
-        if processes.agree(complete is not None and not longer):
+        if processes.broadcast_value(complete is not None and not longer):
             observer.message(f"{out} is trained; a longer --time-budget, or more --epochs, train it further")
             model = bundle.load(out) if complete is None else complete
             return with_graphs(model, out, observer) if processes.first else model

@@ -51,7 +51,7 @@ def validate(dataset: Dataset, out: Path, held_out: Sequence[str], device: Devic
         ScanError: none of them could be segmented, or scored.
         OutputError: nothing can be written there, or another process trains there.
     """
-    with record.alone(out):
+    with record.locked_folder(out):
         return _validate(dataset, out, held_out, device)
 
 

@@ -19,7 +19,7 @@ def at(x: float, z: float, cut: Sides = NO_SIDES) -> OrganMeasurement:
     return OrganMeasurement(1, 1.0, 0.0, 0.0, box, ((x, 0.0, z), (x, 0.0, z)), (x, 0.0, z), cut)
 
 
-USUAL = {
+DEFAULT_SETTINGS = {
     "Liver": at(60, 100),
     "spleen": at(-80, 100),
     "kidney_R": at(50, 40),
@@ -30,11 +30,11 @@ USUAL = {
 
 
 def test_a_usual_patient() -> None:
-    assert plausibility_flags(SCHEMA, USUAL) == {}
+    assert plausibility_flags(SCHEMA, DEFAULT_SETTINGS) == {}
 
 
 def test_swapped_kidneys() -> None:
-    found = USUAL | {"kidney_R": at(-50, 40), "kidney_L": at(50, 50)}
+    found = DEFAULT_SETTINGS | {"kidney_R": at(-50, 40), "kidney_L": at(50, 50)}
     assert plausibility_flags(SCHEMA, found) == {
         "kidney_R": ("sides_swapped",),
         "kidney_L": ("sides_swapped",),
@@ -44,14 +44,14 @@ def test_swapped_kidneys() -> None:
 def test_a_mirrored_scan() -> None:
     """A network that recognises organs by appearance labels the liver as liver on either side, but a kidney
     by its side."""
-    found = USUAL | {"Liver": at(-60, 100), "spleen": at(80, 100), "stomach": at(40, 100)}
+    found = DEFAULT_SETTINGS | {"Liver": at(-60, 100), "spleen": at(80, 100), "stomach": at(40, 100)}
     assert plausibility_flags(SCHEMA, found) == dict.fromkeys(
         ("Liver", "spleen", "stomach"), ("mirrored_scan?",)
     )
 
 
 def test_a_scan_upside_down() -> None:
-    found = {organ: at(f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in USUAL.items()}
+    found = {organ: at(f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in DEFAULT_SETTINGS.items()}
     flags = plausibility_flags(SCHEMA, found)
     assert flags == dict.fromkeys(
         ("Liver", "spleen", "kidney_R", "kidney_L", "urinary bladder"), ("upside_down?",)
@@ -60,7 +60,7 @@ def test_a_scan_upside_down() -> None:
 
 def test_one_kidney_may_lie_over_the_liver() -> None:
     """Not both: an organ is above another if it is above any of that name."""
-    assert plausibility_flags(SCHEMA, USUAL | {"kidney_L": at(-50, 120)}) == {}
+    assert plausibility_flags(SCHEMA, DEFAULT_SETTINGS | {"kidney_L": at(-50, 120)}) == {}
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_what_the_scan_cuts_off_is_not_held_against_it(liver: Sides, kidneys: Si
 
 
 def test_two_kinds_of_flags() -> None:
-    found = {organ: at(-f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in USUAL.items()}
+    found = {organ: at(-f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in DEFAULT_SETTINGS.items()}
     flags = plausibility_flags(SCHEMA, found)
     assert flags["Liver"] == ("mirrored_scan?", "upside_down?")
     assert flags["kidney_R"] == ("sides_swapped", "upside_down?")
 
 
 def test_notes_name_each_kind_with_its_organs() -> None:
-    found = {organ: at(-f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in USUAL.items()}
+    found = {organ: at(-f.centroid_mm[0], -f.centroid_mm[2]) for organ, f in DEFAULT_SETTINGS.items()}
     flags = plausibility_flags(SCHEMA, found)
     assert position_notes({"aorta": ("misplaced",), **flags}) == (
         "left organs lie to the right of right ones (kidney_L, kidney_R); is the scan mirrored?",

@@ -12,7 +12,7 @@ from zoomseg.core.errors import ZoomSegError
 
 def test_cpu_is_always_there() -> None:
     device = resolve("cpu")
-    assert device.place == torch.device("cpu")
+    assert device.torch_device == torch.device("cpu")
     assert device.memory_bytes > 0
     assert device.precision in ("float32", "bfloat16")
 
@@ -41,7 +41,7 @@ def test_a_gpu_that_is_not_there_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     pretend_gpus(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
-    assert [resolve(name).place for name in ("cuda:1", "cuda", "auto")] == [
+    assert [resolve(name).torch_device for name in ("cuda:1", "cuda", "auto")] == [
         torch.device(name) for name in ("cuda:1", "cuda:0", "cuda:0")
     ]
     with pytest.raises(ZoomSegError, match="device 'cuda:2' was requested, but there are 2, from cuda:0"):
@@ -83,7 +83,7 @@ def test_cudnn_looks_for_the_fastest_on_a_gpu_alone_and_only_meanwhile() -> None
 def test_missing_gpu_says_what_to_do() -> None:
     with pytest.raises(ZoomSegError, match="use --device cpu"):
         resolve("cuda")
-    assert resolve("auto").place.type == "cpu"
+    assert resolve("auto").torch_device.type == "cpu"
 
 
 def test_autocast_only_where_a_precision_is_set() -> None:

@@ -371,7 +371,7 @@ def test_an_account_that_cannot_be_read_is_told(
     assert "damaged" not in capfd.readouterr().err
     (out / "run.json").write_text("{")
     assert predict(scan, model, out) == 0
-    said = f"{out / 'run.json'}: damaged, or not written by ZoomSeg; it is written anew"
+    said = f"{out / 'run.json'}: damaged, or not written by ZoomSeg; it is rewritten"
     assert said in capfd.readouterr().err
     assert said in json.loads((out / "run.json").read_text())["notes"][0]
 

@@ -79,7 +79,7 @@ def test_without_a_terminal_stages_are_told_when_they_end(monkeypatch: pytest.Mo
     ]
     assert said(True, *steps) == ["a coarse 2 of 2 tiles", "a fine 2 of 2 tiles"]
     assert said(False, *steps) == []
-    monkeypatch.setattr(prediction_display, "PLAIN_EVERY_SECONDS", -1.0)  # long ones also meanwhile
+    monkeypatch.setattr(prediction_display, "PLAIN_INTERVAL_SECONDS", -1.0)  # long ones also meanwhile
     assert len(said(True, *steps)) == 4
 
 

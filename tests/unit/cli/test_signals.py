@@ -18,7 +18,7 @@ import pytest
 from helpers.tiny_dataset import SCHEMA, tiny_case, tiny_dataset, tiny_recipe
 from helpers.untrained_models import untrained_bundle
 from zoomseg.core.errors import INTERRUPTED
-from zoomseg.core.interrupts import GO_ON, ONE_WISH_SECONDS, SAVING, STOPPING
+from zoomseg.core.interrupts import GO_ON, SAME_SIGNAL_SECONDS, SAVING, STOPPING
 from zoomseg.io import bundle
 from zoomseg.io.scans import write_image, write_labels
 from zoomseg.recipe.load import dump
@@ -193,7 +193,7 @@ def test_an_answer_does_not_wait_for_a_call_that_takes_long_and_the_second_signa
         process.send_signal(signal.SIGINT)
         assert answer(process) == f"zoomseg: {STOPPING}{AGAIN}"
         process.send_signal(signal.SIGINT)  # for the same request
-        time.sleep(ONE_WISH_SECONDS + 0.2)
+        time.sleep(SAME_SIGNAL_SECONDS + 0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert answer(process) == "zoomseg: stopped immediately"

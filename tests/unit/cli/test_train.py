@@ -440,7 +440,7 @@ def test_unlabelled_scans_are_labelled_by_a_first_round_and_learned_from(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """After a short training, few predictions are confident; here no confidence is required."""
-    monkeypatch.setattr(self_training, "LEAST_CONFIDENCE", 0.0)
+    monkeypatch.setattr(self_training, "MIN_CONFIDENCE", 0.0)
     out, how = tmp_path / "model", ("--folds", "2", "--device", "cpu")
     recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
     assert run("train", data, "-o", out, "-r", recipe, "--unlabelled", unlabelled, *how) == 0
@@ -483,7 +483,7 @@ def test_what_one_process_does_alone_is_refused_to_several(
     fold_all: bool,
 ) -> None:
     """They would write to one folder at the same time."""
-    monkeypatch.setattr(distributed, "joined", lambda: nullcontext(Processes(0, 2)))
+    monkeypatch.setattr(distributed, "process_group", lambda: nullcontext(Processes(0, 2)))
     asked = ("--folds", "2", "--fold", "all") if fold_all else ("--unlabelled", unlabelled)
     said = refused(capfd, data, "-o", tmp_path / "m", *asked)
     assert f"{'--fold all' if fold_all else '--unlabelled'} needs a single process, but 2 were" in said

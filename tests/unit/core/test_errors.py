@@ -46,7 +46,7 @@ def test_an_error_is_one_line_whatever_is_in_it() -> None:
     message = str(errors.ScanError("scan\n" + "x" * 10_000 + ": truncated"))
     assert message.startswith("scan xxx")
     assert message.endswith("x: truncated")
-    assert len(message) == errors.LONGEST
+    assert len(message) == errors.MAX_MESSAGE_LENGTH
 
 
 def test_errors_end_a_command_with_exit_code_2() -> None:

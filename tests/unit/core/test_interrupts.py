@@ -8,7 +8,13 @@ import threading
 import pytest
 
 from zoomseg.core import interrupts as module
-from zoomseg.core.interrupts import InterruptedWorkError, asked, ending, handling_interrupts, stop_signals
+from zoomseg.core.interrupts import (
+    InterruptedWorkError,
+    handling_interrupts,
+    interruptible,
+    on_interrupt,
+    stop_signals,
+)
 
 
 def test_the_first_signal_asks_the_second_ends() -> None:
@@ -34,15 +40,15 @@ def test_a_command_that_is_not_asked_leaves_the_signals_as_they_were() -> None:
 
 def test_what_asks_inside_goes_first() -> None:
     told: list[str] = []
-    with asked("outer", lambda: told.append("outer")):
-        with asked("inner", lambda: told.append("inner")):
+    with on_interrupt("outer", lambda: told.append("outer")):
+        with on_interrupt("inner", lambda: told.append("inner")):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
     assert told == ["inner", "outer"]
 
 
 def test_an_interruption_ends_with_what_it_leaves() -> None:
-    with pytest.raises(InterruptedWorkError) as end, ending(lambda: "3 of 4 cases done"):
+    with pytest.raises(InterruptedWorkError) as end, interruptible(lambda: "3 of 4 cases done"):
         raise KeyboardInterrupt
     assert str(end.value) == "stopped; 3 of 4 cases done"
     assert end.value.exit_code == 130

@@ -16,7 +16,7 @@ import pytest
 
 from zoomseg.core import memory
 from zoomseg.core.errors import MemoryLimitError
-from zoomseg.core.memory import free_ram, require_ram, spoken, used_ram, whole_ram
+from zoomseg.core.memory import format_bytes, free_ram, require_ram, total_ram, used_ram
 from zoomseg.io.scans import ScanInput, read_image, read_label_values, reading_bytes
 
 GB = 1024**3
@@ -43,14 +43,14 @@ def may_grow_to(room: int) -> int:
 
 
 def test_amounts_are_spoken_in_fitting_units() -> None:
-    assert spoken(1.34 * GB) == "1.34 GB"
-    assert spoken(50 * 1024**2) == "50 MB"
+    assert format_bytes(1.34 * GB) == "1.34 GB"
+    assert format_bytes(50 * 1024**2) == "50 MB"
 
 
 @pytest.mark.usefixtures("machine")
 def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
     assert free_ram(tmp_path) == may_grow_to(16 * GB)
-    assert whole_ram(tmp_path) == 32 * GB
+    assert total_ram(tmp_path) == 32 * GB
 
 
 @pytest.mark.usefixtures("machine")
@@ -67,10 +67,10 @@ def test_control_groups_of_version_2(tmp_path: Path) -> None:
         "sys/fs/cgroup/jobs/memory.stat": f"anon 1\nactive_file {2 * GB}\ninactive_file {GB}",
     }
     assert free_ram(tree(tmp_path, files)) == may_grow_to(3 * GB)
-    assert whole_ram(tmp_path) == 6 * GB
+    assert total_ram(tmp_path) == 6 * GB
     files["sys/fs/cgroup/jobs/mine/memory.high"] = 4 * GB
     assert free_ram(tree(tmp_path, files)) == may_grow_to(2 * GB)
-    assert whole_ram(tmp_path) == 4 * GB
+    assert total_ram(tmp_path) == 4 * GB
 
 
 @pytest.mark.usefixtures("machine")
@@ -83,10 +83,10 @@ def test_control_groups_of_version_1(tmp_path: Path) -> None:
         "sys/fs/cgroup/memory/memory.stat": f"inactive_file 7\ntotal_inactive_file {GB // 2}",
     }
     assert free_ram(tree(tmp_path, files)) == may_grow_to(GB + GB // 2)
-    assert whole_ram(tmp_path) == 3 * GB
+    assert total_ram(tmp_path) == 3 * GB
     files["sys/fs/cgroup/memory/memory.limit_in_bytes"] = UNLIMITED
     assert free_ram(tree(tmp_path, files)) == may_grow_to(16 * GB)
-    assert whole_ram(tmp_path) == 32 * GB
+    assert total_ram(tmp_path) == 32 * GB
 
 
 @pytest.mark.usefixtures("machine")

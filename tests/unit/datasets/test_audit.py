@@ -304,9 +304,9 @@ def test_repair_resolves_what_is_fixable_and_only_that(
     assert again.findings == (() if fixable else report.findings)
     assert result.remaining == again.findings
     mends = fixable and kind in ("not_finite", "geometry", "not_integers")
-    assert result.mended == (("b",) if mends else ())
+    assert result.repaired == (("b",) if mends else ())
     assert result.left_out == (("b",) if fixable and not mends else ())
-    assert sorted(result.kept + result.mended + result.left_out) == ["a", "b", "c"]
+    assert sorted(result.kept + result.repaired + result.left_out) == ["a", "b", "c"]
 
 
 def test_voxels_that_are_no_numbers_become_the_minimum_and_the_rest_stays(root: Path, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_channels_that_need_no_change_are_copied_byte_for_byte(
     plant(root)
     dataset = open_dataset(root)
     report = audit(dataset)
-    assert repair(dataset, report, tmp_path / "out").mended == ("b",)
+    assert repair(dataset, report, tmp_path / "out").repaired == ("b",)
     files = sorted(path.relative_to(root) for path in root.rglob("*.nii.gz"))
     changed = [str(f) for f in files if (tmp_path / "out" / f).read_bytes() != (root / f).read_bytes()]
     assert changed == ["imagesTr/b_0000.nii.gz" if plant is plant_nan else "labelsTr/b.nii.gz"]

@@ -90,7 +90,7 @@ def test_whatever_a_reader_throws_fails_that_scan_alone(
     assert isinstance(three, Segmented)
 
 
-@pytest.mark.parametrize("extra", [batch.LABELS_ALONE, batch.ExtraOutputs(slicer=True)])
+@pytest.mark.parametrize("extra", [batch.NO_EXTRA_OUTPUTS, batch.ExtraOutputs(slicer=True)])
 def test_a_name_too_long_for_a_result_fails_that_scan_alone_unread(
     scans: tuple[ScanInput, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: batch.ExtraOutputs
 ) -> None:
@@ -268,8 +268,10 @@ class Works:
         self.say(f"read {n} done")
         return Case(paths[0].name, image)
 
-    def predict(self, case: Case, *_: object, alone: Callable[[], None], **__: object) -> Prediction:
-        self.alone = alone
+    def predict(
+        self, case: Case, *_: object, wait_for_others: Callable[[], None], **__: object
+    ) -> Prediction:
+        self.alone = wait_for_others
         self.say(f"predict {case.id}")
         self.on_predict(int(case.id))
         self.alive.append(len(self.images))

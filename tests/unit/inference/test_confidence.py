@@ -53,7 +53,7 @@ def test_rows_of_a_prediction() -> None:
     classes = np.zeros(grid.shape, dtype=np.uint8)
     classes[2:4, 2:4, 2:4] = 1
     classes[0, 1, 1] = 3
-    signs = Uncertainty(8, 8.0, 0.9, 0.9, 0.1, 0)
+    signs = Uncertainty(8, 8.0, 0.9, 0)
     said = {
         "liver": OrganUncertainty(signs, True),
         "aorta": OrganUncertainty(signs, False),
@@ -77,14 +77,16 @@ def test_less_trust_lowers_the_interval_at_its_lower_end() -> None:
     grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
     classes = np.zeros(grid.shape, dtype=np.uint8)
     classes[2:4, 2:4, 2:4] = 1
-    said = {"liver": OrganUncertainty(Uncertainty(8, 8.0, 0.9, 0.9, 0.1, 0), False)}
+    said = {"liver": OrganUncertainty(Uncertainty(8, 8.0, 0.9, 0), False)}
     calibration = Calibration(offset=0.0, slope=1.0, organs={}, cases=9, residuals=(-1.0, 1.0))
     image = Volume(np.zeros((1, 6, 6, 6), dtype=np.float32), grid)
     high = pytest.approx(logistic(math.log(9) + 1))
-    for trust, low in ((1.0, logistic(math.log(9) - 1)), (0.25, 0.25 * 0.9)):
-        result = Prediction("a", LabelMap(classes, grid, schema), said, {}, (), {}, trust=trust)
+    for confidence_factor, low in ((1.0, logistic(math.log(9) - 1)), (0.25, 0.25 * 0.9)):
+        result = Prediction(
+            "a", LabelMap(classes, grid, schema), said, {}, (), {}, confidence_factor=confidence_factor
+        )
         (row,) = organ_rows_of("a", result, image, calibration)
-        assert row.confidence == pytest.approx(trust * 0.9)
+        assert row.confidence == pytest.approx(confidence_factor * 0.9)
         assert row.dice_range == (pytest.approx(low), high)
 
 
@@ -93,9 +95,9 @@ def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
     grid = Grid.from_spacing((6, 6, 6), (10.0, 10.0, 10.0))
     classes = np.zeros(grid.shape, dtype=np.uint8)
     classes[2:4, 2:4, 2:4], classes[1, 1, 1] = 1, 2
-    said = {organ: OrganUncertainty(Uncertainty(8, 8.0, 0.8, 0.9, 0.1, 0), False) for organ in schema.names}
+    said = {organ: OrganUncertainty(Uncertainty(8, 8.0, 0.8, 0), False) for organ in schema.names}
     labels = LabelMap(classes, grid, schema)
-    result = Prediction("a", labels, said, {}, (), {}, trust=0.5, misplaced=("liver",))
+    result = Prediction("a", labels, said, {}, (), {}, confidence_factor=0.5, misplaced=("liver",))
     domain = TrainingDomain(
         modality=None,
         intensities=((0.0,) * 19,),

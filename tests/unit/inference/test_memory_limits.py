@@ -95,15 +95,17 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
         memory_limits.parse_bytes(text)
 
 
-def needs(seen: StageView, shown: StageWork | None = None, whole: bool = False, together: int = 1) -> int:
-    return memory_limits.stage_bytes(seen, shown or work(), whole, together)
+def needs(
+    seen: StageView, shown: StageWork | None = None, full_prediction: bool = False, together: int = 1
+) -> int:
+    return memory_limits.stage_bytes(seen, shown or work(), full_prediction, together)
 
 
 def test_more_classes_more_voxels_more_tiles_and_a_kept_answer_need_more() -> None:
     base = needs(view())
     many = replace(work(), classes=100, output_channels=100)
     assert needs(view(), many) > base + 97 * 4 * 64 * 64 * 16
-    assert needs(view(), whole=True) > base + 2 * 3 * 4 * 64**3
+    assert needs(view(), full_prediction=True) > base + 2 * 3 * 4 * 64**3
     assert needs(view((64, 64, 64))) > base
     fewer = 4 * 70 * (66 * 66 * 16 + 32 * 32 * 16)
     logits = 2 * 4 * 100 * 66 * 66 * 66
@@ -126,16 +128,16 @@ class Tiles:
 
     def needs(self, seen: StageView, together: int = 1) -> int:
         """Main memory, where it is measured."""
-        tiles = memory_limits.REPEATED * self.bytes(seen, together) + together * memory_limits.input_bytes(
-            seen, work()
-        )
+        tiles = memory_limits.REUSE_OVERHEAD * self.bytes(
+            seen, together
+        ) + together * memory_limits.input_bytes(seen, work())
         counted = (
-            memory_limits.FRAMEWORK
+            memory_limits.OVERHEAD
             * max(1.0, self._each)
             * together
             * memory_limits.counted_bytes(seen, work())
         )
-        return memory_limits.beside_bytes(seen, work(), False) + math.ceil(max(tiles, counted)) + 1
+        return memory_limits.other_bytes(seen, work(), False) + math.ceil(max(tiles, counted)) + 1
 
     def _rise(self, compute: Callable[[], object]) -> int:
         compute()
@@ -153,9 +155,9 @@ def fit(monkeypatch: pytest.MonkeyPatch, room: int, tiles: Tiles, seen: StageVie
 def test_where_many_times_the_count_is_free_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, tiles = view(), Tiles(monkeypatch)
     # Eight tiles of 32x32x16 voxels together keep a CPU busy.
-    ample = memory_limits.beside_bytes(
+    ample = memory_limits.other_bytes(
         seen, work(), False
-    ) + memory_limits.AMPLE * 8 * memory_limits.counted_bytes(seen, work())
+    ) + memory_limits.UNMEASURED_FACTOR * 8 * memory_limits.counted_bytes(seen, work())
     assert fit(monkeypatch, ample, tiles, seen) == (seen, 8)
     assert tiles.measured == []
     assert fit(monkeypatch, ample - 1, tiles, seen) == (seen, 8)
@@ -196,7 +198,7 @@ def test_measuring_takes_no_more_than_is_allowed(monkeypatch: pytest.MonkeyPatch
     fit(monkeypatch, room, tiles, seen)
     assert tiles.measured
     for count, _, i, j, k in tiles.measured:
-        assert tiles.bytes(view((i, j, k)), count) < room - memory_limits.beside_bytes(
+        assert tiles.bytes(view((i, j, k)), count) < room - memory_limits.other_bytes(
             view((i, j, k)), work(), False
         )
 

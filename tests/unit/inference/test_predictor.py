@@ -78,14 +78,14 @@ class TestPredictor:
         found = Predictor(bundle, CPU, any_scan=True).predict(other)
         expected = Predictor(bundle, CPU).predict(replace(other, modality="CT"))
         assert np.array_equal(found.labels.data, expected.labels.data)
-        assert found.trust == 0.0
+        assert found.confidence_factor == 0.0
         assert found.notes[:2] == (
             "2 slices are missing",
             "clearly unlike the training scans: the scan is of modality MR, the model was trained on CT",
         )
-        assert (expected.trust, expected.notes[:1]) == (1.0, ("2 slices are missing",))
+        assert (expected.confidence_factor, expected.notes[:1]) == (1.0, ("2 slices are missing",))
         unknown = Predictor(untrained_bundle(3), CPU).predict(other)
-        assert (unknown.trust, unknown.notes) == (1.0, other.notes)
+        assert (unknown.confidence_factor, unknown.notes) == (1.0, other.notes)
 
     def test_a_series_that_is_read_as_stored_has_a_note_with_its_axes(self) -> None:
         model = untrained_bundle(3)

@@ -136,10 +136,10 @@ def test_the_peak_is_read_where_the_system_does_not_count_that_of_the_process(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_memory_is_what_tensors_hold() -> None:
     device = Device("cuda:0")
-    torch.zeros(1, device=device.place)
+    torch.zeros(1, device=device.torch_device)
     before = take_sample(device).vram_mb
     with ResourceMonitor(device, period=0.01) as resource_usage:
-        block = torch.zeros(64 * 1024**2, dtype=torch.uint8, device=device.place)
+        block = torch.zeros(64 * 1024**2, dtype=torch.uint8, device=device.torch_device)
         time.sleep(0.2)
         del block
     assert resource_usage.usage.peak_vram_mb - before == pytest.approx(64, abs=0.01)

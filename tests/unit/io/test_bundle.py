@@ -97,7 +97,7 @@ def test_a_model_is_found_by_its_path_or_by_the_name_it_comes_with(
     shipped, work = tmp_path / "models", tmp_path / "work"
     save(make(), shipped / "torso-ct")
     work.mkdir()
-    monkeypatch.setattr(bundle, "COME_WITH_ZOOMSEG", shipped)
+    monkeypatch.setattr(bundle, "INCLUDED_MODELS", shipped)
     monkeypatch.chdir(work)
     assert find("torso-ct") == shipped / "torso-ct"
     assert load("torso-ct").schema == make().schema

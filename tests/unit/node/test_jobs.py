@@ -14,8 +14,8 @@ import pytest
 from zoomseg.core.errors import OutputError
 from zoomseg.node import jobs as module
 from zoomseg.node.jobs import (
+    MAX_STARTS,
     MORE_IMAGES,
-    MOST_STARTS,
     Delivery,
     DeliveryState,
     NodeJob,
@@ -350,7 +350,7 @@ def test_a_reason_that_may_pass_is_waited_for_and_keeps_no_other_job_waiting(
     jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
     given_up = jobs.all()[0]
     assert (given_up.state, given_up.notes) == (State.FAILED, ())
-    assert given_up.error == f"given up after {MOST_STARTS} starts: the disk is full"
+    assert given_up.error == f"given up after {MAX_STARTS} starts: the disk is full"
 
 
 def test_a_job_that_waits_for_its_reason_to_pass_succeeds_without_a_trace(

@@ -13,7 +13,7 @@ from pynetdicom.pdu import A_RELEASE_RQ, P_DATA_TF
 from pynetdicom.pdu_items import PresentationDataValueItem
 
 from helpers.nodes import push, running, series, settings
-from zoomseg.node.message_limits import LONGEST_PDU, ObjectLimit
+from zoomseg.node.message_limits import MAX_PDU_LENGTH, ObjectLimit
 from zoomseg.node.receiver import OUT_OF_RESOURCES
 
 COMMAND, DATA, LAST_DATA = b"\x03", b"\x00", b"\x02"
@@ -73,5 +73,5 @@ def test_a_pdu_of_an_absurd_length_ends_the_connection(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", node.receiver.port)) as sock,
     ):
         sock.settimeout(60)
-        sock.sendall(struct.pack(">BBL", 0x01, 0, LONGEST_PDU + 1))  # the rest need not arrive
+        sock.sendall(struct.pack(">BBL", 0x01, 0, MAX_PDU_LENGTH + 1))  # the rest need not arrive
         assert sock.recv(1) == b""

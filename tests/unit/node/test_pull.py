@@ -233,7 +233,7 @@ def archive(node: Node, objects: list[Dataset], known: bool = True) -> Iterator[
 
 @pytest.mark.parametrize(
     ("known", "said"),
-    [(True, None), (False, "it refuses C-MOVE with status 0xA801; does it know this node?")],
+    [(True, None), (False, "it refuses C-MOVE with status 0xA801; check that it lists this node")],
 )
 def test_by_c_move(tmp_path: Path, known: bool, said: str | None) -> None:
     """The node's own results, which are in the same study, are not requested."""

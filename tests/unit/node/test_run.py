@@ -192,7 +192,7 @@ def test_a_failed_job_begins_again_when_its_series_is_sent_again(tmp_path: Path)
 
 
 def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_jobs, "FIRST_REST_SECONDS", 0.2)
+    monkeypatch.setattr(node_jobs, "INITIAL_BACKOFF_SECONDS", 0.2)
     left, write_labels = [True], batch.write_labels
 
     def full_once(*arguments: Any, **options: Any) -> None:
@@ -302,7 +302,7 @@ def test_what_is_done_is_deleted_after_its_time(tmp_path: Path) -> None:
 def test_a_thread_of_a_node_goes_on_after_an_unexpected_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "CLEAR_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(run, "CLEAR_INTERVAL_SECONDS", 0.01)
     with archive() as there:
         node = Node(settings(tmp_path, there), start_worker=HereWorker)
         for part, name in ((node.intake, "complete"), (node.intake, "clear"), (node.jobs, "next_delivery")):

@@ -29,7 +29,7 @@ def agrees(probabilities: torch.Tensor, source: Grid, target: Grid) -> bool:
         best, found = (to_numpy(x) for x in argmax.max_on(data, source, target, classes))
         assert found.dtype == np.uint8
         assert float(np.abs(best - full.amax(dim=0).numpy()).max()) < 1e-6
-        argmax.enter_argmax(entered, data, source, target, classes)
+        argmax.write_argmax(entered, data, source, target, classes)
         assert np.array_equal(to_numpy(entered), found)
         if not bool(((found == wanted.numpy()) | close).all()):
             return False
@@ -135,7 +135,7 @@ def test_classes_are_entered_by_channel_where_the_region_is() -> None:
     for library in LIBRARIES:
         labels = library(torch.full(grid.shape, 77, dtype=torch.uint8))
         region = Region(stage, stage.box, mask)
-        argmax.enter_argmax(labels, library(probabilities), stage, grid, classes, region)
+        argmax.write_argmax(labels, library(probabilities), stage, grid, classes, region)
         assert np.array_equal(to_numpy(labels), np.where(inside, wanted, 77))
 
 

@@ -52,7 +52,7 @@ def gathered(view: stage_input.StageView, *voxels: tuple[int, int, int]) -> Unce
     ("voxels", "at_end", "cut"), [(100, 19, False), (100, 20, True), (9000, 89, False), (9000, 90, True)]
 )
 def test_a_few_voxels_at_the_end_are_chance(voxels: int, at_end: int, cut: bool) -> None:
-    signs = {"left kidney": Uncertainty(voxels, 1.0, 0.9, 0.9, 0.0, at_end)}
+    signs = {"left kidney": Uncertainty(voxels, 1.0, 0.9, at_end)}
     view = view_of(Region(GRID, Box((5, 5, 5), (30, 30, 30))))
     assert bool(cut_organs(view, signs)) == cut
     whole = replace(view, stage=COARSE)

@@ -17,7 +17,7 @@ from zoomseg.core.volume import LabelMap, Volume
 from zoomseg.datasets.layouts import Dataset, open_dataset
 from zoomseg.io.scans import read_image, write_image, write_labels
 from zoomseg.planning import fingerprint
-from zoomseg.planning.fingerprint import SideBySide, require, require_in_every, take
+from zoomseg.planning.fingerprint import SideBySide, compute_fingerprint, require, require_in_every
 
 SHAPE = (24, 20, 16)
 
@@ -51,7 +51,7 @@ LARGE = ((12, 10, 8), (18, 18, 12))  # 192 voxels, 12x16x12 mm, about (15, 14, 1
 @pytest.mark.parametrize("flip", [False, True])
 def test_organs_are_measured_in_the_patient(tmp_path: Path, flip: bool) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {2: LARGE}], flip)
-    found = take(data, data.ids)
+    found = compute_fingerprint(data, data.ids)
     left, right = found.organs
     assert (left.name, left.cases, left.annotated) == ("left kidney", 1, 2)
     assert (right.name, right.cases, right.annotated) == ("right kidney", 2, 2)
@@ -72,7 +72,7 @@ def test_organs_are_measured_in_the_patient(tmp_path: Path, flip: bool) -> None:
 def test_medians_are_over_the_cases_that_have_the_organ(tmp_path: Path) -> None:
     middle = ((2, 2, 2), (6, 6, 6))  # 64 voxels
     data = written(tmp_path / "d", [{1: SMALL}, {1: middle}, {1: LARGE}, {2: LARGE}])
-    left = take(data, data.ids).organs[0]
+    left = compute_fingerprint(data, data.ids).organs[0]
     assert (left.cases, left.annotated) == (3, 4)
     assert left.volume_ml == pytest.approx(64 * 0.012)
 
@@ -80,7 +80,7 @@ def test_medians_are_over_the_cases_that_have_the_organ(tmp_path: Path) -> None:
 def test_how_much_of_an_organ_is_in_one_piece_in_the_worst_case(tmp_path: Path) -> None:
     cut = {1: ((2, 2, 2), (12, 6, 6)), 2: ((4, 2, 2), (6, 6, 6))}  # the second divides the first
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, cut])
-    left, right = take(data, data.ids).organs
+    left, right = compute_fingerprint(data, data.ids).organs
     assert left.largest_part == pytest.approx(6 / 8)
     assert right.largest_part == 1.0
 
@@ -88,42 +88,47 @@ def test_how_much_of_an_organ_is_in_one_piece_in_the_worst_case(tmp_path: Path) 
 def test_how_far_an_organ_s_brightness_differs_beside_the_others(tmp_path: Path) -> None:
     """Organs are 10 and 20 bright above 0, the scan's darkest voxel is at -99.5."""
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {1: LARGE}, {2: SMALL, 1: LARGE}])
-    left, right = take(data, data.ids).organs
+    left, right = compute_fingerprint(data, data.ids).organs
     # The second case has a single organ, which has nothing to be compared with.
-    assert (left.tone_spread, right.tone_spread) == (0.0, 0.0)
+    assert (left.relative_brightness_sd, right.relative_brightness_sd) == (0.0, 0.0)
     image = data.cases[0].images[0]
     scan = read_image(image)
     write_image(image, replace(scan, data=np.where(scan.data == 20, 150.0, scan.data)))
-    left, right = take(data, data.ids).organs
+    left, right = compute_fingerprint(data, data.ids).organs
     multiples = 2 * np.array([109.5 / (109.5 + 249.5), 109.5 / (109.5 + 119.5)])
-    assert left.tone_spread == pytest.approx(multiples.std(), rel=1e-4)
-    assert right.tone_spread == pytest.approx(multiples.std(), rel=1e-4)
+    assert left.relative_brightness_sd == pytest.approx(multiples.std(), rel=1e-4)
+    assert right.relative_brightness_sd == pytest.approx(multiples.std(), rel=1e-4)
 
 
 def test_an_organ_that_is_never_beside_another_has_no_spread(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: SMALL}, {1: LARGE}, {1: SMALL, 2: LARGE}])
-    assert [organ.tone_spread for organ in take(data, data.ids).organs] == [None, None]
+    assert [organ.relative_brightness_sd for organ in compute_fingerprint(data, data.ids).organs] == [
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_which_organ_lies_to_the_right_in_most_cases(tmp_path: Path, flip: bool) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 18 + [{1: LARGE, 2: SMALL}] * 2, flip)
-    assert take(data, data.ids).side_by_side == SideBySide("right kidney", "left kidney", 18, 20)
-    assert take(data, data.ids[:19]).side_by_side is None
+    assert compute_fingerprint(data, data.ids).side_by_side == SideBySide(
+        "right kidney", "left kidney", 18, 20
+    )
+    assert compute_fingerprint(data, data.ids[:19]).side_by_side is None
 
 
 def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
     """Intensities of two cases of three are distributed like Hounsfield units, in a channel that is not named
     CT."""
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}] * 3)
-    assert take(data, data.ids).advice == ()
+    assert compute_fingerprint(data, data.ids).advice == ()
     for case in data.cases[:2]:
         scan = read_image(case.images[0])
         air = np.where(scan.data > 0, 50.0, -1000.0)
         air[0, 0, 0, 0] = 900
         write_image(case.images[0], replace(scan, data=air))
-    assert take(data, data.ids).advice == ()  # it is called CT
-    (advice,) = take(replace(data, channel_names=("image",)), data.ids).advice
+    assert compute_fingerprint(data, data.ids).advice == ()  # it is called CT
+    (advice,) = compute_fingerprint(replace(data, channel_names=("image",)), data.ids).advice
     assert advice.found.startswith(
         "channel 0 ('image'): values are distributed like Hounsfield units in 2 of 3"
     )
@@ -131,7 +136,7 @@ def test_what_the_data_set_leaves_unsaid_is_advised(tmp_path: Path) -> None:
 
 def test_organs_in_line_lie_on_neither_side(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: ((4, 2, 2), (6, 4, 4)), 2: ((2, 8, 8), (8, 12, 12))}] * 20)
-    found = take(data, data.ids).side_by_side
+    found = compute_fingerprint(data, data.ids).side_by_side
     assert found is not None
     assert (found.cases, found.together, found.share) == (0, 20, 0.0)
 
@@ -140,7 +145,7 @@ def test_what_was_not_drawn_does_not_count(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{1: SMALL, 2: LARGE}, {1: SMALL, 2: LARGE}])
     first = replace(data.cases[0], annotated=frozenset({"right kidney"}))
     partial = replace(data, cases=(first, data.cases[1]))
-    left, right = take(partial, partial.ids).organs
+    left, right = compute_fingerprint(partial, partial.ids).organs
     assert (left.cases, left.annotated) == (1, 1)
     assert (right.cases, right.annotated) == (2, 2)
 
@@ -154,7 +159,7 @@ def test_few_cases_are_all_read_many_evenly(
     one = tiny_dataset(tmp_path / "d", 1)
     many = replace(one, cases=tuple(replace(one.cases[0], id=f"c{n:04}") for n in range(cases)))
     told: list[tuple[int, int]] = []
-    found = take(many, many.ids, lambda done, total: told.append((done, total)))
+    found = compute_fingerprint(many, many.ids, lambda done, total: told.append((done, total)))
     assert (found.cases, found.read) == (cases, read)
     assert told == [(n, read) for n in range(read)]
 
@@ -162,7 +167,7 @@ def test_few_cases_are_all_read_many_evenly(
 def test_nothing_labelled_is_refused(tmp_path: Path) -> None:
     data = written(tmp_path / "d", [{}, {}])
     with pytest.raises(DatasetError, match=r"no labelled voxel in 2 cases read; zoomseg check lists"):
-        take(data, data.ids)
+        compute_fingerprint(data, data.ids)
 
 
 def test_an_organ_that_no_case_has_is_named_with_the_way_out(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helpers.tiny_dataset import CPU
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.geometry import Index3, Vector3
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.memory import spoken
+from zoomseg.core.memory import format_bytes
 from zoomseg.networks import build as networks
 from zoomseg.planning.network_sizes import (
     Cost,
@@ -173,7 +173,8 @@ def test_a_training_step_that_cannot_fit_is_refused_before_anything_is_allocated
     require_room(stage(made, (32, 32, 32)), 1, 4, CPU)
     told = (
         r"stage 'fine': a training step of 4096 patches of 1024x1024x1024 voxels would need about "
-        rf"\d+\.\d\d GB, {re.escape(CPU.name)} has {re.escape(spoken(CPU.memory_bytes))}; use a smaller batch"
+        rf"\d+\.\d\d GB, {re.escape(CPU.name)} has {re.escape(format_bytes(CPU.memory_bytes))}; "
+        "use a smaller batch"
     )
     with pytest.raises(RecipeError, match=told):
         require_room(stage(made, (1024, 1024, 1024), batch=4096), 1, 4, CPU)

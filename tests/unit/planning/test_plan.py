@@ -11,7 +11,7 @@ import pytest
 from zoomseg.backends.device import Device
 from zoomseg.core.errors import RecipeError
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.memory import spoken
+from zoomseg.core.memory import format_bytes
 from zoomseg.datasets.advice import Advice
 from zoomseg.networks import build as networks
 from zoomseg.planning import plan as plan_module
@@ -191,7 +191,8 @@ def test_small_parts_go_of_organs_that_are_in_one_piece() -> None:
     )
     made = whole_plan(replace(ABDOMEN, organs=organs))
     assert made.recipe.islands == Islands(labels=("liver", "pancreas"), below=0.25)
-    assert reasons(made)["islands"].value == "parts under 25% of the largest go, of liver, pancreas"
+    removed = "components below 25% of the largest are removed, of liver, pancreas"
+    assert reasons(made)["islands"].value == removed
     assert reasons(made)["islands"].why.endswith("or more; not so aorta, spleen, portal vein")
     none = whole_plan(replace(ABDOMEN, organs=organs[1:4]))
     assert none.recipe.islands is None
@@ -348,7 +349,7 @@ def test_memory_is_told_and_what_was_done_to_fit() -> None:
     roomy, tight = whole_plan(ABDOMEN), whole_plan(ABDOMEN, on=device("cpu", 1.0))
     needed = step_bytes(costs_of(roomy.recipe.stages, 1, ORGANS))
     told = reasons(roomy)["memory of a step"]
-    assert told.value == spoken(needed)
+    assert told.value == format_bytes(needed)
     assert told.why == "of the 5.96 GB (40% of 14.90 GB) that test device may spare for it"
     shrunk = reasons(tight)["memory of a step"]
     times_smaller = int(shrunk.why.split(", ")[-1].removesuffix(" times"))

@@ -188,7 +188,7 @@ def test_wrong_tokens_beyond_a_minute_s_answers_are_refused_at_once(
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(guard, "MOST_WRONG_TOKENS", 2)
+    monkeypatch.setattr(guard, "MAX_WRONG_TOKENS", 2)
     monkeypatch.setattr(guard, "WRONG_TOKEN_SECONDS", 60.0)
     monkeypatch.setattr(guard, "sleep", sleep)
     wrong = {"authorization": "Bearer wrong"}

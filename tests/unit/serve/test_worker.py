@@ -108,7 +108,7 @@ def test_errors_name_no_path_of_the_server() -> None:
 def test_a_worker_that_is_killed_says_so_and_not_by_whom() -> None:
     dying = ProcessWorker("cpu")
     os.kill(dying._process.pid or 0, signal.SIGKILL)
-    with pytest.raises(WorkerDiedError, match="was killed: by the system, if memory ran out, or by somebody"):
+    with pytest.raises(WorkerDiedError, match=r"was killed: by the system \(memory exhausted\) or by a user"):
         dying.run(Task("a", "b", "c", "d"), lambda step: None)
 
 

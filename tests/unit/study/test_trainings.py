@@ -393,7 +393,7 @@ def test_cases_that_a_split_leaves_out_are_labelled_by_models_or_as_they_are(
     with_unlabelled: Ablation, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first round is trained on the split's cases only; killed during labelling, the study is resumed."""
-    monkeypatch.setattr(self_training, "LEAST_CONFIDENCE", 0.0)
+    monkeypatch.setattr(self_training, "MIN_CONFIDENCE", 0.0)
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(dump(tiny_recipe(together=True, iterations=40)))
     split = of_split(tmp_path, ["case_0", "case_1"], "case_2")

@@ -336,7 +336,7 @@ def test_what_cannot_be_accelerated_is_refused(scans: Path, model: Path, tmp_pat
     first = looks_closer[0].model_copy(update={"grid": shape})
     recipe = everywhere().model_copy(update={"stages": (first, boxed)})
     bundle.save(untrained(recipe, SCHEMA), tmp_path / "boxes")
-    with pytest.raises(ModelError, match="has no stage that looks at all of a scan"):
+    with pytest.raises(ModelError, match="has no stage whose region is the whole scan"):
         begin(scans, tmp_path / "boxes", tmp_path / "y")
 
 

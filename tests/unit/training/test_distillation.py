@@ -54,7 +54,7 @@ def drawn(
 
 
 def learn(group: StageGroup, batch: Batch) -> dict[str, float]:
-    losses = group.learn(batch, {name: RunningDice(3, 1.0) for name in group.trained}, measure=True)
+    losses = group.train_step(batch, {name: RunningDice(3, 1.0) for name in group.trained}, measure=True)
     group.step += 1
     assert losses is not None
     return losses

@@ -14,7 +14,7 @@ from torch import Tensor
 from helpers import distributed_tasks
 from helpers.tiny_dataset import tiny_dataset
 from zoomseg.core.errors import TrainingError
-from zoomseg.training.distributed import ALONE, Processes, joined
+from zoomseg.training.distributed import SINGLE_PROCESS, Processes, process_group
 
 STEPS, BATCH, WORLD = distributed_tasks.STEPS, distributed_tasks.BATCH, distributed_tasks.WORLD
 
@@ -75,7 +75,7 @@ def test_numbers_are_exchanged(two: Path) -> None:
 
 @pytest.mark.parametrize("index", range(len(distributed_tasks.LOSSES)))
 def test_losses_and_their_gradients_are_those_of_the_whole_batch(two: Path, index: int) -> None:
-    whole = distributed_tasks.loss_gradients(ALONE)
+    whole = distributed_tasks.loss_gradients(SINGLE_PROCESS)
     for rank, found in enumerate(per_rank(two, "losses")):
         assert float(found[f"{index}"]) == pytest.approx(float(whole[f"{index}"]), rel=1e-6)
         expected = whole[f"{index}/gradient"][rank::WORLD]
@@ -149,14 +149,14 @@ def test_a_process_that_is_left_says_so(two: Path) -> None:
 def test_started_by_itself_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")  # as batch systems set it, without torchrun
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with joined() as processes:
-        assert processes is ALONE
+    with process_group() as processes:
+        assert processes is SINGLE_PROCESS
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     third = Processes(6, 8, 2)
     assert [third.device(name) for name in ("auto", "cuda", "cpu")] == ["cuda:2", "cuda:2", "cpu"]
-    assert ALONE.device("cuda:1") == "cuda:1"
+    assert SINGLE_PROCESS.device("cuda:1") == "cuda:1"
     with pytest.raises(TrainingError, match="'cuda:1' cannot be shared by 8 processes; allowed: auto, cpu, "):
         third.device("cuda:1")

@@ -91,8 +91,8 @@ def test_with_the_same_labels_the_first_answer_is_the_old_models(data: Dataset, 
     for name in ("coarse", "fine"):
         assert torch.equal(found[0][name], expected[0][name])
         assert torch.equal(found[1][name], expected[1][name])
-        assert group.averaged[name].keys() == old.weights[name].keys()
-        assert all(np.array_equal(group.averaged[name][k], v) for k, v in old.weights[name].items())
+        assert group.final_weights[name].keys() == old.weights[name].keys()
+        assert all(np.array_equal(group.final_weights[name][k], v) for k, v in old.weights[name].items())
 
 
 def test_rows_follow_their_labels_into_another_order_and_new_ones_stay_new() -> None:
@@ -301,7 +301,7 @@ def test_an_included_model_is_known_by_its_name_from_any_folder(
     request = TrainingRequest(init=Path(bundle.ABDOMEN_CT))
     monkeypatch.chdir(tmp_path)
     given = training_run.settings_given(request, {"init"})
-    assert given == {"init": str((bundle.COME_WITH_ZOOMSEG / bundle.ABDOMEN_CT).resolve())}
+    assert given == {"init": str((bundle.INCLUDED_MODELS / bundle.ABDOMEN_CT).resolve())}
     with pytest.raises(ModelError, match="no model folder at nowhere"):
         training_run.settings_given(TrainingRequest(init=Path("nowhere")), {"init"})
 

@@ -401,10 +401,10 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batc
     batch.stages["fine"].image_BCIJK[0, 0, 0, 0, 0] = float("inf")
     before = {k: v.clone() for k, v in group.modules["fine"].state_dict().items()}
     assert any("running_mean" in key for key in before) == batch_norm
-    assert group.learn(batch, {}, measure=False) is None
+    assert group.train_step(batch, {}, measure=False) is None
     after = group.modules["fine"].state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
-    assert group.learn(source.draw(1, np.random.default_rng(0)), {}, measure=False) is not None
+    assert group.train_step(source.draw(1, np.random.default_rng(0)), {}, measure=False) is not None
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 

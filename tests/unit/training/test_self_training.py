@@ -65,7 +65,7 @@ class Oracle:
         classes = np.array([0, 3, 2], dtype=np.uint8)[truth]
         classes[0, 0, 0] = 1
         said = {
-            organ: OrganUncertainty(Uncertainty(8, 8.0, dice, 0.9, 0.1, 0), False)
+            organ: OrganUncertainty(Uncertainty(8, 8.0, dice, 0), False)
             for organ, dice in self.sure[case.id].items()
         }
         return Prediction(case.id, LabelMap(classes, case.image.grid, TEACHER_SCHEMA), said, {}, (), {})

@@ -39,7 +39,7 @@ def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[StageGroup, Batch]:
 
 def learn(group: StageGroup, batch: Batch) -> dict[str, float] | None:
     dice = {name: RunningDice(3, 1.0) for name in group.trained}
-    losses = group.learn(batch, dice, measure=True)
+    losses = group.train_step(batch, dice, measure=True)
     group.step += 1
     return losses
 
@@ -87,7 +87,7 @@ def test_the_channel_of_a_label_is_found_among_those_that_are_stored(data: Datas
     target, counts = torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.ones(1, 3)
     patch = StageBatch(image, target, counts, (), None, {"coarse": stored}, (), None)
     prior = PriorInput(of="coarse", labels=("spleen", "liver"))
-    stage = group.lead.model_copy(update={"inputs": (ImageInput(), prior)})
+    stage = group.last_stage.model_copy(update={"inputs": (ImageInput(), prior)})
     shown = group._assemble(stage, patch, Batch(("a",), {"fine": patch}), {})
     assert torch.equal(shown, torch.cat([image, stored[:, [2, 1]]], dim=1))
 
@@ -108,12 +108,14 @@ def test_averaged_weights_follow_the_last_ones_by_the_decay(data: Dataset, tmp_p
     group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
     key = "heads.0.weight"
     for step in range(3):
-        before = group.averaged["fine"][key].clone()
+        before = group.final_weights["fine"][key].clone()
         assert learn(group, batch) is not None
         decay = min(0.9, (1 + step) / (10 + step))  # early steps are forgotten faster
         last = group.modules["fine"].state_dict()[key]
-        assert torch.allclose(group.averaged["fine"][key], decay * before + (1 - decay) * last, atol=1e-6)
-        assert not torch.equal(group.averaged["fine"][key], last)
+        assert torch.allclose(
+            group.final_weights["fine"][key], decay * before + (1 - decay) * last, atol=1e-6
+        )
+        assert not torch.equal(group.final_weights["fine"][key], last)
 
 
 class _Norm(torch.nn.Module):
@@ -145,7 +147,7 @@ def shown_brightness(data: Dataset, out: Path) -> tuple[StageGroup, _Norm, Calla
     def show(value: float) -> None:
         image = patch.image_BCIJK - patch.image_BCIJK.mean() + value
         bright = replace(batch, stages={"coarse": replace(patch, image_BCIJK=image)})
-        assert group.learn(bright, {"coarse": RunningDice(3, 1.0)}, measure=False) is not None
+        assert group.train_step(bright, {"coarse": RunningDice(3, 1.0)}, measure=False) is not None
         group.step += 1
 
     return group, module, show
@@ -181,7 +183,7 @@ def test_without_decay_the_last_weights_are_kept(data: Dataset, tmp_path: Path) 
     learn(group, batch)
     for name in group.trained:
         for key, value in group.modules[name].state_dict().items():
-            assert torch.equal(group.averaged[name][key], value)
+            assert torch.equal(group.final_weights[name][key], value)
 
 
 def test_a_step_follows_the_schedule_and_lowers_the_loss(data: Dataset, tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_a_step_follows_the_schedule_and_lowers_the_loss(data: Dataset, tmp_path
     assert last is not None
     assert all(last[name] < first[name] for name in group.trained)
     assert rates == sorted(rates, reverse=True)  # half a cosine, down
-    assert rates[-1] < rates[0] < group.lead.training.optimiser.lr
+    assert rates[-1] < rates[0] < group.last_stage.training.optimiser.lr
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_judging_changes_no_weight_and_uses_the_averaged_ones(data: Dataset, tmp
     judged = group.validate((batch,), dice)
     assert all(torch.equal(before[k], v) for k, v in group.modules["fine"].state_dict().items())
     for name in group.trained:
-        group.modules[name].load_state_dict(group.averaged[name])
+        group.modules[name].load_state_dict(group.final_weights[name])
         group.modules[name].eval()
     with torch.no_grad():
         losses, _ = group.forward(batch, group.modules)
@@ -254,7 +256,7 @@ def test_judging_changes_no_weight_and_uses_the_averaged_ones(data: Dataset, tmp
 def test_finished_networks_are_averaged_and_frozen(data: Dataset, tmp_path: Path) -> None:
     group, batch = drawn(data, tiny_recipe(together=True), tmp_path / "m")
     learn(group, batch)
-    averaged = {k: v.clone() for k, v in group.averaged["coarse"].items()}
+    averaged = {k: v.clone() for k, v in group.final_weights["coarse"].items()}
     module = group.finished()["coarse"]
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())

@@ -185,7 +185,7 @@ def test_what_another_began_before_the_lock_was_had_is_not_replaced(
         (folder / "training" / "job.json").write_text("theirs")
         yield
 
-    monkeypatch.setattr(record, "alone", late)
+    monkeypatch.setattr(record, "locked_folder", late)
     with pytest.raises(ModelError, match=r"already holds a training \(job.json\)"):
         training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
     assert (out / "training" / "job.json").read_text() == "theirs"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoomseg.core.errors import ModelError, ZoomSegError, quoted
-from zoomseg.core.memory import require_ram, spoken
+from zoomseg.core.memory import format_bytes, require_ram
 
 _SCALAR = np.float64(0).__reduce__()[0]
 """Numpy's constructor of a number from its type and bytes."""
@@ -52,7 +52,7 @@ def read(path: Path) -> Checkpoint:
     try:
         _check_records(path)
         size = path.stat().st_size
-        require_ram(size, f"{path}: loading {spoken(size)}")
+        require_ram(size, f"{path}: loading {format_bytes(size)}")
         with torch.serialization.safe_globals(ALLOWED):  # type: ignore[arg-type]
             data = torch.load(path, map_location="cpu", weights_only=True)
     except ZoomSegError:
@@ -98,7 +98,7 @@ def _checked(path: Path, data: Any) -> Checkpoint:
         raise ModelError(f"{path} is no checkpoint of nnU-Net v2: it has no network_weights")
     weights = data["network_weights"]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
-        raise ModelError(f"{path}: network_weights hold more than tensors; get the model anew")
+        raise ModelError(f"{path}: network_weights hold more than tensors; download the model again")
     arguments = data.get("init_args")
     configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
     if not isinstance(configuration, str):
@@ -114,6 +114,7 @@ def _mirror_axes(path: Path, given: Any) -> tuple[int, ...]:
     axes = tuple(given) if isinstance(given, list | tuple) else (given,)
     if not all(type(axis) is int and 0 <= axis <= 2 for axis in axes):
         raise ModelError(
-            f"{path} allows mirroring along axes {quoted(given)}; expected some of 0, 1 and 2: get it anew"
+            f"{path} allows mirroring along axes {quoted(given)}; expected some of 0, 1 and 2: "
+            "download it again"
         )
     return axes

@@ -201,7 +201,7 @@ def _mirror_axes(mirrored: Sequence[int], axes: Axes, dimensions: int) -> tuple[
     if wrong:
         raise ModelError(
             f"the checkpoint allows mirroring along axis {wrong[0]}, which a network of {dimensions} axes "
-            "does not have; get it anew"
+            "does not have; download it again"
         )
     there = {axis + 3 - dimensions for axis in mirrored}
     names: tuple[GridAxis, ...] = ("i", "j", "k")

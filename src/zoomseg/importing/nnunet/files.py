@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoomseg.core.errors import ModelError, listed, quoted
-from zoomseg.core.memory import spoken
+from zoomseg.core.memory import format_bytes
 from zoomseg.importing.nnunet import plans
 from zoomseg.io.files import parse_json, read_file, stays_inside
 from zoomseg.io.zips import ZipLimits, checked_zip
@@ -233,8 +233,9 @@ def _require_room(source: Path, folder: Path, members: list[zipfile.ZipInfo]) ->
     needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
     if needed > free:
         raise ModelError(
-            f"{source}: its checkpoints have {spoken(needed)}, and {folder.parent} has {spoken(free)} free; "
-            "free some space, set TMPDIR to a folder that has more, or choose fewer with --folds"
+            f"{source}: its checkpoints have {format_bytes(needed)}, and {folder.parent} has "
+            f"{format_bytes(free)} free; free some space, set TMPDIR to a folder that has more, or choose "
+            "fewer with --folds"
         )
 
 
@@ -277,8 +278,8 @@ def _check_small(source: Path, members: list[zipfile.ZipInfo]) -> None:
     size = sum(member.file_size for member in members)
     if size > MAX_JSON_BYTES:
         raise ModelError(
-            f"{source}: its plans.json and dataset.json have {spoken(size)}, and {spoken(MAX_JSON_BYTES)} at "
-            "most are read; get the model anew"
+            f"{source}: its plans.json and dataset.json have {format_bytes(size)}, and at most "
+            f"{format_bytes(MAX_JSON_BYTES)} are read; download the model again"
         )
 
 

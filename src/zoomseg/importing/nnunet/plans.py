@@ -176,7 +176,8 @@ def _inherited(plans: Plans, name: str) -> dict[str, Any]:
     while following is not None:
         if following in visited:
             raise ModelError(
-                f"plans.json: configuration {quoted(following)} inherits from itself; get the plans anew"
+                f"plans.json: configuration {quoted(following)} inherits from itself; download the plans "
+                "again"
             )
         if following not in plans.configurations:
             known = listed(sorted(plans.configurations))

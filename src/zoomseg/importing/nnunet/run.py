@@ -62,7 +62,7 @@ def import_models(
         ModelError: the models cannot be imported or combined; the message states what can.
         OutputError: no permission, full disk.
     """
-    require_free(out)
+    require_new_folder(out)
     found = [read_models(source, folds, lowres, configuration, on_warning) for source in sources]
     if lowres is not None and not any(_is_cascade(model) for own in found for model in own.values()):
         raise ModelError(
@@ -174,7 +174,7 @@ def write_models(models: Mapping[str, Bundle], out: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def require_free(out: Path) -> None:
+def require_new_folder(out: Path) -> None:
     """Refuse a folder that is not empty.
 
     Raises:

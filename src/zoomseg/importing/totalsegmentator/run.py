@@ -11,7 +11,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.importing.body import within_body
 from zoomseg.importing.combined import combined
 from zoomseg.importing.nnunet.files import FOLDER_DEPTHS
-from zoomseg.importing.nnunet.run import read_models, require_free, write_models
+from zoomseg.importing.nnunet.run import read_models, require_new_folder, write_models
 from zoomseg.importing.totalsegmentator.tasks import TASKS, Part, Task
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe import graph
@@ -39,7 +39,7 @@ def import_task(folder: Path, out: Path, task: str = "total", body: bool = False
     """
     if task not in TASKS:
         raise ModelError(f"unknown task '{task}'; supported: {', '.join(TASKS)}")
-    require_free(out)
+    require_new_folder(out)
     wanted = TASKS[task]
     folders = [_folder(folder, task, part, wanted.trainer) for part in wanted.parts]
     models = [_model(source, part, wanted) for source, part in zip(folders, wanted.parts, strict=True)]

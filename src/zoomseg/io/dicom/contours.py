@@ -8,8 +8,8 @@ A hole is connected by a keyhole: one polygon runs along the outer edge, crosses
 and returns the same way. Most systems fill such polygons correctly, while some make islands of separate
 contours for holes. The connection never passes through a voxel's centre.
 
-Contours drawn by other programs are combined by two rules (see ``xor_mask`` and ``drawn_mask``): the standard
-has one for those marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
+Contours drawn by other programs are combined by two rules (see ``xor_mask`` and ``fill_contours``): the
+standard has one for those marked as CLOSEDPLANAR_XOR, and none for separate CLOSED_PLANAR ones.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ TOUCHING_VOX = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnMask:
+class FilledContours:
     """The mask ``[I, J]`` of the contours in a slice; the number of repeated contours, and whether some
     overlapped or touched."""
 
@@ -126,7 +126,7 @@ def xor_mask(polygons: Iterable[FloatArray], shape: tuple[int, int]) -> Mask:
     return mask
 
 
-def drawn_mask(polygons: Sequence[FloatArray], shape: tuple[int, int]) -> DrawnMask:
+def fill_contours(polygons: Sequence[FloatArray], shape: tuple[int, int]) -> FilledContours:
     """The mask ``[I, J]`` of voxels that CLOSED_PLANAR contours surround, polygons ``[N, 2]`` of indices that
     may lie beyond the mask.
 
@@ -144,7 +144,7 @@ def drawn_mask(polygons: Sequence[FloatArray], shape: tuple[int, int]) -> DrawnM
             around[inner].append(outer)
         elif not kept[outer].lies_in(kept[inner]):
             overlapping = overlapping or kept[inner].shares_voxels(kept[outer])
-    return DrawnMask(_nested(kept, around, shape), len(contours) - len(kept), overlapping)
+    return FilledContours(_nested(kept, around, shape), len(contours) - len(kept), overlapping)
 
 
 def _nested(contours: Sequence[_Contour], around: Sequence[Sequence[int]], shape: tuple[int, int]) -> Mask:

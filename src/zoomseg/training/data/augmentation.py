@@ -28,7 +28,7 @@ from zoomseg.recipe.spec import Augmentation
 
 CPU = torch.device("cpu")
 _AXES = {"R": 0, "A": 1, "S": 2}
-SHORTEST_SCAN = 0.15
+MIN_SCAN_SHARE = 0.15
 """Minimum share of a scan's height that remains when it is truncated."""
 
 
@@ -76,7 +76,7 @@ class Spatial:
         return cls(np.eye(3), (0.0, 0.0, 0.0), None, False)
 
     def coordinates(
-        self, patch: Grid, spacing_mm: Vector3, pivot: FloatArray, place: torch.device = CPU
+        self, patch: Grid, spacing_mm: Vector3, pivot: FloatArray, device: torch.device = CPU
     ) -> Tensor:
         """Source indices ``[I, J, K, 3]`` of every voxel of a patch.
 
@@ -84,20 +84,20 @@ class Spatial:
             patch: the patch's grid in local coordinates (axis-aligned).
             spacing_mm: spacing of the source grid.
             pivot: fractional source index of local zero.
-            place: the device on which they are computed.
+            device: the device on which they are computed.
         """
         axes = cast(
             "tuple[Tensor, Tensor, Tensor]",
             tuple(
-                torch.arange(n, dtype=torch.float32, device=place) * float(patch.affine[a, a])
+                torch.arange(n, dtype=torch.float32, device=device) * float(patch.affine[a, a])
                 + float(patch.affine[a, 3])
                 for a, n in enumerate(patch.shape)
             ),
         )
         per_mm = 1 / np.array(spacing_mm)
         start = np.asarray(pivot) + np.array(self.shift_mm) * per_mm
-        matrix = torch.from_numpy((self.matrix * per_mm[:, None]).astype(np.float32)).to(place)
-        offset = torch.from_numpy(start.astype(np.float32)).to(place)
+        matrix = torch.from_numpy((self.matrix * per_mm[:, None]).astype(np.float32)).to(device)
+        offset = torch.from_numpy(start.astype(np.float32)).to(device)
         out = offset + axes[0][:, None, None, None] * matrix[:, 0]
         out = out + axes[1][None, :, None, None] * matrix[:, 1]
         out = out + axes[2][None, None, :, None] * matrix[:, 2]
@@ -106,7 +106,7 @@ class Spatial:
         if self.shown_mm is None:
             return out
         first, last = (np.asarray(pivot) + corner * per_mm for corner in self.shown_mm)
-        low, high = (torch.from_numpy(v.astype(np.float32)).to(place) for v in (first + 0.5, last - 0.5))
+        low, high = (torch.from_numpy(v.astype(np.float32)).to(device) for v in (first + 0.5, last - 0.5))
         return out.clamp(torch.minimum(low, high), torch.maximum(low, high))
 
     def stretched(self, shares: FloatArray, moved_mm: FloatArray) -> Spatial:
@@ -213,7 +213,7 @@ def draw_extent(
     """
     if spec.shorter_scan == 0 or rng.random() >= spec.shorter_scan:
         return None
-    length = height_mm * float(np.exp(rng.uniform(np.log(SHORTEST_SCAN), 0)))
+    length = height_mm * float(np.exp(rng.uniform(np.log(MIN_SCAN_SHARE), 0)))
     first = rng.uniform(max(0.0, keep_mm - length), max(0.0, min(keep_mm, height_mm - length)))
     return first, first + length
 

@@ -146,7 +146,7 @@ def _around(array: ChunkedArray, local: Tensor, held: OnDevice) -> tuple[Tensor,
     return data, local - torch.tensor(window.start, device=local.device)
 
 
-def load_to_device(packs: Iterable[PackedCase], place: torch.device, room_bytes: int) -> OnDevice:
+def load_to_device(packs: Iterable[PackedCase], device: torch.device, room_bytes: int) -> OnDevice:
     """Load as many complete arrays of these cases as fit to a device. An array that takes a tenth of the
     space is read in windows instead, as each patch converts a whole array to float32."""
     held: dict[Path, Tensor] = {}
@@ -157,7 +157,7 @@ def load_to_device(packs: Iterable[PackedCase], place: torch.device, room_bytes:
             continue
         room_bytes -= size
         i, j, k = array.shape[-3:]
-        held[array.path] = torch.from_numpy(array.read(Box((0, 0, 0), (i, j, k)))).to(place)
+        held[array.path] = torch.from_numpy(array.read(Box((0, 0, 0), (i, j, k)))).to(device)
     return held
 
 

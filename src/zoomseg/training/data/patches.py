@@ -90,7 +90,7 @@ class PatchSource:
         stages: in the recipe's order.
         packs: for each stage, the same cases in the same order.
         schemas: for each stage, the labels it predicts.
-        place: the device on which patches are computed.
+        device: on which patches are computed.
         held: arrays of the packs that are already there.
     """
 
@@ -101,16 +101,16 @@ class PatchSource:
         packs: Mapping[str, Sequence[PackedCase]],
         schemas: Mapping[str, LabelSchema],
         augmented: bool = True,
-        place: torch.device = augmentation.CPU,
+        device: torch.device = augmentation.CPU,
         held: OnDevice = NOTHING_HELD,
     ) -> None:
-        self._place, self._held = place, held
+        self._device, self._held = device, held
         self._stages = stages
         self._packs = packs
-        self._lead = stages[-1]
+        self._last_stage = stages[-1]
         self._tables = {name: augmentation.mirror_table(schema) for name, schema in schemas.items()}
         self._names = {name: schema.names for name, schema in schemas.items()}
-        lead, training = packs[self._lead.name], self._lead.training
+        lead, training = packs[self._last_stage.name], self._last_stage.training
         self._sampler = Sampler(training.sampler, [p.candidates for p in lead], [p.counts for p in lead])
         self._augmented = augmented
         self._augmentation = training.augmentation if augmented else Augmentation()
@@ -119,13 +119,13 @@ class PatchSource:
     def draw(self, size: int, rng: np.random.Generator, share: slice = slice(None)) -> Batch:
         """Draw ``size`` patches and compute those of ``share``. All randomness comes from ``rng``: equal
         generators give equal batches, for any share."""
-        if self._lead.training.distinct_cases:
+        if self._last_stage.training.distinct_cases:
             draws = self._sampler.draw_distinct(size, rng)
         else:
             draws = tuple(self._sampler.draw(rng) for _ in range(size))
         changes = [self._changes(draw, rng) for draw in draws]
         examples = [self._example(*drawn) for drawn in list(zip(draws, changes, strict=True))[share]]
-        lead = self._packs[self._lead.name]
+        lead = self._packs[self._last_stage.name]
         stages = {s.name: _stack([e[s.name] for e in examples]) for s in self._stages}
         return Batch(tuple(lead[d.case].case for d in draws), stages)
 
@@ -134,7 +134,7 @@ class PatchSource:
 
     def _changes(self, draw: Draw, rng: np.random.Generator) -> _Changes:
         packs = self._packs_of(draw)
-        lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
+        lead, frame = packs[self._last_stage.name], packs[self._stages[0].name].grid
         spatial = augmentation.draw_spatial(self._augmentation, lead.spacing_mm, self._reach(packs), rng)
         if lead.reference is not None:
             spatial = spatial.stretched(*self._box_share(lead, lead.reference, rng))
@@ -168,7 +168,7 @@ class PatchSource:
         """The part of the widest reference box, along each axis, that this patch shows, and the distance (mm)
         of its middle from the box's: near the scan's border, the box is not as wide on one side. Without
         augmentation, the part with the margin of prediction."""
-        roi = self._lead.roi
+        roi = self._last_stage.roi
         assert isinstance(roi, BoxAround)  # no other region has reference boxes
         assert roi.reference_margin_mm is not None
         low, high = roi.reference_margin_mm
@@ -180,7 +180,7 @@ class PatchSource:
 
     def _example(self, draw: Draw, changes: _Changes) -> dict[str, _Patch]:
         packs = self._packs_of(draw)
-        lead, frame = packs[self._lead.name], packs[self._stages[0].name].grid
+        lead, frame = packs[self._last_stage.name], packs[self._stages[0].name].grid
         drawn = lead.grid.world(draw.centre)
         centres = {
             s.name: _centre(s.training.patch, packs[s.name].grid, frame, drawn, self._stays_inside(s))
@@ -201,7 +201,7 @@ class PatchSource:
         """Whether patches stay inside the scan, as the part of a patch beyond it would be wasted. A valid
         network's input may extend beyond it, as its output is smaller: the voxel drawn for a stage is then in
         the middle of the output."""
-        return stage is not self._lead or stage.grid.padding == "same"
+        return stage is not self._last_stage or stage.grid.padding == "same"
 
     def _reach(self, packs: Mapping[str, PackedCase]) -> Vector3:
         """Half of all patches side by side: no patch centre lies outside another stage's patch."""
@@ -222,7 +222,7 @@ class PatchSource:
         """``grid`` is the patch's position in local coordinates, ``pivot`` the index of their origin,
         ``slices`` the first and last slices, if the scan is truncated."""
         change, tone = changes.spatial, changes.tone
-        coordinates = change.coordinates(grid, packed.spacing_mm, pivot, self._place)
+        coordinates = change.coordinates(grid, packed.spacing_mm, pivot, self._device)
         beyond = None
         if slices is not None:
             coordinates, beyond = augmentation.cut_coordinates(coordinates, *slices)
@@ -238,7 +238,7 @@ class PatchSource:
         if beyond is not None:
             target.masked_fill_(beyond, IGNORE)
         if change.mirrored:
-            target = torch.from_numpy(self._tables[stage.name]).to(self._place)[target.long()]
+            target = torch.from_numpy(self._tables[stage.name]).to(self._device)[target.long()]
         stored = {name: packed.prior_at(name, coordinates, self._held) for name in packed.priors}
         if change.mirrored:
             stored = {n: _swap_sides(data, packed.priors[n].labels) for n, data in stored.items()}

@@ -33,24 +33,24 @@ def prefetched(make: Callable[[int], Batch], first: int, ahead: int) -> Generato
         pool.shutdown(cancel_futures=True)
 
 
-def on_side_stream(make: Callable[[], Batch], place: torch.device) -> Batch:
+def on_side_stream(make: Callable[[], Batch], device: torch.device) -> Batch:
     """A complete batch; on a GPU made on a separate stream, so that its many small copies do not each wait
     for all pending work of the training."""
-    if place.type != "cuda":
+    if device.type != "cuda":
         return make()
     # A thread starts on the first GPU: leaving a stream would initialise that one, too, if another is used.
-    with torch.cuda.device(place):
-        stream = _side_stream(place)
+    with torch.cuda.device(device):
+        stream = _side_stream(device)
         with torch.cuda.stream(stream):
             batch = make()
         stream.synchronize()
         for tensor in batch.tensors:
             if tensor.device.type == "cuda":  # its memory is released only after the training has used it
-                tensor.record_stream(torch.cuda.default_stream(place))
+                tensor.record_stream(torch.cuda.default_stream(device))
     return batch
 
 
 @functools.cache
-def _side_stream(place: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """With priority over the training's stream, as its kernels are many and small."""
-    return torch.cuda.Stream(place, priority=-1)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

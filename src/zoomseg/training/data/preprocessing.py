@@ -96,20 +96,22 @@ class Preprocessing:
         for done, case_id in enumerate(ids):
             if stop.is_set():
                 raise InterruptedTrainingError("stopped while preparing the data; continue with --resume")
-            self.observer.preparing(group.lead.name, done, len(ids))
+            self.observer.preparing(group.last_stage.name, done, len(ids))
             if learned.isdisjoint(learned if (own := annotated[case_id]) is None else own):
                 self.observer.message(
-                    f"{case_id}: no label of stage '{group.lead.name}' is annotated; left out"
+                    f"{case_id}: no label of stage '{group.last_stage.name}' is annotated; left out"
                 )
                 continue
             packed = self._pack_case(group, case_id, finished(case_id), len(kept))
             if packed is None:
-                self.observer.message(f"{case_id}: stage '{group.lead.name}' has an empty region; left out")
+                self.observer.message(
+                    f"{case_id}: stage '{group.last_stage.name}' has an empty region; left out"
+                )
             else:
                 kept[case_id] = packed
-        self.observer.preparing(group.lead.name, len(ids), len(ids))
+        self.observer.preparing(group.last_stage.name, len(ids), len(ids))
         if not any(i in kept for i in train):
-            raise TrainingError(f"stage '{group.lead.name}' has an empty region in all training cases")
+            raise TrainingError(f"stage '{group.last_stage.name}' has an empty region in all training cases")
         parts = [
             {s.name: [kept[i][s.name] for i in part if i in kept] for s in group.stages}
             for part in (train, validation)

@@ -7,7 +7,7 @@ from matplotlib.path import Path as Polygon
 
 from zoomseg.core.errors import ScanError
 from zoomseg.io.dicom import contours
-from zoomseg.io.dicom.contours import drawn_mask, outlines, xor_mask
+from zoomseg.io.dicom.contours import fill_contours, outlines, xor_mask
 
 Mask = npt.NDArray[np.bool_]
 
@@ -47,7 +47,7 @@ def test_filling_the_outlines_gives_the_mask_back(text: str) -> None:
     polygons = list(outlines(mask))
     assert (filled_by_matplotlib(polygons, mask.shape) == mask).all()
     assert (xor_mask(polygons, mask.shape) == mask).all()
-    found = drawn_mask(polygons, mask.shape)
+    found = fill_contours(polygons, mask.shape)
     assert (found.mask == mask).all()
     assert (found.copies, found.overlapping) == (0, False)
 
@@ -59,7 +59,7 @@ def test_random_masks_come_back(seed: int) -> None:
     polygons = list(outlines(mask))
     assert (filled_by_matplotlib(polygons, mask.shape) == mask).all()
     assert (xor_mask(polygons, mask.shape) == mask).all()
-    found = drawn_mask(polygons, mask.shape)
+    found = fill_contours(polygons, mask.shape)
     assert (found.mask == mask).all()
     assert (found.copies, found.overlapping) == (0, False)
 
@@ -172,7 +172,7 @@ def test_several_contours_in_a_slice(
     polygons: list[npt.NDArray[np.float64]], mask: Mask, copies: int, overlapping: bool
 ) -> None:
     for ordered in (polygons, polygons[::-1]):
-        found = drawn_mask(ordered, SHAPE)
+        found = fill_contours(ordered, SHAPE)
         assert (found.mask == mask).all()
         assert (found.copies, found.overlapping) == (copies, overlapping)
 
@@ -181,13 +181,13 @@ def test_contours_wholly_within_the_next_alternate_however_many() -> None:
     squares = [box((n + 0.5, 24.5 - n), (n + 0.5, 24.5 - n)) for n in range(12)]
     i, j = np.mgrid[:26, :26]
     depth = np.minimum(np.minimum(i, j), np.minimum(25 - i, 25 - j))
-    assert (drawn_mask(squares, (26, 26)).mask == ((depth > 0) & (depth % 2 == 1))).all()
+    assert (fill_contours(squares, (26, 26)).mask == ((depth > 0) & (depth % 2 == 1))).all()
     assert (xor_mask(squares, (26, 26)) == ((depth > 0) & (depth % 2 == 1))).all()
 
 
 def test_a_contour_of_too_many_crossings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contours, "MAX_CROSSINGS", 19)
     with pytest.raises(ScanError, match="crosses the rows of its slice over 19 times"):
-        drawn_mask([WIDE], SHAPE)
+        fill_contours([WIDE], SHAPE)
     monkeypatch.setattr(contours, "MAX_CROSSINGS", 20)
-    assert (drawn_mask([WIDE], SHAPE).mask == WIDE_VOXELS).all()
+    assert (fill_contours([WIDE], SHAPE).mask == WIDE_VOXELS).all()

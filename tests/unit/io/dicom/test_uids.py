@@ -69,5 +69,7 @@ def test_what_a_series_lacks_that_objects_must_name_is_told(tmp_path: Path) -> N
     )
     lost = dicom_series.stack(dicom_series.ramp(), StudyInstanceUID=None)
     lacking, note = the_series(dicom_series.write(tmp_path, lost)).series.notes
-    assert lacking == ("its headers lack StudyInstanceUID; images of several studies could not be told apart")
+    assert lacking == (
+        "its headers lack StudyInstanceUID; images of several studies could not be distinguished"
+    )
     assert note.startswith("it lacks a valid StudyInstanceUID; a SEG or RTSTRUCT of it has a generated one")

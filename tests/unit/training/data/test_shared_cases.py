@@ -20,7 +20,7 @@ from zoomseg.training.data import shared_cases
 from zoomseg.training.data.packed_cases import PackedCase, ReferenceBox, StoredPrior
 from zoomseg.training.data.preprocessing import PackedCases
 from zoomseg.training.data.sampler import Candidates
-from zoomseg.training.distributed import ALONE, Processes
+from zoomseg.training.distributed import SINGLE_PROCESS, Processes
 
 BOX = Box((1, 0, 2), (4, 3, 5))
 STOP = threading.Event()
@@ -174,7 +174,7 @@ def test_others_read_nothing_before_the_first_is_there(tmp_path: Path) -> None:
 def test_alone_nothing_is_written(tmp_path: Path) -> None:
     made = PackedCases({"fine": [packed(tmp_path, "a")]}, {"fine": []})
     before = sorted(tmp_path.iterdir())
-    assert shared_cases.shared_between_processes(lambda stop: made, 0, tmp_path, ALONE, STOP) is made
+    assert shared_cases.shared_between_processes(lambda stop: made, 0, tmp_path, SINGLE_PROCESS, STOP) is made
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -68,5 +68,5 @@ def require_frame(path: Path, frame_of_reference: str, series: DicomSeries) -> N
     if mine and frame_of_reference and mine != frame_of_reference:
         raise ScanError(
             f"{path}: drawn in frame of reference {short_text(frame_of_reference)}, but series "
-            f"'{series.description}' lies in {mine}; give the series that it was drawn on"
+            f"'{series.description}' lies in {mine}; give the series that it annotates"
         )

@@ -53,12 +53,12 @@ MAX_FRAMES = 100_000
 PATIENT = patient.KEYWORDS
 
 REQUIRED: Mapping[str, str] = {
-    "PatientID": "images of several patients could not be told apart",
-    "StudyInstanceUID": "images of several studies could not be told apart",
-    "SeriesInstanceUID": "images of several series could not be told apart",
-    "SOPInstanceUID": "copies of one image could not be told from others",
+    "PatientID": "images of several patients could not be distinguished",
+    "StudyInstanceUID": "images of several studies could not be distinguished",
+    "SeriesInstanceUID": "images of several series could not be distinguished",
+    "SOPInstanceUID": "copies of one image could not be distinguished from others",
     "FrameOfReferenceUID": "whether the patient was moved between its images is not known",
-    "Modality": "it was told from the kind of the object",
+    "Modality": "it was derived from the SOP class",
 }
 """Attributes that identify the patient and the context of an image, and the consequence of their absence; an
 object without one of them is read with a note."""

@@ -96,7 +96,7 @@ def _instances(series: Iterable[Dataset]) -> Iterator[Dataset]:
 # --- identity -------------------------------------------------------------------------------------
 
 
-def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple[str, ...]:
+def require_same_images(path: Path, dataset: Dataset, series: DicomSeries) -> tuple[str, ...]:
     """Refuse an object of another patient, or of images that are not of ``series`` and lie elsewhere. Frames
     of reference are compared by ``derived_objects.require_frame``.
 
@@ -113,10 +113,10 @@ def require_drawn_on(path: Path, dataset: Dataset, series: DicomSeries) -> tuple
     if strange and series.frame_of_reference_uid not in named.frames - {""}:
         raise ScanError(
             f"{path}: refers to other images than those of series '{series.description}', and no frame of "
-            "reference says where these lie; give the series that it was drawn on"
+            "reference says where these lie; give the series that it annotates"
         )
     if strange:
-        notes.append("was drawn on another series in the same frame of reference")
+        notes.append("annotates another series in the same frame of reference")
     if not named.frames or not series.frame_of_reference_uid:
         notes.append("it or its series has no frame of reference; placed by its coordinates alone")
     study = text(dataset, "StudyInstanceUID")

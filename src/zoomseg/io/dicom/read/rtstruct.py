@@ -15,9 +15,9 @@ from pydicom.uid import RTStructureSetStorage
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import FloatArray, Grid
 from zoomseg.io.dicom import coordinates
-from zoomseg.io.dicom.contours import MAX_IN_SLICE, drawn_mask, xor_mask
+from zoomseg.io.dicom.contours import MAX_IN_SLICE, fill_contours, xor_mask
 from zoomseg.io.dicom.read import derived_objects
-from zoomseg.io.dicom.read.references import require_drawn_on
+from zoomseg.io.dicom.read.references import require_same_images
 from zoomseg.io.dicom.read.slice_interpolation import InSlice, between
 from zoomseg.io.dicom.read.structures import Indices, Structures, require_room, unused_name
 from zoomseg.io.dicom.series import DicomSeries
@@ -53,7 +53,7 @@ def read_rtstruct(path: Path, series: DicomSeries) -> Structures:
     path = Path(path)
     dataset = derived_objects.read_label_object(path, KINDS)
     with reading(path, "DICOM"):
-        notes = list(require_drawn_on(path, dataset, series))
+        notes = list(require_same_images(path, dataset, series))
         rois, unnumbered = _rois(path, dataset)
         drawn, ownerless = _by_number(dataset.get("ROIContourSequence") or [], "ReferencedROINumber")
         if ownerless:  # the number comes last in an item
@@ -144,7 +144,7 @@ def _filled(
         return {k: np.flatnonzero(xor_mask(polygons, shape)) for k, polygons in slices.items()}, []
     found, copies, overlapping = {}, 0, 0
     for k, polygons in slices.items():
-        drawn = drawn_mask(polygons, shape)
+        drawn = fill_contours(polygons, shape)
         found[k] = np.flatnonzero(drawn.mask)
         copies, overlapping = copies + drawn.copies, overlapping + drawn.overlapping
     notes = [f"structure '{name}' repeats contours; copies left out: {copies}"] if copies else []

@@ -33,7 +33,7 @@ from zoomseg.io.dicom import coordinates
 from zoomseg.io.dicom.read import derived_objects
 from zoomseg.io.dicom.read.decoding import decoded
 from zoomseg.io.dicom.read.pixel_storage import Coding, lacks_gdcm
-from zoomseg.io.dicom.read.references import require_drawn_on
+from zoomseg.io.dicom.read.references import require_same_images
 from zoomseg.io.dicom.read.structures import Indices, Structures, require_room, unused_name
 from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.files import reading, reason_of
@@ -62,7 +62,7 @@ def read_seg(path: Path, series: DicomSeries) -> Structures:
     dataset = derived_objects.read_label_object(path, KINDS)
     with reading(path, "DICOM"):
         derived_objects.require_frame(path, str(dataset.get("FrameOfReferenceUID", "")), series)
-        notes = require_drawn_on(path, dataset, series)
+        notes = require_same_images(path, dataset, series)
         names = _names(path, dataset)
         found: dict[int, list[Indices]] = {number: [] for number in names}
         count = 0
@@ -148,11 +148,11 @@ def _on_lattice(path: Path, affine: FloatArray, size: tuple[int, int], grid: Gri
     if not off <= LATTICE_TOLERANCE_VOX or steps != [1, 1]:
         raise ScanError(
             f"{path}: its frames do not lie on the voxels of the series (spacing, orientation or position "
-            "differ); give the series that it was drawn on, or resample it"
+            "differ); give the series that it annotates, or resample it"
         )
     at = whole @ corners
     if at.min() < 0 or (at.max(axis=1) >= grid.shape).any():
-        raise ScanError(f"{path}: reaches beyond the series; give the series that it was drawn on")
+        raise ScanError(f"{path}: reaches beyond the series; give the series that it annotates")
     return whole.astype(np.int64)
 
 

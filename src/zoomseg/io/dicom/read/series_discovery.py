@@ -36,7 +36,7 @@ from zoomseg.io.dicom.series import DicomSeries
 from zoomseg.io.dicom.uids import notes_on_identity
 from zoomseg.io.header_limits import MAX_VOXELS, implausible
 
-LOOKED_AT = 1000
+MAX_FILES_EXAMINED = 1000
 """Maximum number of files examined for whether there is DICOM."""
 
 
@@ -102,7 +102,7 @@ def _quiet() -> Iterator[None]:
 
 def any_dicom(files: Iterable[Path]) -> bool:
     """Whether there is DICOM (see ``holds_dicom``) among the first files of a folder."""
-    return any(holds_dicom(file) for file in islice(files, LOOKED_AT))
+    return any(holds_dicom(file) for file in islice(files, MAX_FILES_EXAMINED))
 
 
 def the_series(path: Path) -> Stack:

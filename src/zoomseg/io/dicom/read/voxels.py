@@ -54,7 +54,7 @@ def reading_bytes(stack: Stack) -> int:
     one = stack.stored[0].pixels
     stored = len(stack.stored) * one.rows * one.columns
     kept = all(_is_small(s) for s in stack.stored)
-    whole = all(_is_whole(s) for s in stack.stored)
+    whole = all(_is_integral(s) for s in stack.stored)
     each = 2 if kept else 6 if whole else 4
     masks = stored if any(s.pixels.padding for s in stack.stored) else 0
     again = (2 if kept else 4) * stack.series.grid.box.voxels if not stack.placement.as_stored else 0
@@ -77,7 +77,7 @@ class _Intensities:
     @classmethod
     def empty(cls, stored: Sequence[StoredSlice]) -> _Intensities:
         shape = (len(stored), stored[0].pixels.rows, stored[0].pixels.columns)
-        dtype = np.int16 if all(_is_whole(s) for s in stored) else np.float32
+        dtype = np.int16 if all(_is_integral(s) for s in stored) else np.float32
         return cls(stored, np.empty(shape, dtype), {})
 
     def put(self, k: int, raw: AnyArray) -> None:
@@ -129,7 +129,7 @@ def _cleaned(raw: AnyArray, pixels: Pixels) -> AnyArray:
     return masked
 
 
-def _is_whole(one: StoredSlice) -> bool:
+def _is_integral(one: StoredSlice) -> bool:
     """Whether rescaling gives whole numbers small enough to be exact."""
     return (
         one.slope.is_integer() and one.intercept.is_integer() and abs(one.slope) + abs(one.intercept) < 2**31
@@ -140,7 +140,7 @@ def _is_small(one: StoredSlice) -> bool:
     """Whether all possible values fit into 16 bits."""
     bits = one.pixels.stored
     ends = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if one.pixels.signed else (0, (1 << bits) - 1)
-    return _is_whole(one) and _in_range(ends, one)
+    return _is_integral(one) and _in_range(ends, one)
 
 
 def _fits(values: AnyArray, one: StoredSlice) -> bool:

@@ -89,7 +89,7 @@ def test_what_was_drawn_in_another_frame_of_reference_is_refused() -> None:
         derived_objects.require_frame(path, "1.2\n9", SERIES)
     assert str(error.value) == (
         "x.dcm: drawn in frame of reference 1.2 9, but series 'Abdomen' lies in 1.2.3.4.6; "
-        "give the series that it was drawn on"
+        "give the series that it annotates"
     )
     derived_objects.require_frame(path, "1.2.3.4.6", SERIES)
     derived_objects.require_frame(path, "", SERIES)

@@ -118,6 +118,6 @@ def test_images_without_a_uid_are_no_copies_of_each_other(tmp_path: Path) -> Non
     series = the_series(tmp_path).series
     assert series.grid.shape == (7, 6, 4)
     assert series.notes == (
-        "its headers lack SOPInstanceUID; copies of one image could not be told from others",
+        "its headers lack SOPInstanceUID; copies of one image could not be distinguished from others",
         "it has slices without SOPInstanceUID; a SEG or RTSTRUCT does not refer to these",
     )

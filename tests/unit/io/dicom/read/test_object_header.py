@@ -139,11 +139,11 @@ def test_mr_needs_no_rescale_but_all_slices_alike(tmp_path: Path) -> None:
 # --- identity -------------------------------------------------------------------------------------
 
 MEANING = {
-    "PatientID": "images of several patients could not be told apart",
-    "StudyInstanceUID": "images of several studies could not be told apart",
-    "SeriesInstanceUID": "images of several series could not be told apart",
+    "PatientID": "images of several patients could not be distinguished",
+    "StudyInstanceUID": "images of several studies could not be distinguished",
+    "SeriesInstanceUID": "images of several series could not be distinguished",
     "FrameOfReferenceUID": "whether the patient was moved between its images is not known",
-    "Modality": "it was told from the kind of the object",
+    "Modality": "it was derived from the SOP class",
 }
 
 

@@ -183,12 +183,10 @@ def test_labels_of_another_series_are_refused_unless_they_lie_in_its_space(
     """The first two series share a frame of reference, the third has another."""
     path = drawn_at(stacks[0], kind, tmp_path)
     assert read(kind, path, stacks[0]).notes == ()
-    assert read(kind, path, stacks[1]).notes == (
-        "was drawn on another series in the same frame of reference",
-    )
+    assert read(kind, path, stacks[1]).notes == ("annotates another series in the same frame of reference",)
     nowhere = dataclasses.replace(stacks[2].series, frame_of_reference_uid="")
     for series in (stacks[2].series, nowhere):
-        with pytest.raises(ScanError, match="give the series that it was drawn on"):
+        with pytest.raises(ScanError, match="give the series that it annotates"):
             read(kind, path, dataclasses.replace(stacks[2], series=series))
 
 

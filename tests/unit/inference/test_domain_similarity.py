@@ -11,13 +11,13 @@ from helpers.block_scans import CT, GRID, MR, SCHEMA, changed, scan, trained
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Orientation
 from zoomseg.core.volume import Volume
-from zoomseg.inference.scan_likeness import compare
-from zoomseg.io.training_domain import Likeness
+from zoomseg.inference.domain_similarity import compare
+from zoomseg.io.training_domain import DomainSimilarity
 from zoomseg.planning import training_domain
 
 
 def test_a_scan_like_them_is_not_remarked_upon() -> None:
-    assert compare(trained(), scan(9), CT) == Likeness((), 1.0)
+    assert compare(trained(), scan(9), CT) == DomainSimilarity((), 1.0)
 
 
 @pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0)])
@@ -25,7 +25,7 @@ def test_however_it_is_stored(order: tuple[int, int, int]) -> None:
     turned = Orientation(order, (True, False, True))
     case = scan(9)
     stored = Volume(case.image.reoriented(turned).data, turned.grid(GRID))
-    assert compare(trained(), replace(case, image=stored), CT) == Likeness((), 1.0)
+    assert compare(trained(), replace(case, image=stored), CT) == DomainSimilarity((), 1.0)
 
 
 @pytest.mark.parametrize("modality", ["MR", "PT", "CR"])
@@ -53,7 +53,7 @@ def test_another_unit_is_refused(unit: str) -> None:
         ScanError, match=r"^the scan is not in the unit .* theirs at -125 at most; convert it to Hounsfield"
     ):
         compare(trained(), other, CT)
-    assert compare(trained(), other, CT, any_scan=True).trust == 0.0
+    assert compare(trained(), other, CT, any_scan=True).confidence_factor == 0.0
     assert (
         compare(trained(), other, CT, any_scan=True)
         .warnings[0]
@@ -71,14 +71,14 @@ def test_intensities_far_from_all_are_refused_and_from_some_warned_of() -> None:
     found = compare(trained(), bright, CT)
     assert len(found.warnings) == 1
     assert found.warnings[0].startswith("its intensities are unlike those of the training scans (")
-    assert 0.5 < found.trust < 1.0
+    assert 0.5 < found.confidence_factor < 1.0
 
 
 def test_a_thin_body_is_warned_of_and_trusted_less() -> None:
     found = compare(trained(), scan(9, wide=22), CT)
     (text,) = [w for w in found.warnings if "cm2" in w]
     assert "measures 165 cm2 across, in the training scans 330 to 330" in text
-    assert 0.3 < found.trust <= 0.5
+    assert 0.3 < found.confidence_factor <= 0.5
 
 
 def test_hounsfield_units_are_refused_by_a_model_of_mr() -> None:

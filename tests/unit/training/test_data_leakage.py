@@ -8,7 +8,7 @@ from helpers.tiny_dataset import tiny_dataset
 from helpers.untrained_models import untrained_bundle
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.io.bundle import JSON
-from zoomseg.training import seen_cases
+from zoomseg.training import data_leakage
 
 HELD_OUT = ("case_2", "case_3")
 
@@ -20,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def warned(data: Dataset, held_out: tuple[str, ...] = HELD_OUT, **provenance: JSON) -> str | None:
     model = replace(untrained_bundle(), provenance=provenance)
-    return seen_cases.warning([model], ["old"], held_out, data)
+    return data_leakage.warning([model], ["old"], held_out, data)
 
 
 def test_names_the_held_out_cases_that_a_model_was_trained_on(data: Dataset) -> None:
@@ -37,7 +37,7 @@ def test_of_several_models_those_that_saw_the_cases_are_named(data: Dataset) -> 
         replace(untrained_bundle(), provenance={"data_set": "tiny", "training_cases": list(cases)})
         for cases in folds
     ]
-    found = seen_cases.warning(models, ["fold-0", "fold-1", "fold-2"], HELD_OUT, data)
+    found = data_leakage.warning(models, ["fold-0", "fold-1", "fold-2"], HELD_OUT, data)
     assert found is not None
     assert found.startswith(
         "2 of the 2 held-out cases were among the training cases of fold-1, fold-2 (case_2"

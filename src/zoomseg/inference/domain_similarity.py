@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from zoomseg.core.case import Case
 from zoomseg.io import training_domain
-from zoomseg.io.training_domain import Likeness, TrainingDomain
+from zoomseg.io.training_domain import DomainSimilarity, TrainingDomain
 from zoomseg.pipeline.inputs import window_of
 from zoomseg.recipe.spec import IntensitySpec
 
 
-def compare(known: TrainingDomain, case: Case, intensity: IntensitySpec, any_scan: bool = False) -> Likeness:
+def compare(
+    known: TrainingDomain, case: Case, intensity: IntensitySpec, any_scan: bool = False
+) -> DomainSimilarity:
     """How like the training cases a scan is, for a model with this intensity normalisation; ``any_scan`` as
     in ``io.training_domain.compare``.
 
