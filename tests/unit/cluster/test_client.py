@@ -106,7 +106,7 @@ def test_what_is_no_error_of_ours_is_told_in_one_line(
 
     monkeypatch.setattr(client, "segment_scan", missing)
     with pytest.raises(
-        ClusterError, match=r"cannot do what .* \(No module named 'zoomseg'\); they need this"
+        ClusterError, match=r"cannot process scans \(No module named 'zoomseg'\); they need this"
     ):
         client.segment_on_cluster(
             connection, tiny_scans(tmp_path, "a"), replace(job_of(tmp_path), id="2f"), [], RUN, Told()

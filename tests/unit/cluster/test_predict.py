@@ -200,7 +200,7 @@ def test_a_killed_scheduler_takes_no_result_along(
     told = _KillsWhenTold(scheduler)
     try:
         _until(file.is_file)
-        with pytest.raises(ClusterError, match="scheduler was lost; what is written is kept"):
+        with pytest.raises(ClusterError, match="scheduler was lost; results written so far are kept"):
             predict(scans, out, str(file), request_of(model), told)
     finally:
         for process in (worker, scheduler):

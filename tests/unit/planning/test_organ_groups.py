@@ -73,7 +73,7 @@ def test_boxes_are_for_small_organs_far_apart_on_a_grid_that_can_be_finer() -> N
     wide = data(*(replace(o, extent_mm=(230.0, 230.0, 230.0)) for o in far.organs))
     assert "would hold" in (why_not(groups_of(wide, 16.0)[:2], wide, SCHEMA, coarse) or "")
     unseen = LabelSchema.consecutive([*SCHEMA.names, "spleen"])
-    assert "not seen" in (why_not(groups, far, unseen, coarse) or "")
+    assert "not found" in (why_not(groups, far, unseen, coarse) or "")
 
 
 @pytest.mark.parametrize(("number", "boxes"), [(6, True), (7, False)])

@@ -288,7 +288,7 @@ def test_organs_that_no_scan_learned_from_has_are_told_and_left_out(
     run.label(CPU, notes)
     assert run.split.validation == (held_out,)
     assert run.organs == ("left kidney",)
-    assert any("not looked for by themselves: right kidney" in line for line in notes.told)
+    assert any("not predicted by the coarse stage: right kidney" in line for line in notes.told)
     case = next(case for case in run.dataset.cases if case.id == held_out)
     assert case.labels is not None
     labels = read_labels(case.labels, run.dataset.schema)

@@ -203,7 +203,7 @@ def test_small_files_that_would_fill_the_disk_are_not_unpacked(tmp_path: Path) -
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         for number in range(2):
             archive.writestr(f"{number}/plans.json", b" " * 30_000_000)
-    with pytest.raises(ModelError, match=r"have 57 MB, and 48 MB at most are read"), files.opened(path):
+    with pytest.raises(ModelError, match=r"have 57 MB, and at most 48 MB are read"), files.opened(path):
         pass
 
 
