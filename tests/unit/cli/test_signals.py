@@ -126,7 +126,7 @@ def commands(room: Path, out: Path) -> dict[str, tuple[str, str, list[str], str]
         ),
         "train": (
             "zoomseg.planning.fingerprint",
-            "take",
+            "compute_fingerprint",
             ["train", data, "-o", o, "--epochs", "1"],
             "training had not started; nothing is lost",
         ),
