@@ -36,12 +36,7 @@ def part(first: float, last: float) -> Callable[[Scan], Scan]:
         image, labels = scan
         i, j, k = image.grid.shape
         box = Box((0, 0, round(first * k)), (i, j, round(last * k)))
-        grid = image.grid.crop(box)
-        values = slice(box.start[2], box.stop[2])
-        return (
-            Volume(image.data[..., values], grid),
-            LabelMap(labels.data[..., values], grid, labels.schema),
-        )
+        return image.crop(box), labels.crop(box)
 
     return cut
 

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from zoomseg.core.case import Case
-from zoomseg.core.geometry import Box, Orientation
 from zoomseg.core.labels import LabelSchema
-from zoomseg.core.volume import LabelMap, Volume
+from zoomseg.core.volume import LabelMap
 from zoomseg.datasets.layouts import CaseFiles, dataset_description, open_dataset
 from zoomseg.io import bundle
 from zoomseg.io.scan_writing import write_image, write_labels
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from robustness import part
 
 IN_VIEW = {"aorta", "esophagus"}
 LOWER_PART = (0.25, 0.6)
@@ -39,16 +42,6 @@ def trained_on(others: tuple[CaseFiles, ...]) -> tuple[CaseFiles, ...]:
 
 def kept_for_measuring(others: tuple[CaseFiles, ...]) -> tuple[CaseFiles, ...]:
     return others[1::2]
-
-
-def lower_part(case: Case, share: float) -> tuple[Volume, LabelMap]:
-    """The lowest slices of a scan with labels."""
-    assert isinstance(case.labels, LabelMap)
-    canonical = Orientation.to_canonical(case.image.grid)
-    image, labels = case.image.reoriented(canonical), case.labels.reoriented(canonical)
-    i, j, k = image.grid.shape
-    box = Box((0, 0, 0), (i, j, round(share * k)))
-    return image.crop(box), labels.crop(box)
 
 
 def empty(case: Case, schema: LabelSchema) -> LabelMap:
@@ -75,7 +68,9 @@ def main() -> None:
         assert known.labels is not None
         (images / f"{known.id}_0000.nii.gz").symlink_to(known.images[0].absolute())
         (labels / f"{known.id}.nii.gz").symlink_to(known.labels.absolute())
-        image, organs = lower_part(dataset.load(known), rng.uniform(*LOWER_PART))
+        case = dataset.load(known)
+        assert isinstance(case.labels, LabelMap)
+        image, organs = part(0.0, rng.uniform(*LOWER_PART))((case.image, case.labels))
         write_image(images / f"{known.id}_lower_0000.nii.gz", image)
         write_labels(labels / f"{known.id}_lower.nii.gz", organs)
     used = trained_on(others.cases)

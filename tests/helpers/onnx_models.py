@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from helpers.tiny_dataset import SCHEMA, tiny_recipe
 from helpers.untrained_models import untrained
 from zoomseg.backends.onnx_graph import write_graphs
 from zoomseg.core.geometry import Index3
+from zoomseg.core.resample import Float32Array
 from zoomseg.io import bundle
 from zoomseg.io.bundle import Bundle
 from zoomseg.recipe import spec
@@ -74,36 +77,36 @@ def converted(kind: str, folder: Path, half: bool = False, seed: int = 0) -> Bun
 
 def doubling() -> bytes:
     """A network that doubles its input."""
-    made = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("Add", ["inputs", "inputs"], ["probabilities"])],
-            "doubling",
-            [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", 1, "i", "j", "k"])],
-            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 1, "i", "j", "k"])],
-        ),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=10,
-    )
-    content: bytes = made.SerializeToString()
-    return content
+    return _graph("doubling", [helper.make_node("Add", ["inputs", "inputs"], ["probabilities"])], 1)
 
 
 def classifying(classes: int, biases: int) -> bytes:
     """A 1x1x1 convolution of one channel to ``classes``, weights of 1, biases of 0.5, then softmax."""
     weight, bias = np.ones((classes, 1, 1, 1, 1), np.float32), np.full((biases, 1, 1, 1), 0.5, np.float32)
-    shape = ("batch", classes, "i", "j", "k")
-    made = helper.make_model(
-        helper.make_graph(
-            [
-                helper.make_node("Conv", ["inputs", "weight"], ["convolved"]),
-                helper.make_node("Add", ["convolved", "bias"], ["logits"]),
-                helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-            ],
-            "classifying",
-            [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", 1, "i", "j", "k"])],
-            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)],
-            [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
-        ),
-        opset_imports=[helper.make_opsetid("", 18)],
+    nodes = [
+        helper.make_node("Conv", ["inputs", "weight"], ["convolved"]),
+        helper.make_node("Add", ["convolved", "bias"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    return _graph("classifying", nodes, classes, {"weight": weight, "bias": bias})
+
+
+def _graph(
+    name: str,
+    nodes: list[NodeProto],
+    classes: int,
+    weights: Mapping[str, Float32Array] = MappingProxyType({}),
+) -> bytes:
+    """From one input channel, ``inputs``, to ``probabilities`` of ``classes``."""
+    inputs, outputs = (
+        helper.make_tensor_value_info(port, TensorProto.FLOAT, ["batch", channels, "i", "j", "k"])
+        for port, channels in (("inputs", 1), ("probabilities", classes))
     )
-    return bytes(made.SerializeToString())
+    stored = [numpy_helper.from_array(values, key) for key, values in weights.items()]
+    made = helper.make_model(
+        helper.make_graph(nodes, name, [inputs], [outputs], stored),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    content: bytes = made.SerializeToString()
+    return content

@@ -53,13 +53,13 @@ class _Command:
     messages: list[str] = field(default_factory=lambda: [STOPPING])
     """The line that a signal would print, for every open ``on_interrupt``; the innermost is last."""
     running: bool = False
-    printed: str | None = None
+    first_message: str | None = None
     """The line of the first signal, once it has arrived."""
-    printed_event: threading.Event = field(default_factory=threading.Event)
+    printed: threading.Event = field(default_factory=threading.Event)
 
     def begin(self) -> None:
-        self.running, self.printed = True, None
-        self.printed_event.clear()
+        self.running, self.first_message = True, None
+        self.printed.clear()
 
 
 _command = _Command()
@@ -79,7 +79,7 @@ def handling_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        if _command.printed is None:
+        if _command.first_message is None:
             _restore(before)
             signal.set_wakeup_fd(wakeup)
             os.close(write)
@@ -87,7 +87,7 @@ def handling_interrupts() -> Iterator[None]:
             os.close(read)
             _command.running = False
         else:  # further signals may arrive until the process has ended
-            _command.printed_event.wait(SAME_SIGNAL_SECONDS)
+            _command.printed.wait(SAME_SIGNAL_SECONDS)
 
 
 @contextmanager
@@ -114,8 +114,8 @@ def _handler(message: str, callback: Callable[[], None]) -> Handler:
         nonlocal count
         count += 1
         if _command.running:
-            if _command.printed is None:
-                _command.printed = message
+            if _command.first_message is None:
+                _command.first_message = message
                 callback()
         elif count == 1:
             callback()
@@ -170,10 +170,9 @@ def _print_messages(wakeups: int) -> None:
         if first is None:
             first = now
             # The main thread may already have reacted and left the context, or be in a long call.
-            _print(
-                f"zoomseg: {_command.printed or _command.messages[-1]}. Press Ctrl-C again to end immediately"
-            )
-            _command.printed_event.set()
+            what = _command.first_message or _command.messages[-1]
+            _print(f"zoomseg: {what}. Press Ctrl-C again to end immediately")
+            _command.printed.set()
         elif now - first > SAME_SIGNAL_SECONDS:
             _print("zoomseg: stopped immediately")
             if sys.stderr.isatty():  # a progress display may have hidden the cursor

@@ -136,11 +136,10 @@ def find_pairs(
             f"{predictions}: none of its {len(predicted_files)} label files has the name of one of the "
             f"{len(source.files)} references"
         )
-    reference_schema = schema or source.schema or (predicted[0] if predicted else None)
-    reference_schema = reference_schema or _schema_of(
-        [f for case in ids for f in (predicted_files[case], source.files[case])]
-    )
-    known = predicted[0] if predicted else reference_schema
+    known = predicted[0] if predicted else None
+    files = [f for case in ids for f in (predicted_files[case], source.files[case])]
+    reference_schema = schema or source.schema or known or _schema_of(files)
+    known = known or reference_schema
     others = _other_labels(predictions)
     schemas = {case: others.get(case, known) for case in ids}
     named = {own: alike(own, reference_schema) for own in {known, *schemas.values()}}

@@ -199,10 +199,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def _partial_name(name: str) -> str:
     """A name that is valid wherever ``name`` is: it has at most as many bytes, unless ``name`` is short."""
-    ends = Path(name).suffixes[-2 if name.lower().endswith(".gz") else -1 :]
-    end = (
-        f".partial-{secrets.token_hex(4)}{''.join(ends) if len(''.join(ends)) <= _MAX_SUFFIX_LENGTH else ''}"
-    )
+    suffix = "".join(Path(name).suffixes[-2 if name.lower().endswith(".gz") else -1 :])
+    end = f".partial-{secrets.token_hex(4)}{suffix if len(suffix) <= _MAX_SUFFIX_LENGTH else ''}"
     begin, room = os.fsencode(f".{name}"), max(len(os.fsencode(name)), _SHORT_NAME) - len(end)
     return begin[:room].decode(errors="ignore") + end
 

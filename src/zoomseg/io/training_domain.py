@@ -161,7 +161,8 @@ def compare(
         channel: its first one, ``[I, J, K]``.
         window: of the model; None: it has none.
         modality: DICOM's term for it, if it is known.
-        any_scan: whether scans that would be refused cause a warning instead, with zero confidence_factor.
+        any_scan: whether scans that would be refused cause a warning instead, with a factor
+            of zero.
 
     Raises:
         ScanError: it is plainly something else; the message states the reason.
@@ -178,10 +179,8 @@ def compare(
     if other is not None:
         raise ScanError("; ".join(other))
     found = [_unlike_intensities(distance / usual), _unlike_section(domain, seen)]
-    warned = [(text, confidence_factor) for text, confidence_factor in found if text]
-    return DomainSimilarity(
-        tuple(text for text, _ in warned), math.prod(confidence_factor for _, confidence_factor in warned)
-    )
+    warned = [(text, factor) for text, factor in found if text]
+    return DomainSimilarity(tuple(text for text, _ in warned), math.prod(factor for _, factor in warned))
 
 
 def _other_modality(domain: TrainingDomain, modality: str | None) -> tuple[str, str] | None:

@@ -250,14 +250,14 @@ def locked_folder(out: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_new_folder(out: Path, part_of: str | None = None) -> Iterator[None]:
-    """As ``alone``, in a folder in which nothing was started.
+    """As ``locked_folder``, in a folder in which nothing was started.
 
     Args:
         part_of: the record, in the folder, of a task that this training is part of.
 
     Raises:
         ModelError: something was.
-        OutputError: as ``alone``.
+        OutputError: as ``locked_folder``.
     """
     with locked_folder(out):
         _refuse_begun(out, part_of)
@@ -301,7 +301,7 @@ def keep_length(known: _Record, before: _Record, out: Path, name: str) -> None:
     training to which no length is given has the last one.
 
     Raises:
-        OutputError: as ``alone``.
+        OutputError: as ``locked_folder``.
     """
     if known != before:
         with locked_folder(out):

@@ -130,7 +130,7 @@ class StageGroup:
     def _update(
         self, batch: Batch, dice: Mapping[str, RunningDice], measure: bool
     ) -> dict[str, float] | None:
-        """As ``learn``; a skipped step leaves the buffers of its forward pass."""
+        """As ``train_step``; a skipped step leaves the buffers of its forward pass."""
         for name in self.trained:
             self.modules[name].train()
             for part in self.modules[name].modules():
