@@ -74,7 +74,7 @@ class Timed(Told):
         self.ends: list[float] = []
         self.memory_mb: list[float] = []
 
-    def settle(self, reply: Reply) -> None:
+    def on_reply(self, reply: Reply) -> None:
         if reply.error is not None:
             print(f"failed: {reply.case}: {reply.error}", file=sys.stderr)
         self.ends.append(time.perf_counter())

@@ -207,7 +207,7 @@ def train_model(
 ) -> Model:
     from zoomseg.datasets.split_file import read_splits
     from zoomseg.training import requested_recipe, training_run, validation
-    from zoomseg.training.log import Silent
+    from zoomseg.training.log import NullObserver
 
     data, where = open_dataset(dataset), resolve(device)
     if split is not None:
@@ -217,10 +217,10 @@ def train_model(
         given = [one.name for one in fields(request) if getattr(request, one.name) != one.default]
         settings = training_run.settings_given(request, given)
         trained = training_run.resume(
-            data, out, where, Silent(), request.seconds, request.epochs, settings=settings
+            data, out, where, NullObserver(), request.seconds, request.epochs, settings=settings
         )
     else:
-        trained = training_run.start(data, out, request, where, Silent())
+        trained = training_run.start(data, out, request, where, NullObserver())
     found = validation.validate_held_out(data, out, trained, where)
     for case in () if found is None else found.failed:
         warnings.warn(f"{case.case}: {case.reason}", stacklevel=3)

@@ -261,7 +261,7 @@ def refusing(condition: str) -> str:
     return f'if ({condition}) return new Response(\'{{"detail": "refused"}}\', {{ status: 507 }})'
 
 
-def test_an_opinion_that_is_not_stored_is_not_shown_as_given(page: chromium.Page, served: Served) -> None:
+def test_a_review_that_is_not_stored_is_not_shown_as_given(page: chromium.Page, served: Served) -> None:
     accept = "[aria-label='Accept right kidney']"
     pressed = f'document.querySelector("{accept}").ariaPressed'
     row = "[...document.querySelectorAll('.organs .problem')].map((e) => e.textContent).join('')"

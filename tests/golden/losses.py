@@ -26,7 +26,7 @@ from zoomseg.atlas.register import Warp  # noqa: E402
 from zoomseg.core.resample import affine_coordinates  # noqa: E402
 from zoomseg.core.volume import Volume  # noqa: E402
 from zoomseg.training import loop  # noqa: E402
-from zoomseg.training.log import LogRow, Silent  # noqa: E402
+from zoomseg.training.log import LogRow, NullObserver  # noqa: E402
 
 GOLDEN = HERE / "losses.json"
 STEPS = 20
@@ -37,7 +37,7 @@ def _as_they_lie(fixed: Volume, moving: Volume, kind: str) -> Warp:
     return Warp(fixed.grid, moving.grid, affine_coordinates(matrix, fixed.grid.shape))
 
 
-class _Rows(Silent):
+class _Rows(NullObserver):
     def __init__(self) -> None:
         self.rows: list[LogRow] = []
 

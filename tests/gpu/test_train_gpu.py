@@ -11,12 +11,12 @@ from helpers.tiny_dataset import CPU, retrained, tiny_dataset, tiny_recipe
 from zoomseg.backends.device import Device
 from zoomseg.recipe.spec import Augmentation
 from zoomseg.training import loop
-from zoomseg.training.log import LogRow, Silent
+from zoomseg.training.log import LogRow, NullObserver
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 
-class Losses(Silent):
+class Losses(NullObserver):
     def __init__(self) -> None:
         self.found: list[float] = []
 

@@ -66,7 +66,7 @@ class Told:
     def leave_out(self, cases: Sequence[str]) -> None:
         self.left_out = tuple(cases)
 
-    def settle(self, reply: Reply) -> None:
+    def on_reply(self, reply: Reply) -> None:
         self.replies.append(reply)
 
     def count(self, workers: int) -> None:

@@ -28,7 +28,7 @@ from zoomseg.recipe.spec import SGD, DiceCrossEntropy, LossSpec, Recipe, SoftDic
 from zoomseg.training import loop, loss, training_run
 from zoomseg.training.data.patches import Batch, PatchSource
 from zoomseg.training.distributed import SINGLE_PROCESS, Processes, process_group
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.stage_group import StageGroup
@@ -144,7 +144,7 @@ def training(
     settings = LoopSettings(CPU, seconds=seconds, resume=resume, processes=processes)
     drawn: list[Batch] = []
     with _in_float64(), _watched(drawn), mock.patch.object(loop, "LOG_EVERY_STEPS", 1):
-        loop.train(open_dataset(data), SPLIT, recipe(together), out, settings, Silent())
+        loop.train(open_dataset(data), SPLIT, recipe(together), out, settings, NullObserver())
     # Validation patches, which only one process draws, are drawn one at a time.
     steps = [batch for batch in drawn if len(batch.cases) == BATCH]
     record = out.with_name(f"{out.name}-{processes.rank}-of-{processes.world}")
@@ -209,7 +209,7 @@ def interrupted(data: Path, out: Path, processes: Processes) -> None:
     settings = LoopSettings(CPU, processes=processes)
     with _in_float64(), mock.patch.object(PatchSource, "draw", draw_and_stop):
         try:
-            loop.train(open_dataset(data), SPLIT, recipe(True), out, settings, Silent())
+            loop.train(open_dataset(data), SPLIT, recipe(True), out, settings, NullObserver())
         except InterruptedTrainingError as error:
             out.with_name(f"stop-{processes.rank}.txt").write_text(str(error))
 
@@ -221,8 +221,8 @@ def _decided(data: Path, out: Path, processes: Processes) -> None:
     if processes.first:
         path.write_text(dump(made))
     request = TrainingRequest(str(path), folds=4, fold=2, seed=5)
-    training_run.start(open_dataset(data), out, request, CPU, Silent(), processes)
-    model = training_run.resume(open_dataset(data), out, CPU, Silent(), epochs=5, processes=processes)
+    training_run.start(open_dataset(data), out, request, CPU, NullObserver(), processes)
+    model = training_run.resume(open_dataset(data), out, CPU, NullObserver(), epochs=5, processes=processes)
     save_file(
         {n: torch.from_numpy(w).contiguous() for n, w in model.weights["fine"].items()},
         out.with_name(f"job-{processes.rank}.safetensors"),
@@ -233,7 +233,7 @@ def _refused(data: Path, out: Path, processes: Processes) -> None:
     made = retrained(recipe(True), batch=1)
     settings = LoopSettings(CPU, processes=processes)
     try:
-        loop.train(open_dataset(data), SPLIT, made, out / "refused", settings, Silent())
+        loop.train(open_dataset(data), SPLIT, made, out / "refused", settings, NullObserver())
     except Exception as error:
         (out / f"refused-{processes.rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
@@ -250,7 +250,7 @@ def _deserted(data: Path, out: Path, processes: Processes) -> None:
 
     with mock.patch.object(PatchSource, "draw", fail):
         try:
-            loop.train(open_dataset(data), SPLIT, recipe(True), out / "deserted", settings, Silent())
+            loop.train(open_dataset(data), SPLIT, recipe(True), out / "deserted", settings, NullObserver())
         except TrainingError as error:
             (out / "deserted.txt").write_text(str(error))
             os._exit(2)

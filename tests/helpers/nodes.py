@@ -91,12 +91,12 @@ class HereWorker:
         self.tasks: list[Task] = []
         self.killed = threading.Event()
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+    def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
         self.tasks.append(task)
         if self.killed.is_set():
             raise WorkerDiedError("killed")
         try:
-            segment_series(task, predictor(), tell)
+            segment_series(task, predictor(), on_step)
         except ZoomSegError as error:
             return TaskFailure(str(error), may_pass=isinstance(error, TemporaryError))
         return None

@@ -51,9 +51,9 @@ class ScriptedWorker:
         self._killed = threading.Event()
         self.tasks: list[Task] = []
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+    def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
         self.tasks.append(task)
-        tell(Step("coarse", 1, 4))
+        on_step(Step("coarse", 1, 4))
         while not self._go.wait(0.01):
             if self._killed.is_set():
                 raise WorkerDiedError("killed")
@@ -72,7 +72,7 @@ class ScriptedWorker:
 BROKEN: list[str] = []
 
 
-def brittle(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+def brittle(task: Task, predictor: Predictor, on_step: Callable[[Step], None]) -> None:
     """Stands for the segmentation in a worker's process: after an unexpected error, as of a GPU, every later
     scan fails there."""
     content = Path(task.scan).read_bytes()

@@ -33,7 +33,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.networks import build
 from zoomseg.recipe.spec import SGD, Augmentation, Recipe
 from zoomseg.training import loop
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 
 NAME = "other"
 PLACE = torch.device("privateuseone:0")
@@ -164,7 +164,7 @@ def augmented(together: bool) -> Recipe:
 
 def trained(data: Dataset, recipe: Recipe, device: Device, out: Path) -> Bundle:
     split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
-    return loop.train(data, split, recipe, out, loop.LoopSettings(device, seed=1), Silent())
+    return loop.train(data, split, recipe, out, loop.LoopSettings(device, seed=1), NullObserver())
 
 
 def apart(one: Bundle, two: Bundle) -> float:

@@ -20,7 +20,7 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.spec import AtlasSpec, BoxAround, DilatedForeground, MajorityFusion
 from zoomseg.study.recipe_edits import coarser, narrower, shipped
 from zoomseg.training import loop
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 
 DATA = os.environ.get("ZOOMSEG_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZOOMSEG_DATA is not set: no real data on this machine")
@@ -59,7 +59,7 @@ def test_it_trains_and_predicts_a_scan(
     fitted, _ = graph.fit(recipe.model_copy(update=update), dataset.schema)
     wanted = graph.expand(fitted, dataset.schema)
     assert len(wanted.stages) == stages
-    loop.train(given, loop.Split(given.ids, ()), wanted, tmp_path, loop.LoopSettings(CPU), Silent())
+    loop.train(given, loop.Split(given.ids, ()), wanted, tmp_path, loop.LoopSettings(CPU), NullObserver())
     case = dataset.load(dataset.cases[2])
     result = Predictor(bundle.load(tmp_path), CPU).predict(replace(case, labels=None))
     assert set(result.stages) == {stage.name for stage in wanted.stages}

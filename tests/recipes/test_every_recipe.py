@@ -20,12 +20,12 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.load import load, names
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import loop
-from zoomseg.training.log import LogRow, Silent
+from zoomseg.training.log import LogRow, NullObserver
 
 STEPS = 3
 
 
-class _Rows(Silent):
+class _Rows(NullObserver):
     def __init__(self) -> None:
         self.rows: list[LogRow] = []
 

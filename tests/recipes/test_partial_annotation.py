@@ -18,7 +18,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.io.scans import write_labels
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import loop
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.loop import LoopSettings, Split
 
 PARTLY = ("case_0", "case_1")
@@ -53,7 +53,7 @@ def coarse(iterations: int) -> Recipe:
 
 
 def trained(data: Dataset, recipe: Recipe, out: Path) -> Bundle:
-    return loop.train(data, SPLIT, recipe, out, LoopSettings(CPU, seed=1), Silent())
+    return loop.train(data, SPLIT, recipe, out, LoopSettings(CPU, seed=1), NullObserver())
 
 
 def right_kidney_dice(model: Bundle) -> float:

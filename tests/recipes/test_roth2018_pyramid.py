@@ -26,7 +26,7 @@ from zoomseg.recipe.spec import (
 )
 from zoomseg.training import loop
 from zoomseg.training.data.patches import Batch, PatchSource
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.stage_group import StageGroup
 
 
@@ -87,7 +87,7 @@ def pyramid(data: Dataset, levels: int) -> Recipe:
 
 
 def one_batch(recipe: Recipe, data: Dataset, out: Path, names: tuple[str, ...]) -> tuple[StageGroup, Batch]:
-    run = loop._Run(data, loop.Split(data.ids, ()), recipe, out, loop.LoopSettings(CPU), Silent())
+    run = loop._Run(data, loop.Split(data.ids, ()), recipe, out, loop.LoopSettings(CPU), NullObserver())
     group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     return group, source.draw(3, np.random.default_rng(1))
@@ -141,7 +141,7 @@ def test_trained_separately_no_gradient_reaches_the_lower_level(data: Dataset, t
     """As in the ablation, ``train_together`` is empty."""
     recipe = pyramid(data, 2).model_copy(update={"train_together": ()})
     assert [group.trained for group in graph.training_groups(recipe)] == [("level1",), ("level2",)]
-    run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path, loop.LoopSettings(CPU), Silent())
+    run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path, loop.LoopSettings(CPU), NullObserver())
     run.finished |= run._group(0).finished()
     group = run._group(1)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)

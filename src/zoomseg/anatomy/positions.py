@@ -48,7 +48,7 @@ Offsets = tuple[Bounds, Bounds, Bounds]
 
 
 @dataclass(frozen=True)
-class Place:
+class OrganPosition:
     """Position of one organ in one scan, RAS+ millimetres."""
 
     median_mm: Vector3
@@ -67,7 +67,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class OrganPlaces:
+class TypicalPosition:
     """Range of one organ in training cases."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -81,12 +81,12 @@ class OrganPlaces:
 
 @dataclass(frozen=True)
 class _Found:
-    place: Place
+    place: OrganPosition
     box: tuple[slice, slice, slice]
     """Of the label map; structures smaller than the sampling may lie outside."""
 
 
-def places(classes: Classes, grid: Grid) -> dict[int, Place]:
+def organ_positions(classes: Classes, grid: Grid) -> dict[int, OrganPosition]:
     """The position of every class in a label map ``[I, J, K]``, by class index."""
     return {c: found.place for c, found in _found(classes, grid).items()}
 
@@ -104,7 +104,7 @@ def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
         start = np.maximum(own.min(axis=0) - step + 1, 0)
         stop = np.minimum(own.max(axis=0) + step, shape)
         low, high = grid.box_mm(start, stop)
-        place = Place(
+        place = OrganPosition(
             _vector(grid.world(np.median(own, axis=0))),
             _vector(low),
             _vector(high),
@@ -119,7 +119,7 @@ def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
 # --- learning -------------------------------------------------------------------------------------
 
 
-def learn(cases: Sequence[Mapping[str, Place]], names: Iterable[str]) -> dict[str, OrganPlaces]:
+def learn(cases: Sequence[Mapping[str, OrganPosition]], names: Iterable[str]) -> dict[str, TypicalPosition]:
     """The ranges of these organs in cases (positions by organ), where they can be determined."""
     names = tuple(names)
     out = {}
@@ -130,19 +130,19 @@ def learn(cases: Sequence[Mapping[str, Place]], names: Iterable[str]) -> dict[st
         best = sorted(bounded, key=lambda other: _size(bounded[other]))[:ANCHORS]
         volume = _volumes(own)
         if volume is not None or best:
-            out[name] = OrganPlaces(volume, {other: bounded[other] for other in best})
+            out[name] = TypicalPosition(volume, {other: bounded[other] for other in best})
     return out
 
 
 _UNKNOWN: Offsets = ((None, None),) * 3
 
 
-def _volumes(places_of: Sequence[Place]) -> Span | None:
+def _volumes(places_of: Sequence[OrganPosition]) -> Span | None:
     whole = [place.volume_ml for place in places_of if place.whole]
     return (min(whole), max(p.volume_ml for p in places_of)) if len(whole) >= MIN_CASES else None
 
 
-def _offsets(cases: Sequence[Mapping[str, Place]], name: str, other: str) -> Offsets:
+def _offsets(cases: Sequence[Mapping[str, OrganPosition]], name: str, other: str) -> Offsets:
     """The position of an organ relative to another one that is complete. A side at which the scan cuts the
     organ does not show where it ends."""
     pairs = [(case[name], case[other]) for case in cases if name in case and other in case]
@@ -206,7 +206,7 @@ def misplaced(
     classes: Classes,
     grid: Grid,
     names: Sequence[str],
-    known: Mapping[str, OrganPlaces],
+    known: Mapping[str, TypicalPosition],
     remove: bool = True,
 ) -> dict[int, Misplaced]:
     """Find misplaced parts of organs in a label map ``[I, J, K]``, and remove them (in place) if the organ
@@ -241,7 +241,7 @@ class _Around:
     low_mm: FloatArray
     high_mm: FloatArray
 
-    def reach_mm(self, place: Place) -> float:
+    def reach_mm(self, place: OrganPosition) -> float:
         """Distance by which the organ's box extends beyond that range, by the anchors' median; 0 if it is
         inside."""
         below = (self.low_mm - place.low_mm).max(axis=1)
@@ -257,7 +257,9 @@ class _Around:
         return distance
 
 
-def _around(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlaces]) -> _Around | None:
+def _around(
+    name: str, found: Mapping[str, OrganPosition], known: Mapping[str, TypicalPosition]
+) -> _Around | None:
     """From the surrounding organs that are complete, and of a size known from training; None if there are too
     few."""
     lows, highs = [], []
@@ -271,7 +273,7 @@ def _around(name: str, found: Mapping[str, Place], known: Mapping[str, OrganPlac
     return _Around(np.array(lows), np.array(highs)) if len(lows) >= MIN_ANCHORS else None
 
 
-def usual_volume(volume_ml: float, known: OrganPlaces | None, whole: bool = True) -> bool:
+def usual_volume(volume_ml: float, known: TypicalPosition | None, whole: bool = True) -> bool:
     """Whether an organ is between half of the smallest and twice the largest of training; True if these are
     unknown. For one that is not ``whole`` in the scan, only the upper limit applies."""
     if known is None or known.volume_ml is None:

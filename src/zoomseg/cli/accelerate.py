@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zoomseg.cli.options import given_by_user
-from zoomseg.cli.train import parse_duration, require_one_length, tell_validation
+from zoomseg.cli.train import parse_duration, print_validation, require_one_length
 
 if TYPE_CHECKING:
     from zoomseg.training.acceleration import Acceleration
@@ -129,4 +129,4 @@ def _small(run: Acceleration, device: str) -> int:
         run.label(where, display)
         run.small_cascade(where, display)
     click.echo(f"Model: {run.out}")
-    return tell_validation(run.out, validation.validate(run.dataset, run.out, run.split.validation, where))
+    return print_validation(run.out, validation.validate(run.dataset, run.out, run.split.validation, where))

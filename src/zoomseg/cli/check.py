@@ -78,14 +78,14 @@ def _convert(console: Console, folder: Path, out: Path | None) -> int:
         found = survey(folder)
     _show_survey(console, found)
     if out is None:
-        _tell(console, f"this is not a data set yet; 'zoomseg check {folder} --fix OUT' writes one")
+        _print(console, f"this is not a data set yet; 'zoomseg check {folder} --fix OUT' writes one")
         return 1 if found.problems else 0
     with _progress("Converting", len(found.cases)) as step:
         result = convert(found, out, step)
     for note in (*result.problems, *result.notes):
-        _tell(console, note)
+        _print(console, note)
     written, left_out = len(result.written), len(found.cases) - len(result.written)
-    _tell(console, f"{out}: {written} case(s) written, {left_out} left out; next: zoomseg check {out}")
+    _print(console, f"{out}: {written} case(s) written, {left_out} left out; next: zoomseg check {out}")
     return 1 if found.problems or result.problems else 0
 
 
@@ -103,19 +103,19 @@ def _show_survey(console: Console, found: Survey) -> None:
         table.add_row(*(Text(t) for t in (case.id, where, ", ".join(case.names))))
     console.print(table)
     for problem in found.problems:
-        _tell(console, f"cannot be used: {problem}")
+        _print(console, f"cannot be used: {problem}")
     for note in found.notes:
-        _tell(console, note)
+        _print(console, note)
     schema = found.schema
     cases = Counter(schema.find(name) for case in found.cases for name in set(case.names))
-    _tell(
+    _print(
         console, "labels, with their number of cases: " + ", ".join(f"{n} {cases[n]}" for n in schema.names)
     )
     what = f"{len(found.cases)} {found.channel} series with labels, {found.unlabelled} without"
-    _tell(console, f"{what}: {len(found.problems)} problem(s)")
+    _print(console, f"{what}: {len(found.problems)} problem(s)")
 
 
-def _tell(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(_plain(text), highlight=False, markup=False, soft_wrap=True)
 
 

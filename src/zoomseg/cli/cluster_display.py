@@ -29,13 +29,13 @@ class ClusterDisplay(ScanDisplay):
         self._computed = 0
         self._workers: int | None = None
 
-    def settle(self, reply: Reply) -> None:
+    def on_reply(self, reply: Reply) -> None:
         """A scan was processed."""
         self._computed += 1
         if reply.error is not None:
             self._fail(reply.case, reply.error)
         else:
-            self._settle(reply.case, done_line(reply.case, reply.seconds), reply.notes)
+            self._show_finished(reply.case, done_line(reply.case, reply.seconds), reply.notes)
 
     def count(self, workers: int) -> None:
         """The current number of workers."""
@@ -47,7 +47,7 @@ class ClusterDisplay(ScanDisplay):
         self._bars.update(self._scans, pace=pace)
         if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_INTERVAL_SECONDS:
             self._last_line = time.monotonic()
-            self._line(Text(f"{self.settled} of {self._total} scans, {pace}{self._left()}"))
+            self._line(Text(f"{self.finished} of {self._total} scans, {pace}{self._left()}"))
 
     def _pace(self) -> str:
         per_minute = 60 * self._per_second()
@@ -59,5 +59,5 @@ class ClusterDisplay(ScanDisplay):
     def _left(self) -> str:
         if not self._computed:
             return ""
-        minutes = (self._total - self.settled) / self._per_second() / 60
+        minutes = (self._total - self.finished) / self._per_second() / 60
         return f", {minutes:.0f} min left"

@@ -212,7 +212,7 @@ def command(
     chosen = None if organ_names is None else select(organ_names)
     maps = select(map_names)
     rows: list[OrganRow] = []
-    with display, interruptible(lambda: f"{display.settled} of {wanted} scans done, in {out}"):
+    with display, interruptible(lambda: f"{display.finished} of {wanted} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         # One scan after the other with a memory limit: two overlapping ones would both have to fit.
@@ -222,8 +222,8 @@ def command(
             out,
             predictor,
             chosen,
-            on_result=display.settle,
-            on_progress=display.tell,
+            on_result=display.show_result,
+            on_progress=display.show_progress,
             ahead=ahead,
             extra=ExtraOutputs(keep_stages, dicom, seg_nrrd, maps),
             on_organs=rows.extend,
@@ -253,7 +253,7 @@ def _on_cluster(
     from zoomseg.core.interrupts import interruptible
 
     display = ClusterDisplay(Console(stderr=True), len(found))
-    with display, interruptible(lambda: f"{display.settled} of {len(found)} scans done, in {out}"):
+    with display, interruptible(lambda: f"{display.finished} of {len(found)} scans done, in {out}"):
         for note in notes:
             display.warn(note)
         outcome = predict(found, out, address, request, display, notes)

@@ -39,7 +39,7 @@ class ScanDisplay:
         self._bars = Bars(*shown, console=console, transient=True, disable=not console.is_terminal)
         self._scans = self._bars.add_task("Predicting", total=scans)
         self._last_line = time.monotonic()
-        self.settled = 0
+        self.finished = 0
         """Number of processed scans."""
         self.left_out = 0
         """Number of scans that were complete before."""
@@ -60,20 +60,20 @@ class ScanDisplay:
     def leave_out(self, cases: Sequence[str]) -> None:
         """The results of these scans already exist."""
         self.left_out += len(cases)
-        self.settled += len(cases)
+        self.finished += len(cases)
         self._bars.advance(self._scans, len(cases))
         if cases:
             self._line(Text(f"{len(cases)} scans skipped, as their results are complete"))
 
     def _fail(self, case: str, reason: str) -> None:
         why = quoted(f"{case}: {reason}", SHOWN)
-        self._settle(case, Text.assemble(("failed:", "red"), f" {why}"))
+        self._show_finished(case, Text.assemble(("failed:", "red"), f" {why}"))
 
-    def _settle(self, case: str, line: Text | Group, notes: Iterable[str] = ()) -> None:
+    def _show_finished(self, case: str, line: Text | Group, notes: Iterable[str] = ()) -> None:
         self._line(line)
         for note in notes:
             self.warn(f"{case}: {note}")
-        self.settled += 1
+        self.finished += 1
         self._bars.advance(self._scans)
 
     def _line(self, what: Text | Group) -> None:
@@ -87,7 +87,8 @@ def done_line(case: str, seconds: float) -> Text:
 
 class PredictionDisplay(ScanDisplay):
     """Display of scans that this process predicts; ``verbose``: also the tiles of the current scan, followed
-    by a table of its resource usage. ``tell`` and ``settle`` may be called from different threads."""
+    by a table of its resource usage. ``show_progress`` and ``show_result`` may be called from different
+    threads."""
 
     def __init__(self, console: Console, scans: int, verbose: bool) -> None:
         super().__init__(console, scans)
@@ -95,7 +96,7 @@ class PredictionDisplay(ScanDisplay):
         self._tiles = self._bars.add_task("", total=None, visible=False)
         self._stage = ("", "")
 
-    def tell(self, case: str, progress: TileProgress) -> None:
+    def show_progress(self, case: str, progress: TileProgress) -> None:
         """The number of finished tiles of a stage."""
         if self._verbose:
             self._show(case, progress, "tiles")
@@ -119,14 +120,14 @@ class PredictionDisplay(ScanDisplay):
             self._bars.reset(self._tiles, description=title, total=progress.tiles, visible=True)
         self._bars.update(self._tiles, completed=progress.done, visible=progress.done < progress.tiles)
 
-    def settle(self, outcome: Segmented | Failed) -> None:
+    def show_result(self, outcome: Segmented | Failed) -> None:
         """A scan was processed."""
         if isinstance(outcome, Failed):
             self._fail(outcome.case, outcome.reason)
             return
         line = done_line(outcome.case, outcome.seconds["total"])
         shown = Group(line, *costs(outcome)) if self._verbose else line
-        self._settle(outcome.case, shown, outcome.result.notes)
+        self._show_finished(outcome.case, shown, outcome.result.notes)
 
 
 def costs(done: Segmented) -> tuple[Table, Text]:

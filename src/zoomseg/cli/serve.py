@@ -70,10 +70,10 @@ def command(
     with server.listening(host, port) as sock:
         place = folder or server.default_folder()
 
-        def tell() -> None:
+        def print_address() -> None:
             click.echo(f"Open {server.address(sock, token)}")
             click.echo(
                 f"Scans and results are stored in {place}. For research, not for diagnosis. Ctrl-C stops."
             )
 
-        server.serve(models, sock, names, token, place, device, queue, limit, tell)
+        server.serve(models, sock, names, token, place, device, queue, limit, print_address)

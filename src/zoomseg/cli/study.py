@@ -143,7 +143,7 @@ def command(
     from zoomseg.study.ablations import STUDIES, RegionCurve
     from zoomseg.study.candidate_region import run_curve
     from zoomseg.study.run import run_ablation
-    from zoomseg.study.trainings import StudySettings, Watch, open_trainings
+    from zoomseg.study.trainings import StudyObserver, StudySettings, open_trainings
 
     notes = Console(stderr=True)
 
@@ -169,9 +169,9 @@ def command(
         test=test,
         unlabelled=unlabelled,
     )
-    watch = Watch(say, display)
+    observer = StudyObserver(say, display)
     trainings = open_trainings(
-        STUDIES[ablation], open_dataset(dataset), out, settings, resolve(device), watch
+        STUDIES[ablation], open_dataset(dataset), out, settings, resolve(device), observer
     )
     with interruptible(lambda: GO_ON):
         if isinstance(trainings.study, RegionCurve):

@@ -158,7 +158,7 @@ def command(
     from zoomseg.io.bundle import models_in
     from zoomseg.training import cross_validation, requested_recipe, self_training, training_run
     from zoomseg.training.distributed import by_torchrun, process_group
-    from zoomseg.training.log import Silent
+    from zoomseg.training.log import NullObserver
 
     require_one_length(time_budget, epochs)
     if fold != 0 and folds is None and split is None and not resume:
@@ -186,7 +186,7 @@ def command(
         return _train_with_unlabelled(data, out, unlabelled, request, device, settings)
     with process_group() as processes:
         where = devices.resolve(processes.device(device))
-        shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(Silent())
+        shown = TrainingDisplay(Console(stderr=True)) if processes.first else nullcontext(NullObserver())
         with shown as display, interruptible(lambda: "training had not started; nothing is lost"):
             if settings is not None and processes.broadcast_value(
                 training_run.is_begun(out) or not by_torchrun()
@@ -248,7 +248,7 @@ def _train_with_unlabelled(
     with interruptible(lambda: "--resume continues from here"):
         scores = run.teach(where, lambda: TrainingDisplay(console), reporter.fold)
         if scores is not None:
-            _tell_all_folds(scores, run.folds, run.folder)
+            _print_all_folds(scores, run.folds, run.folder)
         with TrainingDisplay(console) as display:
             run.label(where, display)
             model = run.model(where, display)
@@ -285,7 +285,7 @@ def _train_all(
             trained = cross_validation.begin(data, out, count, request, where, display, splits)
     with interruptible(lambda: "--resume continues from here"):
         scores = trained.run(where, lambda: TrainingDisplay(console), reporter.fold)
-    _tell_all_folds(scores, trained.count, out)
+    _print_all_folds(scores, trained.count, out)
     return reporter.worst
 
 
@@ -298,10 +298,10 @@ class _FoldReporter:
 
     def fold(self, folder: Path, found: Validation) -> None:
         click.echo(f"Model: {folder}")
-        self.worst = max(self.worst, tell_validation(folder, found))
+        self.worst = max(self.worst, print_validation(folder, found))
 
 
-def _tell_all_folds(scores: Evaluation, count: int, out: Path) -> None:
+def _print_all_folds(scores: Evaluation, count: int, out: Path) -> None:
     click.echo(
         f"All {count} folds: mean Dice {scores.mean['dice']:.3f} of {len(scores.cases)} cases; "
         f"{out / 'validation' / 'report.html'}"
@@ -320,10 +320,10 @@ def _validate(data: Dataset, out: Path, model: Bundle, device: str) -> int:
         lambda: f"the model in {out} is complete, but not its validation; --resume validates it"
     ):
         found = validation.validate_held_out(data, out, model, resolve(device))
-    return 0 if found is None else tell_validation(out, found)
+    return 0 if found is None else print_validation(out, found)
 
 
-def tell_validation(out: Path, found: Validation) -> int:
+def print_validation(out: Path, found: Validation) -> int:
     """Report the accuracy of a model; returns 1 if some cases could not be segmented."""
     for case in found.failed:
         click.echo(f"failed: {case.case}: {case.reason}", err=True)

@@ -62,7 +62,7 @@ class ClusterObserver(Protocol):
     def leave_out(self, cases: Sequence[str]) -> None:
         """The results of these cases already exist."""
 
-    def settle(self, reply: Reply) -> None:
+    def on_reply(self, reply: Reply) -> None:
         """A scan was processed."""
 
     def count(self, workers: int) -> None:
@@ -291,17 +291,17 @@ class _Work:
                 place = {"scan": relative_paths(self.out, scan.paths)}
                 entry = entry.model_copy(update={"account": entry.account | place})
             self._journal(run).append(entry)
-        self._settle(reply)
+        self._receive(reply)
 
     def _fail(self, failed: Failed) -> None:
         """Record a scan on which no worker reported."""
         self._journal(self.failed_run).append(failure(failed))
-        self._settle(Reply(failed.case, failed.reason, (), 0.0))
+        self._receive(Reply(failed.case, failed.reason, (), 0.0))
 
-    def _settle(self, reply: Reply) -> None:
+    def _receive(self, reply: Reply) -> None:
         if reply.error is not None:
             self.failed.append(Failed(reply.case, reply.error))
-        self.observer.settle(reply)
+        self.observer.on_reply(reply)
 
     def _journal(self, run: Run) -> Journal:
         return self.journals.setdefault(run.model_dump_json(), Journal(self.out, run))

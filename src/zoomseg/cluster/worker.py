@@ -108,18 +108,18 @@ def segment_scan(job: ClusterJob, scan: ScanInput | ShippedScan) -> Reply:
 
 
 def _segmented(job: ClusterJob, scan: ScanInput, out: Path, recorder: Recorder) -> Reply:
-    settled: list[tuple[ScanOutcome, Entry]] = []
+    recorded: list[tuple[ScanOutcome, Entry]] = []
     predictor, wanted = _predictor(job)
     batch.segment_batch(
         [scan],
         out,
         predictor,
-        lambda outcome: settled.append(recorder.record(outcome)),
+        lambda outcome: recorded.append(recorder.record(outcome)),
         wanted.organs,
         ahead=False,
         extra=wanted.extra,
     )
-    ((outcome, _),) = settled
+    ((outcome, _),) = recorded
     if isinstance(outcome, Failed):
         return Reply(scan.id, outcome.reason, (), 0.0)
     return Reply(scan.id, None, outcome.result.notes, outcome.seconds["total"])

@@ -165,9 +165,9 @@ class _Batch:
     scans: Iterator[ScanInput]
     out: Path
     predictor: Predictor
-    settle: OnResult
+    on_result: OnResult
     organs: tuple[str, ...] | None
-    tell: OnScanProgress
+    on_progress: OnScanProgress
     ahead: bool
     extra: ExtraOutputs
     writer: ThreadPoolExecutor
@@ -246,14 +246,18 @@ class _Batch:
             return case
         began = time.perf_counter()
 
-        def tell(progress: TileProgress) -> None:
-            self.tell(scan.id, progress)
+        def on_tiles(progress: TileProgress) -> None:
+            self.on_progress(scan.id, progress)
 
         result = tried(
             scan.id,
             scan.paths[0],
             lambda: self.predictor.predict(
-                case, self.organs, keep=self.extra.held, on_progress=tell, wait_for_others=self._await_others
+                case,
+                self.organs,
+                keep=self.extra.held,
+                on_progress=on_tiles,
+                wait_for_others=self._await_others,
             ),
         )
         if isinstance(result, Failed):
@@ -293,10 +297,10 @@ class _Batch:
 
     def _finish(self, found: _Computed | Failed, monitor: ResourceMonitor) -> None:
         if isinstance(found, Failed):
-            self.settle(found)
+            self.on_result(found)
             return
         scan = found.scan
-        self.settle(tried(scan.id, scan.paths[0], lambda: self._written(found, monitor)))
+        self.on_result(tried(scan.id, scan.paths[0], lambda: self._written(found, monitor)))
 
     def _written(self, found: _Computed, monitor: ResourceMonitor) -> Segmented:
         began = time.perf_counter()

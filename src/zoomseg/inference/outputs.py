@@ -141,7 +141,7 @@ def segment_to_folder(
     if whole:
         rewrite()
 
-    def settle(outcome: ScanOutcome) -> None:
+    def record(outcome: ScanOutcome) -> None:
         outcome, entry = recorder.record(outcome)
         run["cases"][outcome.case] = entry.account
         match outcome:
@@ -160,7 +160,7 @@ def segment_to_folder(
     left = [scan for scan in mine if scan.id not in whole]
     try:
         with closing(recorder):
-            batch.segment_batch(left, out, predictor, settle, wanted.organs, on_progress, ahead, wanted.extra)
+            batch.segment_batch(left, out, predictor, record, wanted.organs, on_progress, ahead, wanted.extra)
     finally:
         if account is not None and (run["cases"] or whole):
             if account.listed < len(run["cases"]):

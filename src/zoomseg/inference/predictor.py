@@ -101,8 +101,8 @@ class Predictor:
         on_progress: OnProgress = ignore_progress,
         wait_for_others: Callable[[], None] = memory_limits.no_wait,
     ) -> Prediction:
-        """Segment one scan; ``keep`` and ``on_progress`` as in ``Cascade.run``, ``alone`` as in
-        ``MemoryLimits.fit``.
+        """Segment one scan; ``keep`` and ``on_progress`` as in ``Cascade.run``, ``wait_for_others``
+        as in ``MemoryLimits.fit``.
 
         Raises:
             GeometryError: the scan does not have the model's number of channels.
@@ -133,7 +133,7 @@ class Predictor:
             self.device,
             self._atlas_of,
             fit,
-            organ_places=None if known is None else known.organs,
+            typical_positions=None if known is None else known.organs,
         )
         with blas.single_threaded():
             result = cascade.run(case, organs, keep, on_progress)

@@ -106,7 +106,7 @@ def find_scans(
 
     Args:
         on_note: receives notes on files that were read as channels, and on ignored DICOM objects. Corrections
-            that made a volume possible are reported with each case (see ``notes_on``).
+            that made a volume possible are reported with each case (see ``io.scans.notes_on``).
         apart: names of files that are known to be separate cases.
         described: as for ``io.dicom.read.series_discovery.find_series``.
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.anatomy.positions import OrganPlaces, Span
+from zoomseg.anatomy.positions import Span, TypicalPosition
 from zoomseg.core.errors import ScanError
 from zoomseg.core.geometry import Grid, Orientation
 
@@ -82,7 +82,7 @@ class TrainingDomain:
     cross_section_cm2: Span
     """Smallest and largest area of the body in the cases' axial slices, by the median over a case's
     slices."""
-    organs: dict[str, OrganPlaces]
+    organs: dict[str, TypicalPosition]
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.intensities) <= MAX_CASES:

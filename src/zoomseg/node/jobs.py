@@ -321,7 +321,7 @@ class NodeJobs(JobQueue[NodeJob]):
         wanted = {"outputs": list(job.outputs), "organs": list(job.organs), "seed": job.seed}
         return Task(CASE, str(self.scan(job.id)), str(self.out(job.id)), str(model), wanted)
 
-    def settle(self, job: NodeJob, failure: TaskFailure | None) -> None:
+    def record_result(self, job: NodeJob, failure: TaskFailure | None) -> None:
         """Mark a finished job as segmented, or failed.
 
         Raises:

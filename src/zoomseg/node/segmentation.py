@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoomseg.inference.predictor import Predictor
 
 
-def segment_series(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+def segment_series(task: Task, predictor: Predictor, on_step: Callable[[Step], None]) -> None:
     """Segment a series and write the objects requested by its job.
 
     Raises:
@@ -31,12 +31,12 @@ def segment_series(task: Task, predictor: Predictor, tell: Callable[[Step], None
     """
     with quiet(), without_library_messages():
         try:
-            _segment(task, predictor, tell)
+            _segment(task, predictor, on_step)
         except (OutputError, MemoryLimitError) as error:
             raise TemporaryError(str(error)) from error
 
 
-def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+def _segment(task: Task, predictor: Predictor, on_step: Callable[[Step], None]) -> None:
     from zoomseg.core.geometry import Orientation
     from zoomseg.inference.batch import ExtraOutputs, Failed, Segmented
     from zoomseg.inference.organ_pictures import fullest_planes, overview
@@ -58,7 +58,7 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
     series = scan.dicom.usable().series
     rows: list[OrganRow] = []
 
-    def settle(outcome: ScanOutcome) -> None:
+    def on_result(outcome: ScanOutcome) -> None:
         match outcome:
             case Failed(reason=reason, short=True):
                 raise TemporaryError(reason)
@@ -88,8 +88,8 @@ def _segment(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
         out,
         predictor,
         organs,
-        on_result=settle,
-        on_progress=lambda _, progress: tell(Step(progress.stage, progress.done, progress.tiles)),
+        on_result=on_result,
+        on_progress=lambda _, progress: on_step(Step(progress.stage, progress.done, progress.tiles)),
         extra=ExtraOutputs(dicom=dicom, uid_seed=seed),
         on_organs=rows.extend,
         notes=notes,

@@ -13,7 +13,7 @@ import numpy as np
 
 from zoomseg.anatomy.measurements import measure
 from zoomseg.anatomy.plausibility import plausibility_flags
-from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.anatomy.positions import TypicalPosition
 from zoomseg.core.arrays import to_numpy
 from zoomseg.core.case import Case, StagePrediction
 from zoomseg.core.geometry import Box, Grid
@@ -115,7 +115,7 @@ class Cascade:
     device: ComputeDevice
     atlas_of: AtlasPriorOf | None = None
     fit: FitTiles = as_planned
-    organ_places: Mapping[str, OrganPlaces] | None = None
+    typical_positions: Mapping[str, TypicalPosition] | None = None
     """Positions of the organs in training; parts far from these are removed, or only noted, as the recipe
     says."""
 
@@ -184,8 +184,8 @@ class Cascade:
         if recipe.islands is not None:
             parts = partial(without_islands, below=recipe.islands.below)
             fusion.keep_parts(fused, select(recipe.islands.labels), parts)
-        places, remove = self.organ_places, recipe.remove_misplaced
-        found = {} if places is None else fusion.find_misplaced(fused, places, remove)
+        typical, remove = self.typical_positions, recipe.remove_misplaced
+        found = {} if typical is None else fusion.find_misplaced(fused, typical, remove)
         wanted = select("all" if organs is None else organs)
         notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
         return notes, tuple(name for name, own in found.items() if own.alone)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from zoomseg.anatomy.positions import Misplaced, OrganPlaces, misplaced
+from zoomseg.anatomy.positions import Misplaced, TypicalPosition, misplaced
 from zoomseg.core.arrays import Array, array_like, namespace, to_numpy
 from zoomseg.core.case import StagePrediction
 from zoomseg.core.geometry import Box, Grid
@@ -359,7 +359,7 @@ def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask
 
 
 def find_misplaced(
-    fused: FusedLabelMap, known: Mapping[str, OrganPlaces], remove: bool
+    fused: FusedLabelMap, known: Mapping[str, TypicalPosition], remove: bool
 ) -> dict[str, Misplaced]:
     """Parts of organs that lie far from their positions in training, by organ (see ``anatomy.positions``);
     with ``remove``, they are removed from the label map."""

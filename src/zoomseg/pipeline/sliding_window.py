@@ -148,7 +148,7 @@ class SlidingWindow:
         self._network = before_head(network)
         self._device = device
         self._together = together or device.tiles_at_once(math.prod(view.stage.grid.tile))
-        self._tell = on_progress
+        self._on_progress = on_progress
         self._geometric = view.stage.mean == "geometric"
         spec = view.stage.grid
         halo = network_shapes.halo(view.stage.network, spec.padding)
@@ -176,7 +176,7 @@ class SlidingWindow:
             for n in range(0, len(row), size):
                 self._compute(row[n : n + size], stitcher)
                 done += len(row[n : n + size])
-                self._tell(TileProgress(self.view.stage.name, done, len(self.tiling.tiles)))
+                self._on_progress(TileProgress(self.view.stage.name, done, len(self.tiling.tiles)))
         yield from stitcher.take()
 
     def _compute(self, tiles: tuple[Tile, ...], stitcher: TileAggregator) -> None:

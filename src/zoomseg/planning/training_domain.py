@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zoomseg.anatomy.positions import Bounds, Offsets, OrganPlaces, Place, learn, places
+from zoomseg.anatomy.positions import Bounds, Offsets, OrganPosition, TypicalPosition, learn, organ_positions
 from zoomseg.core.case import Case
 from zoomseg.core.modality import modality_of
 from zoomseg.datasets.layouts import Dataset
@@ -27,15 +27,15 @@ class CaseSample:
     """``[I, J, K]`` of the first channel, RAS+, subsampled."""
     cell_cm2: float
     """Area of one of these voxels in an axial plane."""
-    organs: dict[str, Place]
+    organs: dict[str, OrganPosition]
 
 
 def sample(case: Case) -> CaseSample:
     """The properties of a training case."""
     voxels, cell_cm2 = training_domain.thinned(case.image.data[0], case.image.grid)
-    organs: dict[str, Place] = {}
+    organs: dict[str, OrganPosition] = {}
     if case.labels is not None:
-        found = places(case.labels.data, case.labels.grid)
+        found = organ_positions(case.labels.data, case.labels.grid)
         names = case.labels.schema.names
         annotated = frozenset(names) if case.annotated is None else case.annotated
         organs = {names[c - 1]: place for c, place in found.items() if names[c - 1] in annotated}
@@ -70,7 +70,7 @@ def describe(
         darkest=_span(f.darkest for f in features),
         cross_section_cm2=_span(f.cross_section_cm2 for f in features),
         organs={
-            name: OrganPlaces(
+            name: TypicalPosition(
                 None if own.volume_ml is None else _span(own.volume_ml),
                 {other: _offsets(found) for other, found in own.offsets_mm.items()},
             )

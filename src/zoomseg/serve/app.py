@@ -34,7 +34,7 @@ from zoomseg.serve.organs import (
 )
 from zoomseg.serve.pages import add_pages
 from zoomseg.serve.remaining import remaining_by_others, remaining_by_pace
-from zoomseg.serve.review import Opinion, Review, keep, opinions, review_csv, review_of
+from zoomseg.serve.review import OrganReview, Review, keep, organ_reviews, review_csv, review_of
 from zoomseg.serve.upload import TooLargeError, TooSlowError, in_threads, receive, receive_json
 from zoomseg.serve.worker import READING, WRITING
 
@@ -44,7 +44,7 @@ LISTED_JOBS = 200
 RETRY_SECONDS = 30
 """Seconds after which a client whose upload was refused by a full queue may try again."""
 
-MAX_OPINION_BYTES = 16 * 1024
+MAX_ORGAN_REVIEW_BYTES = 16 * 1024
 """Maximum size of a comment on an organ."""
 
 
@@ -325,16 +325,16 @@ def _add_results(app: FastAPI, service: Service) -> None:
 
 
 def _add_review(app: FastAPI, service: Service) -> None:
-    opinion_body = {
+    organ_review_body = {
         "required": True,
-        "content": {"application/json": {"schema": Opinion.model_json_schema()}},
+        "content": {"application/json": {"schema": OrganReview.model_json_schema()}},
     }
 
     def review(job_id: str) -> Review:
         job = _finished(service, job_id)
         with _results_of(job):
             organs = organs_of_result(service.jobs.out(job), job.id)
-            return review_of(job.title, job.model, organs, opinions(service.jobs.review(job)))
+            return review_of(job.title, job.model, organs, organ_reviews(service.jobs.review(job)))
 
     @app.get("/jobs/{job_id}/review.json", responses=_problems(404, 409))
     def as_json(job_id: str) -> Review:
@@ -351,22 +351,22 @@ def _add_review(app: FastAPI, service: Service) -> None:
         "/jobs/{job_id}/review/{value}",
         status_code=204,
         responses=_problems(400, 404, 408, 409, 413),
-        openapi_extra={"requestBody": opinion_body},
+        openapi_extra={"requestBody": organ_review_body},
     )
     async def put_review(request: Request, job_id: str, value: int) -> None:
         """Review an organ, given by its value in the label map; replaces an earlier review."""
         job = await to_thread.run_sync(_finished, service, job_id)
-        body = await receive_json(request, MAX_OPINION_BYTES)
+        body = await receive_json(request, MAX_ORGAN_REVIEW_BYTES)
         try:
-            opinion = Opinion.model_validate(body)
+            organ_review = OrganReview.model_validate(body)
         except ValidationError as error:
-            raise HTTPException(400, "not an opinion of an organ; see /openapi.json") from error
+            raise HTTPException(400, "not a review of an organ; see /openapi.json") from error
 
         def write() -> None:
             with _results_of(job):
                 if value not in schema_of_result(service.jobs.out(job)).values:
                     raise HTTPException(404, "no organ has this value")
-                keep(service.jobs.review(job), value, opinion)
+                keep(service.jobs.review(job), value, organ_review)
 
         await to_thread.run_sync(write)
 

@@ -255,7 +255,7 @@ class JobQueue(Generic[J]):
         with self._changed:
             self._changed.notify_all()
 
-    def tell(self, job_id: str, step: Step) -> None:
+    def set_progress(self, job_id: str, step: Step) -> None:
         """Set the progress of a running job."""
         with self._changed:
             before = self._steps.get(job_id)

@@ -28,10 +28,10 @@ class Jobs(Protocol[J]):
     def take(self, seconds: float, stopping: Callable[[], bool]) -> J | None: ...
     def wake(self) -> None: ...
     def find(self, job_id: str) -> J | None: ...
-    def tell(self, job_id: str, step: Step) -> None: ...
+    def set_progress(self, job_id: str, step: Step) -> None: ...
     def end(self, job_id: str, state: State, error: str | None = None) -> bool: ...
     def task(self, job: J, model: Path) -> Task: ...
-    def settle(self, job: J, failure: TaskFailure | None) -> None: ...
+    def record_result(self, job: J, failure: TaskFailure | None) -> None: ...
     def interrupt(self, job_id: str, why: str) -> None: ...
 
 
@@ -114,11 +114,11 @@ class Runner(Generic[J]):
             self._stopping.wait(POLL_INTERVAL_SECONDS)
 
     def _settled(self, job: J, failure: TaskFailure | None) -> bool:
-        """Whether a job is settled, or left to the next server; False if the disk refuses it."""
+        """Whether a job is recorded as finished, or left to the next server; False if the disk refuses it."""
         with self._guard:
             try:
                 if not self._stopping.is_set():
-                    self._jobs.settle(job, failure)
+                    self._jobs.record_result(job, failure)
             except OutputError as refused:
                 _report(str(refused))
                 return False
@@ -144,13 +144,13 @@ class Runner(Generic[J]):
             return TaskFailure(f"its model '{job.model}' is not available any more; submit the scan again")
         has_begun = False
 
-        def tell(step: Step) -> None:
+        def on_step(step: Step) -> None:
             nonlocal has_begun
             has_begun = True
-            self._jobs.tell(job.id, step)
+            self._jobs.set_progress(job.id, step)
 
         try:
-            return worker.run(self._jobs.task(job, model), tell)
+            return worker.run(self._jobs.task(job, model), on_step)
         except WorkerDiedError as died:
             with self._guard:
                 if self._worker is not worker:  # ended by ``cancel`` or ``stop``

@@ -163,7 +163,7 @@ class Jobs(JobQueue[Job]):
         """The task of a job for the worker."""
         return Task(job.id, str(self.scan(job)), str(self.out(job)), str(model))
 
-    def settle(self, job: Job, failure: TaskFailure | None) -> None:
+    def record_result(self, job: Job, failure: TaskFailure | None) -> None:
         """Mark a finished job as done, or failed. Notes of its result are read once, as they do not
         change."""
         notes: tuple[str, ...] = ()

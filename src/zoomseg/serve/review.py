@@ -28,7 +28,7 @@ class Verdict(StrEnum):
     REJECTED = "rejected"
 
 
-class Opinion(BaseModel):
+class OrganReview(BaseModel):
     """A review of one organ; ``verdict``: None if undecided."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,8 +41,8 @@ class Opinion(BaseModel):
         return "".join(c if c.isprintable() else " " for c in comment).strip()
 
 
-class KeptOpinion(Opinion):
-    """An opinion and its time: seconds since 1970."""
+class StoredOrganReview(OrganReview):
+    """A review of one organ, and its time: seconds since 1970."""
 
     changed: Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 
@@ -69,7 +69,7 @@ class Review(BaseModel):
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    organs: dict[int, KeptOpinion] = {}
+    organs: dict[int, StoredOrganReview] = {}
     """By value in the label map."""
 
 
@@ -77,7 +77,7 @@ _guard = threading.Lock()
 """Two users may review one result at the same time."""
 
 
-def opinions(file: Path) -> dict[int, KeptOpinion]:
+def organ_reviews(file: Path) -> dict[int, StoredOrganReview]:
     """The reviews, by an organ's value; empty if there is no file.
 
     Raises:
@@ -91,7 +91,7 @@ def opinions(file: Path) -> dict[int, KeptOpinion]:
         raise DatasetError(f"{file}: damaged") from error
 
 
-def keep(file: Path, value: int, opinion: Opinion) -> None:
+def keep(file: Path, value: int, organ_review: OrganReview) -> None:
     """Store the review of the organ with this value; replaces an earlier one.
 
     Raises:
@@ -99,26 +99,28 @@ def keep(file: Path, value: int, opinion: Opinion) -> None:
         OutputError: the disk refuses it.
     """
     with _guard:
-        kept = opinions(file)
-        kept[value] = KeptOpinion(verdict=opinion.verdict, comment=opinion.comment, changed=time.time())
+        kept = organ_reviews(file)
+        kept[value] = StoredOrganReview(
+            verdict=organ_review.verdict, comment=organ_review.comment, changed=time.time()
+        )
         write_json_atomic(file, _File(organs=kept).model_dump(mode="json"))
 
 
-def review_of(scan: str, model: str, organs: Sequence[Organ], kept: dict[int, KeptOpinion]) -> Review:
+def review_of(scan: str, model: str, organs: Sequence[Organ], kept: dict[int, StoredOrganReview]) -> Review:
     """Every organ of a result with its review."""
     rows = [_row(organ, kept.get(organ.value)) for organ in organs]
     return Review(scan=scan, model=model, organs=rows)
 
 
-def _row(organ: Organ, opinion: KeptOpinion | None) -> ReviewRow:
+def _row(organ: Organ, organ_review: StoredOrganReview | None) -> ReviewRow:
     return ReviewRow(
         organ=organ.name,
         value=organ.value,
         volume_ml=organ.volume_ml,
         confidence=organ.confidence,
-        verdict=opinion.verdict if opinion else None,
-        comment=opinion.comment if opinion else "",
-        changed=opinion.changed if opinion else None,
+        verdict=organ_review.verdict if organ_review else None,
+        comment=organ_review.comment if organ_review else "",
+        changed=organ_review.changed if organ_review else None,
     )
 
 

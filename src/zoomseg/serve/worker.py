@@ -84,7 +84,7 @@ class WorkerDiedError(Exception):
 class Worker(Protocol):
     """Processes tasks, one after the other."""
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+    def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
         """Process a task, of which at least one step is reported; None if it succeeded.
 
         Raises:
@@ -101,8 +101,8 @@ class ProcessWorker:
     def __init__(self, device: str, run_task: Segment | None = None, models: Iterable[Path] = ()) -> None:
         """
         Args:
-            segment: processes a task; a function of a module, as the new process imports it.
-                ``run_task`` of this module by default.
+            run_task: processes a task; a function of a module, as the new process imports it. By default,
+                the task is segmented by this module.
             models: folders of models that are loaded at once, so that the first scan need not wait for them.
         """
         context = multiprocessing.get_context("spawn")
@@ -116,7 +116,7 @@ class ProcessWorker:
         self._process.start()
         theirs.close()
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+    def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
         """As ``Worker.run``."""
         try:
             self._pipe.send_bytes(json.dumps(asdict(task)).encode())
@@ -124,7 +124,7 @@ class ProcessWorker:
                 message = json.loads(self._pipe.recv_bytes())
                 if "step" not in message:
                     break
-                tell(Step(**message["step"]))
+                on_step(Step(**message["step"]))
         except (EOFError, OSError) as error:
             self._process.join()
             raise WorkerDiedError(_how_it_ended(self._process.exitcode)) from error
@@ -162,7 +162,7 @@ def work(pipe: Connection, device: str, carry_out: Segment | None = None, models
             task = Task(**json.loads(pipe.recv_bytes()))
         except EOFError:
             return
-        failure = _failure(task, predictors, device, _teller(pipe), carry_out or run_task)
+        failure = _failure(task, predictors, device, _step_sender(pipe), carry_out or run_task)
         _send(pipe, {"failure": None if failure is None else asdict(failure)})
 
 
@@ -191,32 +191,32 @@ def _send(pipe: Connection, message: dict[str, Any]) -> None:
     pipe.send_bytes(json.dumps(message).encode())
 
 
-def _teller(pipe: Connection) -> Callable[[Step], None]:
+def _step_sender(pipe: Connection) -> Callable[[Step], None]:
     """Sends progress, rarely enough to be read in time; the last step of a stage is always sent."""
     last = [0.0]
 
-    def tell(step: Step) -> None:
+    def send(step: Step) -> None:
         now = time.monotonic()
         if step.done >= step.total or now - last[0] > PROGRESS_INTERVAL_SECONDS:
             last[0] = now
             _send(pipe, {"step": asdict(step)})
 
-    return tell
+    return send
 
 
 def _failure(
     task: Task,
     predictors: dict[str, Predictor],
     device: str,
-    tell: Callable[[Step], None],
+    on_step: Callable[[Step], None],
     carry_out: Segment,
 ) -> TaskFailure | None:
     """Process a task; None if it succeeded."""
     try:
-        tell(Step(READING, 0, 0))
+        on_step(Step(READING, 0, 0))
         if task.model not in predictors:
-            predictors[task.model] = load_predictor(task.model, device, tell)
-        carry_out(task, predictors[task.model], tell)
+            predictors[task.model] = load_predictor(task.model, device, on_step)
+        carry_out(task, predictors[task.model], on_step)
     except ZoomSegError as error:
         return TaskFailure(
             _without_paths(str(error), task),
@@ -243,17 +243,17 @@ def _without_paths(error: str, task: Task) -> str:
     return _PATH.sub("a file of the server", error)
 
 
-def load_predictor(model: str, device: str, tell: Callable[[Step], None]) -> Predictor:
+def load_predictor(model: str, device: str, on_step: Callable[[Step], None]) -> Predictor:
     """A predictor for a model, loaded as by `zoomseg predict`."""
     from zoomseg.inference import load
 
     def register(case: str, done: int, total: int) -> None:
-        tell(Step("registering atlases", done, total))
+        on_step(Step("registering atlases", done, total))
 
     return load.load_predictor([model], device, on_registration=register)
 
 
-def run_task(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> None:
+def run_task(task: Task, predictor: Predictor, on_step: Callable[[Step], None]) -> None:
     """Segment a scan as `zoomseg predict` does, and write the scan itself as NIfTI beside the result.
 
     Raises:
@@ -271,11 +271,11 @@ def run_task(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
     scan, out = one_scan(Path(task.scan), notes.append), Path(task.out)
 
     def follow(_: str, progress: TileProgress) -> None:
-        tell(Step(progress.stage, progress.done, progress.tiles))
+        on_step(Step(progress.stage, progress.done, progress.tiles))
         if progress.stage == last and progress.done >= progress.tiles:
-            tell(Step(WRITING, 0, 0))
+            on_step(Step(WRITING, 0, 0))
 
-    def settle(outcome: ScanOutcome) -> None:
+    def on_result(outcome: ScanOutcome) -> None:
         match outcome:
             case Failed(_, reason, unexpected=True):
                 raise UnexpectedError(reason)
@@ -290,14 +290,14 @@ def run_task(task: Task, predictor: Predictor, tell: Callable[[Step], None]) -> 
         [replace(scan, id=task.case)],
         out,
         predictor,
-        on_result=settle,
+        on_result=on_result,
         on_progress=follow,
         extra=ExtraOutputs(dicom=() if scan.dicom is None else tuple(DicomResult), slicer=True),
         notes=notes,
     )
 
 
-def one_scan(path: Path, tell: Callable[[str], None], described: bool = True) -> ScanInput:
+def one_scan(path: Path, on_note: Callable[[str], None], described: bool = True) -> ScanInput:
     """The scan of a task. Unusable series, such as localizers, are ignored if there is a usable one.
 
     Args:
@@ -306,7 +306,7 @@ def one_scan(path: Path, tell: Callable[[str], None], described: bool = True) ->
     from zoomseg.io.dicom.read.series_discovery import Refused
     from zoomseg.io.scans import find_scans
 
-    found = find_scans(path, tell, described=described)
+    found = find_scans(path, on_note, described=described)
     usable = [scan for scan in found if not isinstance(scan.dicom, Refused)] or found[:1]
     if len(usable) > 1:
         names = ", ".join(scan.id for scan in usable)

@@ -109,7 +109,7 @@ def run_curve(study: RegionCurve, trainings: Trainings) -> tuple[tuple[Point, ..
         covered = _case_coverage(study, trainings, fold)
         for name, ids in (("training", split.train), ("validation", split.validation)):
             for done, case_id in enumerate(ids, start=1):
-                trainings.watch.say(f"{name} case {done} of {len(ids)}, fold {fold}: {case_id}")
+                trainings.observer.say(f"{name} case {done} of {len(ids)}, fold {fold}: {case_id}")
                 outcome = tried(case_id, images[case_id], partial(covered, case_id))
                 if isinstance(outcome, Failed):
                     failed.append(f"{case_id}, fold {fold}: {outcome.reason}")

@@ -47,5 +47,5 @@ def segment_by_atlas(trainings: Trainings, fold: int, scans: Dataset, out: Path)
             raise outcome
         if isinstance(outcome, Failed):
             problems.append(f"{files.id}: {outcome.reason}")
-        trainings.watch.say(f"fused {number} of {len(scans.cases)}: {files.id}")
+        trainings.observer.say(f"fused {number} of {len(scans.cases)}: {files.id}")
     return problems

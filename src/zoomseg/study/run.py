@@ -74,10 +74,10 @@ def run_ablation(study: Ablation, trainings: Trainings) -> StudyOutcome:
     left_out: list[tuple[TableRow, ZoomSegError]] = []
     untested: list[tuple[TableRow, ZoomSegError]] = []
     for number, row in enumerate(study.rows, start=1):
-        trainings.watch.say(f"row {number} of {len(study.rows)}: {row.name}")
+        trainings.observer.say(f"row {number} of {len(study.rows)}: {row.name}")
         scores = _attempted(partial(_held_out, row, trainings, failed))
         if isinstance(scores, ZoomSegError):
-            trainings.watch.say(f"row '{row.name}' is left out: {scores}")
+            trainings.observer.say(f"row '{row.name}' is left out: {scores}")
             left_out.append((row, scores))
             continue
         steps = training_steps(trainings, row.training)
@@ -86,7 +86,7 @@ def run_ablation(study: Ablation, trainings: Trainings) -> StudyOutcome:
         _tabulate(study, trainings, done, left_out)
         on_unseen = _attempted(partial(_on_unseen, row, trainings, failed))
         if isinstance(on_unseen, ZoomSegError):
-            trainings.watch.say(f"row '{row.name}' is left out for the test cases: {on_unseen}")
+            trainings.observer.say(f"row '{row.name}' is left out for the test cases: {on_unseen}")
             untested.append((row, on_unseen))
         elif on_unseen is not None:
             tested.append(RowResult(row, on_unseen, steps, unseen=True, paper_steps=full))
@@ -264,7 +264,7 @@ def _scored(
     failed += [f"{where}: {problem}" for problem in problems]
     if len(problems) == len(reference.cases):
         raise ScanError(f"row '{row.name}', {of}: no case could be predicted; {problems[0]}")
-    trainings.watch.say(f"scoring {len(reference.cases) - len(problems)} cases")
+    trainings.observer.say(f"scoring {len(reference.cases) - len(problems)} cases")
     scores = evaluate(
         predictions, reference, folder, row.tolerances, provenance={"row": row.name, "fold": fold}
     )
@@ -300,14 +300,14 @@ def _predict(row: TableRow, fold: int, trainings: Trainings, cases: Dataset, out
     numbers = itertools.count(1)
     problems: list[str] = []
 
-    def settle(outcome: Segmented | Failed) -> None:
-        trainings.watch.say(f"predicted {next(numbers)} of {len(scans)}: {outcome.case}")
+    def on_result(outcome: Segmented | Failed) -> None:
+        trainings.observer.say(f"predicted {next(numbers)} of {len(scans)}: {outcome.case}")
         if isinstance(outcome, Failed):
             problems.append(f"{outcome.case}: {outcome.reason}")
         else:
             efficiency.record(out.parent, outcome)
 
-    segment_batch(scans, out, _predictor(model, fold, trainings), settle, organs)
+    segment_batch(scans, out, _predictor(model, fold, trainings), on_result, organs)
     return problems
 
 

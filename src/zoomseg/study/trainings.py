@@ -38,7 +38,7 @@ from zoomseg.study.recipe_edits import (
 )
 from zoomseg.study.study_record import StudyRecord
 from zoomseg.training import atlases, fine_tuning, requested_recipe, self_training, training_run
-from zoomseg.training.log import Silent, TrainingObserver
+from zoomseg.training.log import NullObserver, TrainingObserver
 from zoomseg.training.loop import Split
 from zoomseg.training.validation import Validation
 
@@ -70,11 +70,11 @@ class StudySettings:
 
 
 def _silent() -> AbstractContextManager[TrainingObserver]:
-    return nullcontext(Silent())
+    return nullcontext(NullObserver())
 
 
 @dataclass(frozen=True)
-class Watch:
+class StudyObserver:
     """Observer of a study: the current activity, and a display for each training."""
 
     say: Callable[[str], None] = lambda text: None
@@ -112,7 +112,7 @@ class Trainings:
     out: Path
     settings: StudySettings
     device: Device
-    watch: Watch
+    observer: StudyObserver
     recipe: Recipe
     """The initial recipe of all trainings without their own."""
     count: int
@@ -160,9 +160,9 @@ class Trainings:
         if model is not None and model.graphs:
             return model
         if model is not None:
-            with self.watch.training() as observer:
+            with self.observer.training() as observer:
                 return training_run.with_graphs(model, folder, observer)
-        self.watch.say(f"training '{training.id}', fold {fold} of {self.count}")
+        self.observer.say(f"training '{training.id}', fold {fold} of {self.count}")
         try:
             return self._train(training, fold, folder)
         except InterruptedTrainingError as error:
@@ -181,12 +181,12 @@ class Trainings:
             MissingPackageError: the registration library is not installed.
             DatasetError: no training case is annotated completely.
         """
-        return atlases.of_library(self._atlases(fold), self.registered, self.watch.say)
+        return atlases.of_library(self._atlases(fold), self.registered, self.observer.say)
 
     def atlas_of_others(self, fold: int) -> AtlasPriorOf:
         """As ``atlas_of``, for held-out cases and those of a test set: none of them is an atlas, even if it
         has the id of one."""
-        return atlases.of_others(self._atlases(fold), self.registered, self.watch.say)
+        return atlases.of_others(self._atlases(fold), self.registered, self.observer.say)
 
     def _atlases(self, fold: int) -> AtlasLibrary:
         """The fold's training cases as atlases, read once. No training changes them, as its rows could then
@@ -196,9 +196,9 @@ class Trainings:
             return AtlasLibrary.load(folder)
         if self.recipe.atlas is None:
             raise RecipeError(f"recipe '{self.recipe.name}' has no atlas prior; give it an 'atlas'")
-        self.watch.say(f"reading the atlases of fold {fold}")
+        self.observer.say(f"reading the atlases of fold {fold}")
         ids = self.split(fold).train
-        with self.watch.training() as observer:
+        with self.observer.training() as observer:
             library = atlases.collect(self.dataset, ids, self.recipe, observer, threading.Event())
         library.save(folder)
         return library
@@ -207,13 +207,13 @@ class Trainings:
         if training.unlabelled:
             return self._train_with_unlabelled(training, fold, folder)
         if training_run.is_begun(folder):
-            with self.watch.training() as observer:
+            with self.observer.training() as observer:
                 return training_run.resume(self.dataset, folder, self.device, observer)
         recipe = training.change(self.start(training))
         request = self._request(training, recipe, fold)
         if atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold, self.dataset, annotated=self._annotated_cases(training, fold))
-        with self.watch.training() as observer:
+        with self.observer.training() as observer:
             return training_run.start(self.dataset, folder, request, self.device, observer)
 
     def _request(
@@ -248,13 +248,13 @@ class Trainings:
         else:
             request = self._request(training, training.change(self.start(training)), fold)
             run = self_training.begin(data, folder, self.settings.unlabelled, request)
-        run.teach(self.device, self.watch.training, self._tell_teacher)
-        with self.watch.training() as observer:
+        run.teach(self.device, self.observer.training, self._report_teacher)
+        with self.observer.training() as observer:
             run.label(self.device, observer)
         recipe = shipped(str(run.request.recipe))
         if not training_run.is_begun(folder) and atlas_priors.uses_atlas(recipe):
             self._make_priors(recipe, fold, self_training.extended(data, folder))
-        with self.watch.training() as observer:
+        with self.observer.training() as observer:
             return run.model(self.device, observer)
 
     def _of_fold(self, fold: int) -> Dataset:
@@ -268,8 +268,8 @@ class Trainings:
         scans = self_training.scans_in(self.settings.unlabelled, self._of_fold(fold))
         return tuple(scan.id for scan in scans)
 
-    def _tell_teacher(self, folder: Path, found: Validation) -> None:
-        self.watch.say(
+    def _report_teacher(self, folder: Path, found: Validation) -> None:
+        self.observer.say(
             f"teacher {folder.name}: mean Dice {found.scores.mean['dice']:.3f} of its held-out cases"
         )
 
@@ -281,10 +281,10 @@ class Trainings:
         for those ``annotated``, which are atlases, too."""
         split, stop = self.split(fold), threading.Event()
         pseudo = (case.id for case in dataset.cases if case.pseudo)
-        with self.watch.training() as observer:
+        with self.observer.training() as observer:
             if annotated:
                 library = atlases.collect(dataset, (*split.train, *annotated), recipe, observer, stop)
-                prior_of = atlases.of_library(library, self.registered, self.watch.say)
+                prior_of = atlases.of_library(library, self.registered, self.observer.say)
             else:
                 prior_of = self.atlas_of(fold)
             ids = (*split.train, *annotated, *pseudo, *split.validation)
@@ -297,7 +297,7 @@ def open_trainings(
     out: Path,
     settings: StudySettings,
     device: Device,
-    watch: Watch | None = None,
+    observer: StudyObserver | None = None,
 ) -> Trainings:
     """Start a study in ``out``, or resume the existing one.
 
@@ -322,11 +322,11 @@ def open_trainings(
         record.require_same(file)
     writable_directory(out)
     record.write(file)
-    watch, small = watch or Watch(), _small(settings, dataset)
+    observer, small = observer or StudyObserver(), _small(settings, dataset)
     if isinstance(recipe, PlannedRecipe):
         cases = splits[folds[0]].train if splits else dataset.labelled_ids
-        recipe = _smaller(settings)(_planned(recipe, dataset, cases, out, settings, device, watch))
-    opened = Trainings(study, dataset, out, settings, device, watch, recipe, count, folds)
+        recipe = _smaller(settings)(_planned(recipe, dataset, cases, out, settings, device, observer))
+    opened = Trainings(study, dataset, out, settings, device, observer, recipe, count, folds)
     return replace(opened, splits=splits, unseen=unseen, small=small)
 
 
@@ -337,16 +337,14 @@ def _planned(
     out: Path,
     settings: StudySettings,
     device: Device,
-    watch: Watch,
+    observer: StudyObserver,
 ) -> Recipe:
     """The recipe of all trainings, planned once, as in a cross-validation, before their time begins."""
     file = out / "recipe.yaml"
     if not file.is_file():
         length = requested_recipe.TrainingRequest(seconds=settings.seconds)
-        with watch.training() as observer:
-            planned = requested_recipe.plan_recipe(
-                dataset, Split(cases, ()), recipe, device, observer, length
-            )
+        with observer.training() as display:
+            planned = requested_recipe.plan_recipe(dataset, Split(cases, ()), recipe, device, display, length)
         write_text_atomic(out / "plan.md", planned.markdown(dataset.name))
         write_text_atomic(file, dump(planned.recipe))
     return shipped(str(file))

@@ -129,7 +129,7 @@ class Acceleration:
                 ):
                     done[scan.id] = None if isinstance(found, Failed) else found
                     write_json_atomic(self._list, _Found(cases=done).model_dump(mode="json"))
-        self._tell(observer)
+        self._report_organs(observer)
 
     @property
     def _begun(self) -> bool:
@@ -164,7 +164,7 @@ class Acceleration:
         known = {name for case in self.split.train for name in found[case] or ()}
         return tuple(name for name in self.schema.names if name in known)
 
-    def _tell(self, observer: TrainingObserver) -> None:
+    def _report_organs(self, observer: TrainingObserver) -> None:
         if not self.organs:
             raise TrainingError(
                 f"the model found nothing in the {len(self.split.train)} training scans; "

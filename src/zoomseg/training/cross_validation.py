@@ -82,13 +82,13 @@ class CrossValidation:
     def run(
         self,
         device: Device,
-        watch: Callable[[], AbstractContextManager[TrainingObserver]],
+        new_observer: Callable[[], AbstractContextManager[TrainingObserver]],
         on_validated: OnValidated,
     ) -> Evaluation:
         """Train and then validate one fold after the other; finished ones are not repeated.
 
         Args:
-            watch: an observer for each training.
+            new_observer: returns an observer for each training.
 
         Returns:
             The scores of all cases, as in ``OUT/validation``.
@@ -98,7 +98,7 @@ class CrossValidation:
             ZoomSegError: as ``model`` and ``training.validation.validate``.
         """
         for fold, folder in enumerate(self.folders):
-            with watch() as observer:
+            with new_observer() as observer:
                 self.model(fold, device, observer)
             held_out = self.split(fold).validation
             if not _is_validated(folder, held_out):

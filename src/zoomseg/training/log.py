@@ -51,7 +51,7 @@ class TrainingObserver(Protocol):
     def message(self, text: str) -> None: ...
 
 
-class Silent:
+class NullObserver:
     """An observer that does nothing."""
 
     def preparing(self, stage: str, done: int, total: int) -> None:

@@ -53,7 +53,7 @@ from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, chec
 from zoomseg.training.distillation import Teachers
 from zoomseg.training.distributed import SINGLE_PROCESS, Processes
 from zoomseg.training.fine_tuning import Transfer
-from zoomseg.training.log import Log, LogRow, RunningDice, Silent, TrainingObserver
+from zoomseg.training.log import Log, LogRow, NullObserver, RunningDice, TrainingObserver
 from zoomseg.training.out_of_fold import GroupRun, group_runs, split_in_halves
 from zoomseg.training.stage_group import StageGroup
 
@@ -162,7 +162,7 @@ class _Run:
             raise TrainingError("there are no training cases; add labelled cases or use fewer folds")
         self.dataset, self.split, self.recipe = dataset, split, recipe
         self.out, self.settings, self.processes = out, settings, settings.processes
-        self.observer = observer if self.processes.first else Silent()
+        self.observer = observer if self.processes.first else NullObserver()
         self.folder = out / "training"
         self.cache = self.folder / "cache"
         if self.processes.first:
@@ -423,7 +423,7 @@ class _Run:
             group.step += 1
             group.elapsed = self.processes.broadcast_value(time.monotonic() - began)
             if losses is not None and (group.step - 1) % LOG_EVERY_STEPS == 0:
-                self._tell(group, losses, dice, log, "train")
+                self._log_progress(group, losses, dice, log, "train")
             if math.floor(group.progress * VALIDATIONS) > validated:
                 validated = math.floor(group.progress * VALIDATIONS)
                 self._validate(group, validation, log)
@@ -482,9 +482,9 @@ class _Run:
         if not batches:
             return
         dice = {n: RunningDice(self.schemas[n].classes, 1.0) for n in group.trained}
-        self._tell(group, group.validate(batches, dice), dice, log, "validation")
+        self._log_progress(group, group.validate(batches, dice), dice, log, "validation")
 
-    def _tell(
+    def _log_progress(
         self,
         group: StageGroup,
         losses: Mapping[str, float],

@@ -144,10 +144,10 @@ def plan_recipe(
         RecipeError: the device has too little memory.
     """
 
-    def tell(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         observer.preparing("plan", done, total)
 
-    data = fingerprint.compute_fingerprint(dataset, split.train, tell, on_case)
+    data = fingerprint.compute_fingerprint(dataset, split.train, on_progress, on_case)
     seen = {organ.name for organ in data.organs}
     fingerprint.require(dataset, split.train, [name for name in dataset.schema.names if name not in seen])
     try:

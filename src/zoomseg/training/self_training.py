@@ -129,7 +129,7 @@ class SelfTraining:
     def teach(
         self,
         device: Device,
-        watch: Callable[[], AbstractContextManager[TrainingObserver]],
+        new_observer: Callable[[], AbstractContextManager[TrainingObserver]],
         on_validated: OnValidated,
     ) -> Evaluation | None:
         """The first round, started or resumed (``CrossValidation.run``); None if teachers are given, or the
@@ -141,11 +141,11 @@ class SelfTraining:
                 self.labelled, self.folder, self.request.seconds, self.request.epochs
             )
         else:
-            with watch() as observer:
+            with new_observer() as observer:
                 first = cross_validation.begin(
                     self.labelled, self.folder, self.folds, self.teachers_request, device, observer
                 )
-        return first.run(device, watch, on_validated)
+        return first.run(device, new_observer, on_validated)
 
     def label(self, device: Device, observer: TrainingObserver) -> None:
         """Label the scans that are not yet labelled, unless the student's training has begun. A scan that
@@ -172,7 +172,7 @@ class SelfTraining:
             predictor = load_predictor(
                 self.request.teachers or (self.folder,), device, on_warning=observer.message
             )
-            self._tell_seen(observer)
+            self._warn_of_leakage(observer)
             writable_directory(self.out / LABELS)
             for scan, found in self._labelled(todo, predictor, observer):
                 images = tuple(str(file.resolve()) for file in scan.paths)
@@ -181,7 +181,7 @@ class SelfTraining:
                 else:
                     done[scan.id] = _Kept(images=images, organs=found)
                 write_json_atomic(self.out / LABELS / KEPT, _KeptCases(cases=done).model_dump(mode="json"))
-        _tell_kept(done, self.dataset.schema, observer)
+        _report_used_organs(done, self.dataset.schema, observer)
 
     def _labelled(
         self, scans: Sequence[ScanInput], predictor: Predictor, observer: TrainingObserver
@@ -212,7 +212,7 @@ class SelfTraining:
             data, self.out, replace(self.request, teachers=(), part_of=record.UNLABELLED), device, observer
         )
 
-    def _tell_seen(self, observer: TrainingObserver) -> None:
+    def _warn_of_leakage(self, observer: TrainingObserver) -> None:
         """Report that teachers may have been trained on the cases on which the student is scored."""
         models = tuple(bundle.load(model) for model in self.request.teachers)
         warning = data_leakage.warning(models, self.request.teachers, self.held_out, self.dataset)
@@ -382,7 +382,7 @@ def _organs_by_case(known: _KeptCases) -> dict[str, tuple[str, ...]]:
     return {case: kept.organs for case, kept in known.cases.items()}
 
 
-def _tell_kept(done: dict[str, _Kept], schema: LabelSchema, observer: TrainingObserver) -> None:
+def _report_used_organs(done: dict[str, _Kept], schema: LabelSchema, observer: TrainingObserver) -> None:
     counts = {name: sum(name in kept.organs for kept in done.values()) for name in schema.names}
     if not any(counts.values()):
         raise TrainingError(

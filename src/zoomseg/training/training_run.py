@@ -203,8 +203,8 @@ def _as_published(
     fingerprint.require(dataset, split.train, predicted_labels(recipe, dataset))
     for advice in advise(dataset):  # a complete recipe does not depend on a scan's unit
         observer.message(f"{advice.what}: {advice}")
-    tell = partial(observer.preparing, "training domain")
-    return recipe, training_domain.samples(dataset, split.train, tell)
+    on_progress = partial(observer.preparing, "training domain")
+    return recipe, training_domain.samples(dataset, split.train, on_progress)
 
 
 def _record_of(

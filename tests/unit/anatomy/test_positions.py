@@ -10,10 +10,10 @@ import pytest
 
 from zoomseg.anatomy.positions import (
     MARGIN_MM,
-    OrganPlaces,
+    TypicalPosition,
     learn,
     misplaced,
-    places,
+    organ_positions,
     usual_volume,
 )
 from zoomseg.core.geometry import Grid, Orientation
@@ -36,14 +36,14 @@ def body(stomach: tuple[int, int, int] | None = (45, 40, 90)) -> np.ndarray:
     return classes
 
 
-def known(shifts: tuple[int, ...] = (-3, 0, 3, 0, 0)) -> dict[str, OrganPlaces]:
+def known(shifts: tuple[int, ...] = (-3, 0, 3, 0, 0)) -> dict[str, TypicalPosition]:
     """Of five cases whose stomachs are at slightly different positions."""
-    seen = [places(body((45 + s, 40, 90 + s)), GRID) for s in shifts]
+    seen = [organ_positions(body((45 + s, 40, 90 + s)), GRID) for s in shifts]
     return learn([{NAMES[c - 1]: place for c, place in case.items()} for case in seen], NAMES)
 
 
 def test_places_by_hand() -> None:
-    found = places(body(), GRID)
+    found = organ_positions(body(), GRID)
     assert set(found) == {1, 2, 3}
     stomach = found[3]
     # Voxels 45 to 54 of 3 mm, from -150 mm: centres at -15 to 12 mm.
@@ -57,20 +57,20 @@ def test_places_by_hand() -> None:
 def test_a_few_voxels_elsewhere_do_not_move_the_median_much() -> None:
     classes = body()
     block(classes, 3, (45, 40, 5), 2)
-    assert places(classes, GRID)[3].median_mm == pytest.approx((-1.5, 13.5, 172.5), abs=3.0)
+    assert organ_positions(classes, GRID)[3].median_mm == pytest.approx((-1.5, 13.5, 172.5), abs=3.0)
 
 
 def test_what_touches_the_end_of_the_scan_is_not_whole() -> None:
     classes = body(stomach=(45, 40, 110))
-    assert [found.whole for found in places(classes, GRID).values()] == [True, True, False]
-    assert places(classes, GRID)[3].cut == ((False, False), (False, False), (False, True))
+    assert [found.whole for found in organ_positions(classes, GRID).values()] == [True, True, False]
+    assert organ_positions(classes, GRID)[3].cut == ((False, False), (False, False), (False, True))
 
 
 def test_places_of_fine_voxels_are_taken_from_some_of_them() -> None:
     fine = Grid.from_spacing((200, 160, 240), (0.5, 0.5, 1.0), (-50.0, -40.0, -120.0))
     classes = np.zeros(fine.shape, dtype=np.uint8)
     classes[60:100, 60:100, 90:150] = 1
-    found = places(classes, fine)[1]
+    found = organ_positions(classes, fine)[1]
     assert found.median_mm == pytest.approx((-10.25, -0.25, -0.5), abs=3.0)
     assert found.volume_ml == pytest.approx(24.0, rel=0.25)
 
@@ -86,7 +86,7 @@ def test_offsets_by_hand() -> None:
 
 
 def test_cases_without_an_organ_say_nothing_of_it() -> None:
-    place = places(body(), GRID)
+    place = organ_positions(body(), GRID)
     case = {"liver": place[1], "spleen": place[2]}
     assert set(learn([case] * 5, NAMES)) == {"liver", "spleen"}
     assert learn([case] * 4, NAMES) == {}  # too few
@@ -94,7 +94,7 @@ def test_cases_without_an_organ_say_nothing_of_it() -> None:
 
 
 def test_organs_that_are_cut_off_are_no_anchors() -> None:
-    place = places(body(), GRID)
+    place = organ_positions(body(), GRID)
     cut = replace(place[1], cut=((False, False), (False, False), (False, True)))
     found = learn([{"liver": cut, "spleen": place[2], "stomach": place[3]}] * 5, NAMES)
     assert set(found["stomach"].offsets_mm) == {"spleen"}
@@ -103,7 +103,7 @@ def test_organs_that_are_cut_off_are_no_anchors() -> None:
 
 def test_where_the_scan_cuts_an_organ_off_no_bound_is_learned() -> None:
     """An aorta continues above an abdomen."""
-    place = places(body(), GRID)
+    place = organ_positions(body(), GRID)
     cut = replace(place[3], cut=((False, False), (False, False), (False, True)))
     found = learn([{"liver": place[1], "spleen": place[2], "stomach": cut}] * 5, NAMES)["stomach"]
     *across, (low, high) = found.offsets_mm["liver"]
@@ -122,7 +122,7 @@ def test_where_the_scan_cuts_an_organ_off_no_bound_is_learned() -> None:
 
 
 def test_the_largest_volume_is_that_of_any_case() -> None:
-    place = places(body(), GRID)
+    place = organ_positions(body(), GRID)
     larger = replace(place[3], volume_ml=90.0, cut=((False, True), (False, False), (False, False)))
     case = {"liver": place[1], "spleen": place[2]}
     found = learn([case | {"stomach": place[3]}] * 5 + [case | {"stomach": larger}], NAMES)
@@ -223,8 +223,8 @@ def test_an_organ_of_an_impossible_size_is_no_anchor() -> None:
 
 
 def test_usual_volumes() -> None:
-    organ = OrganPlaces((100.0, 300.0), {})
+    organ = TypicalPosition((100.0, 300.0), {})
     assert [usual_volume(v, organ) for v in (49.0, 51.0, 599.0, 601.0)] == [False, True, True, False]
     assert [usual_volume(v, organ, whole=False) for v in (1.0, 601.0)] == [True, False]
     assert usual_volume(1.0, None)
-    assert usual_volume(1.0, OrganPlaces(None, {}))
+    assert usual_volume(1.0, TypicalPosition(None, {}))

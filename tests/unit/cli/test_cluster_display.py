@@ -28,14 +28,14 @@ def test_plain_lines(now: list[float]) -> None:
         display.count(0)
         now[0] = 1
         display.count(2)
-        display.settle(Reply("c", None, ("a note",), 1.25))
-        display.settle(Reply("d", "is no [scan]", (), 0.0))
+        display.on_reply(Reply("c", None, ("a note",), 1.25))
+        display.on_reply(Reply("d", "is no [scan]", (), 0.0))
         display.count(2)
         now[0] = 61.5
         display.count(3)
         now[0] = 62
         display.count(3)
-    assert display.settled == 4
+    assert display.finished == 4
     assert text.getvalue().splitlines() == [
         "2 scans skipped, as their results are complete",
         "waiting for workers",
@@ -53,7 +53,7 @@ def test_a_bar_on_a_terminal(now: list[float]) -> None:
     with ClusterDisplay(console, 300) as display:
         now[0] = 30
         for number in range(20):
-            display.settle(Reply(str(number), None, (), 1.0))
+            display.on_reply(Reply(str(number), None, (), 1.0))
         display.count(64)
     assert "20/300" in text.getvalue()
     assert "64 workers, 40 scans/min" in text.getvalue()

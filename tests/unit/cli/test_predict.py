@@ -27,7 +27,7 @@ from zoomseg.io import scans
 from zoomseg.io.scans import ScanInput, read_label_values, read_scan, write_image, write_labels
 from zoomseg.pipeline.probability_map import LEVELS, probability_map
 from zoomseg.training import loop
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("predict")
     data = tiny_dataset(root / "data")
     recipe = tiny_recipe(together=True, iterations=120, lr=2e-2)
-    loop.train(data, loop.Split(data.ids, ()), recipe, root / "model", loop.LoopSettings(CPU), Silent())
+    loop.train(data, loop.Split(data.ids, ()), recipe, root / "model", loop.LoopSettings(CPU), NullObserver())
     return root / "model"
 
 

@@ -43,9 +43,9 @@ def said(verbose: bool, *tell: TileProgress, done: Segmented | Failed | None = N
     plain, text = console(terminal=False)
     with PredictionDisplay(plain, 2, verbose) as display:
         for one in tell:
-            display.tell("a", one)
+            display.show_progress("a", one)
         if done is not None:
-            display.settle(done)
+            display.show_result(done)
     return [" ".join(line.split()) for line in text.getvalue().splitlines()]
 
 
@@ -86,10 +86,10 @@ def test_without_a_terminal_stages_are_told_when_they_end(monkeypatch: pytest.Mo
 def test_on_a_terminal_bars_count_scans_and_tiles() -> None:
     terminal, text = console(terminal=True)
     with PredictionDisplay(terminal, 3, verbose=True) as display:
-        display.tell("a [1]", TileProgress("coarse", 4, 4))
-        display.tell("a [1]", TileProgress("fine", 2, 12))
-        display.settle(a_scan("z"))
-        display.tell("a [1]", TileProgress("fine", 7, 12))
+        display.show_progress("a [1]", TileProgress("coarse", 4, 4))
+        display.show_progress("a [1]", TileProgress("fine", 2, 12))
+        display.show_result(a_scan("z"))
+        display.show_progress("a [1]", TileProgress("fine", 7, 12))
     (shown,) = [line for line in text.getvalue().splitlines()[-3:] if "fine" in line]
     assert shown.startswith("a [1]  fine")
     assert "7/12" in shown
@@ -100,7 +100,7 @@ def test_on_a_terminal_bars_count_scans_and_tiles() -> None:
 def test_tiles_are_no_ones_business_unless_asked() -> None:
     terminal, text = console(terminal=True)
     with PredictionDisplay(terminal, 3, verbose=False) as display:
-        display.tell("a", TileProgress("coarse", 4, 4))
+        display.show_progress("a", TileProgress("coarse", 4, 4))
     assert "coarse" not in text.getvalue()
     assert "0/3" in text.getvalue()
 
@@ -116,7 +116,7 @@ def test_names_from_files_print_none_beside_their_tiles_either(terminal: bool) -
     (shown, text), name = console(terminal), "a\x1b]0;title\x07b"
     tiles = 2 if terminal else 1  # a bar is shown until the last
     with PredictionDisplay(shown, 1, verbose=True) as display:
-        display.tell(name, TileProgress("coarse", 1, tiles))
+        display.show_progress(name, TileProgress("coarse", 1, tiles))
         display.register(name, 1, tiles)
     assert "\x07" not in text.getvalue()
     assert "\x1b]" not in text.getvalue()

@@ -229,8 +229,8 @@ class _KillsWhenTold(Told):
         super().__init__()
         self._process = process
 
-    def settle(self, reply: Reply) -> None:
-        super().settle(reply)
+    def on_reply(self, reply: Reply) -> None:
+        super().on_reply(reply)
         if len(self.replies) == 2:
             self._process.send_signal(signal.SIGKILL)
 

@@ -25,7 +25,7 @@ from zoomseg.io import bundle
 from zoomseg.pipeline import stage_input
 from zoomseg.recipe.spec import ATLAS, ImageInput, Recipe
 from zoomseg.training import loop
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def model(data: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("model")
     split = loop.Split(("case_0", "case_1", "case_2"), ("case_3",))
     registered = tmp_path_factory.mktemp("registered")
-    loop.train(data, split, recipe, out, loop.LoopSettings(CPU, registered=registered), Silent())
+    loop.train(data, split, recipe, out, loop.LoopSettings(CPU, registered=registered), NullObserver())
     # Two atlases for each of four cases, and their fused labels.
     assert len(list(registered.rglob("*.safetensors"))) == 4 * (2 + 1)
     return out

@@ -243,11 +243,11 @@ class Works:
         scans = tuple(ScanInput(str(n), (Path(str(n)),)) for n in range(count))
         told: list[Segmented | Failed] = []
 
-        def settle(outcome: Segmented | Failed) -> None:
-            self.say(f"settle {outcome.case}")
+        def on_result(outcome: Segmented | Failed) -> None:
+            self.say(f"result {outcome.case}")
             told.append(outcome)
 
-        segment_batch(scans, Path("out"), self.model, settle, ahead=ahead)
+        segment_batch(scans, Path("out"), self.model, on_result, ahead=ahead)
         return told
 
     def say(self, text: str) -> None:
@@ -304,12 +304,12 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(works: Work
     works.on_write = lambda n: works.await_(f"predict {n + 1}") if n < 3 else None
     told = works.run(4)
     assert [(type(t), t.case) for t in told] == [(Segmented, str(n)) for n in range(4)]
-    assert works.log.index("settle 0") < works.log.index("predict 2")  # at most one finished scan is held
+    assert works.log.index("result 0") < works.log.index("predict 2")  # at most one finished scan is held
 
 
 def test_one_after_the_other_if_asked(works: Works) -> None:
     told = works.run(3, ahead=False)
-    steps = ("read {}", "read {} done", "predict {}", "write {}", "write {} done", "settle {}")
+    steps = ("read {}", "read {} done", "predict {}", "write {}", "write {} done", "result {}")
     assert works.log == [step.format(n) for n in range(3) for step in steps]
     assert [t.case for t in told] == ["0", "1", "2"]
 
@@ -358,8 +358,8 @@ def test_what_is_measured_is_measured_alone_and_reading_overlaps_again(works: Wo
     told = works.run(4)
     assert [t.case for t in told if isinstance(t, Segmented)] == ["0", "1", "2", "3"]
     at = works.log.index
-    assert at("measure") < min(at("read 2 done"), at("settle 0"))
-    assert max(at("read 2 done"), at("settle 0")) < at("measured")
+    assert at("measure") < min(at("read 2 done"), at("result 0"))
+    assert max(at("read 2 done"), at("result 0")) < at("measured")
 
 
 def test_a_measurement_does_not_tell_what_went_wrong_with_others(works: Works) -> None:
@@ -392,7 +392,7 @@ def test_a_scan_that_did_not_fit_beside_the_one_before_is_read_again_alone(works
     assert found == ["0", "1" if times == 1 else "too large", "2"]
     again = len(works.log) - 1 - works.log[::-1].index("read 1")
     assert works.log.count("read 1") == 2
-    assert works.log.index("settle 0") < again < works.log.index("read 2")
+    assert works.log.index("result 0") < again < works.log.index("read 2")
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -500,7 +500,7 @@ def test_an_interruption_keeps_what_is_being_written_and_stops(works: Works) -> 
     works.on_write = lambda n: works.await_("interrupted")
     with pytest.raises(KeyboardInterrupt):
         works.run(4)
-    assert works.log[-3:] == ["interrupted", "write 0 done", "settle 0"]  # scan 2 is still being read
+    assert works.log[-3:] == ["interrupted", "write 0 done", "result 0"]  # scan 2 is still being read
     stopped.set()
 
 
@@ -533,7 +533,7 @@ def test_scans_are_metered_in_turn_the_last_with_its_writing(
     works.on_write = lambda n: works.await_(f"predict {n + 1}") if n < 2 else None
     works.run(3)
     assert [step for step in works.log if step in ("begin", "end")] == ["begin", "end"] * 3
-    assert works.log[-3:] == ["write 2 done", "end", "settle 2"]
+    assert works.log[-3:] == ["write 2 done", "end", "result 2"]
     works.log.clear()
     works.on_write = lambda n: None
     works.run(2, ahead=False)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.anatomy.positions import TypicalPosition
 from zoomseg.core.geometry import Grid
 from zoomseg.core.labels import LabelSchema
 from zoomseg.core.volume import LabelMap, Volume
@@ -103,7 +103,7 @@ def test_an_unlike_scan_and_an_unlikely_organ_are_less_sure() -> None:
         intensities=((0.0,) * 19,),
         darkest=(0.0, 0.0),
         cross_section_cm2=(1.0, 1.0),
-        organs={organ: OrganPlaces(volume_ml=(5.0, 10.0), offsets_mm={}) for organ in schema.names},
+        organs={organ: TypicalPosition(volume_ml=(5.0, 10.0), offsets_mm={}) for organ in schema.names},
     )
     rows = organ_rows_of(
         "a", result, Volume(np.zeros((1, 6, 6, 6), dtype=np.float32), grid), None, domain=domain

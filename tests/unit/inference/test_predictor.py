@@ -14,7 +14,7 @@ from helpers.known_networks import by_name, case, mean_of, with_stages
 from helpers.onnx_models import converted
 from helpers.tiny_dataset import CPU, SCHEMA, retrained, tiny_recipe
 from helpers.untrained_models import untrained_bundle, valid_bundle
-from zoomseg.anatomy.positions import OrganPlaces
+from zoomseg.anatomy.positions import TypicalPosition
 from zoomseg.backends.torch_networks import as_network, build_network, state_dict, trained_network
 from zoomseg.core.case import Case
 from zoomseg.core.errors import GeometryError, ModelError, RecipeError, ScanError
@@ -40,7 +40,9 @@ DOMAIN = TrainingDomain(
     darkest=(-150.0, -20.0),
     cross_section_cm2=(1.0, 50.0),
     organs={
-        "right kidney": OrganPlaces(volume_ml=(4.0, 5.0), offsets_mm={"left kidney": BESIDE, "liver": BESIDE})
+        "right kidney": TypicalPosition(
+            volume_ml=(4.0, 5.0), offsets_mm={"left kidney": BESIDE, "liver": BESIDE}
+        )
     },
 )
 """Of scans of noise about 0."""
@@ -111,12 +113,12 @@ class TestPredictor:
         drawn[30:32, 5:7, 5:7] = 2
         if not remove:
             expected = drawn
-        known = {"right kidney": OrganPlaces(None, {"left kidney": BESIDE, "liver": BESIDE})}
+        known = {"right kidney": TypicalPosition(None, {"left kidney": BESIDE, "liver": BESIDE})}
         truth = LabelMap(drawn, grid, schema)
         image = Volume(drawn[None].astype(np.float32) * 50, grid)
         recipe = tiny_recipe(together=True).model_copy(update={"remove_misplaced": remove})
         for organs in (None, ("right kidney",)):
-            found = Cascade(recipe, schema, oracle(truth), CPU, organ_places=known).run(
+            found = Cascade(recipe, schema, oracle(truth), CPU, typical_positions=known).run(
                 Case("a", image, truth), organs
             )
             wanted = expected if organs is None else np.where(expected == 2, 2, 0)

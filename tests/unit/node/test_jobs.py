@@ -94,7 +94,7 @@ def segmented(jobs: NodeJobs, number: int = 1, **changes: Any) -> NodeJob:
     assert taken is not None
     jobs.out(taken.id).mkdir(parents=True)
     result_path(jobs.out(taken.id), Output.SEG).touch()
-    jobs.settle(taken, None)
+    jobs.record_result(taken, None)
     found = jobs.find(taken.id)
     assert found is not None
     return found
@@ -170,7 +170,7 @@ def test_nothing_is_sent_of_a_job_that_more_images_overtook(jobs: NodeJobs) -> N
     jobs.decide([], [job(2, created=0.0)])
     jobs.out(taken.id).mkdir(parents=True)
     result_path(jobs.out(taken.id), Output.SEG).touch()
-    jobs.settle(taken, None)
+    jobs.record_result(taken, None)
     assert state(jobs) is State.FINISHED
     assert "more images" in jobs.all()[0].notes[-1]
     assert jobs.next_delivery("pacs") is None
@@ -180,7 +180,7 @@ def test_a_job_without_an_organ_sends_nothing(jobs: NodeJobs) -> None:
     jobs.decide([], [job()])
     taken = jobs.take(0)
     assert taken is not None
-    jobs.settle(taken, None)
+    jobs.record_result(taken, None)
     assert state(jobs) is State.FINISHED
     assert "no organ" in jobs.all()[0].notes[-1]
 
@@ -335,7 +335,7 @@ def test_a_reason_that_may_pass_is_waited_for_and_keeps_no_other_job_waiting(
         assert taken is not None
         assert taken.id == job(1).id
         jobs.out(taken.id).mkdir(parents=True)
-        jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
+        jobs.record_result(taken, TaskFailure("the disk is full", may_pass=True))
         now = jobs.find(taken.id)
         assert now is not None
         assert (now.state, now.notes) == (State.QUEUED, ("tried again later: the disk is full",))
@@ -347,7 +347,7 @@ def test_a_reason_that_may_pass_is_waited_for_and_keeps_no_other_job_waiting(
         clock.passed(1)
     taken = jobs.take(0)
     assert taken is not None
-    jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
+    jobs.record_result(taken, TaskFailure("the disk is full", may_pass=True))
     given_up = jobs.all()[0]
     assert (given_up.state, given_up.notes) == (State.FAILED, ())
     assert given_up.error == f"given up after {MAX_STARTS} starts: the disk is full"
@@ -359,12 +359,12 @@ def test_a_job_that_waits_for_its_reason_to_pass_succeeds_without_a_trace(
     jobs.decide([], [job()])
     taken = jobs.take(0)
     assert taken is not None
-    jobs.settle(taken, TaskFailure("the disk is full", may_pass=True))
+    jobs.record_result(taken, TaskFailure("the disk is full", may_pass=True))
     assert jobs.take(0) is None
     clock.passed(30)
     taken = jobs.take(0)
     assert taken is not None
-    jobs.settle(taken, None)
+    jobs.record_result(taken, None)
     assert state(jobs) is State.FINISHED
     assert "the disk is full" not in str(jobs.all()[0])
 

@@ -84,7 +84,7 @@ def test_with_tls_a_connection_from_another_address_is_closed_without_a_handshak
 
 @linux
 def test_one_address_does_not_take_the_connections_of_others(tmp_path: Path) -> None:
-    """Silent ones end after the time for idle connections, and make room."""
+    """NullObserver ones end after the time for idle connections, and make room."""
     peers = [{"ae_title": "SENDER", "addresses": ["127.0.0.0/8"]}]
     limits = {"associations": 2, "idle_seconds": 2, "free_bytes": 0}
     with running(settings(tmp_path, peers=peers, limits=limits), dry_run=True) as node:

@@ -21,7 +21,7 @@ from zoomseg.planning.fingerprint import Fingerprint, OrganStatistics
 from zoomseg.planning.organ_groups import groups_of, why_not
 from zoomseg.recipe.spec import BoxAround, FixedSpacing, Recipe
 from zoomseg.training import loop, training_run
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.requested_recipe import TrainingRequest
 
 
@@ -129,7 +129,7 @@ def test_a_plan_with_boxes_trains_and_predicts(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(loop, "convert", lambda *_: None)
     made = far_apart(tmp_path / "data")
     plan = small_plan(tmp_path / "p.yaml", coarse_voxels=1000, region_margin_mm=4.0, iterations=3)
-    model = training_run.start(made, tmp_path / "model", TrainingRequest(plan), CPU, Silent())
+    model = training_run.start(made, tmp_path / "model", TrainingRequest(plan), CPU, NullObserver())
     recipe = model.recipe
     assert [stage.name for stage in recipe.stages] == ["coarse", "fine-1", "fine-2"]
     assert boxes_of(recipe) == [("fine-1", ("head",), ("head",)), ("fine-2", ("tail",), ("tail",))]

@@ -208,7 +208,7 @@ def test_a_running_job_says_how_long_it_will_take_yet(server: Server) -> None:
     running = server.wait(server.post(b"good"), "running")
     assert isinstance(running["remaining"], float)
     assert 50 < running["remaining"] <= 60
-    server.jobs.tell(str(running["id"]), Step("fine", 1, 2))
+    server.jobs.set_progress(str(running["id"]), Step("fine", 1, 2))
     server.jobs._stage_began[str(running["id"])] -= 20
     by_pace = server.client.get(f"/jobs/{running['id']}").json()["remaining"]
     assert by_pace == pytest.approx(20, abs=5)
@@ -256,7 +256,7 @@ def test_a_result_is_reviewed_organ_by_organ(server: Server) -> None:
         ("3", b'{"comment": "' + b"x" * 20_000 + b'"}', 413),
     ],
 )
-def test_what_is_no_opinion_is_refused(server: Server, value: str, content: bytes, status: int) -> None:
+def test_what_is_no_review_is_refused(server: Server, value: str, content: bytes, status: int) -> None:
     job_id = finished(server)
     address = f"/jobs/{job_id}/review/{value}"
     assert server.client.put(address, content=content).status_code == status

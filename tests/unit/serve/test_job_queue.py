@@ -78,7 +78,7 @@ def test_steps_are_told_while_a_job_runs(tmp_path: Path) -> None:
     queue = opened(tmp_path)
     queue.add(IDS[0])
     queue.take(0)
-    queue.tell(IDS[0], Step("fine", 3, 9))
+    queue.set_progress(IDS[0], Step("fine", 3, 9))
     assert queue.step(IDS[0]) == Step("fine", 3, 9)
     queue.end(IDS[0], State.FINISHED)
     assert queue.step(IDS[0]) is None

@@ -122,7 +122,7 @@ def test_an_unexpected_error_fails_one_job_and_its_message_is_not_shown(
     released.set()
 
     class Broken(ScriptedWorker):
-        def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+        def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
             raise ValueError(SECRET)
 
     workers = iter([Broken(released), ScriptedWorker(released)])
@@ -139,7 +139,7 @@ def test_an_unexpected_error_fails_one_job_and_its_message_is_not_shown(
 class Dead(ScriptedWorker):
     """Died while it waited."""
 
-    def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+    def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
         raise WorkerDiedError("was killed")
 
 
@@ -161,8 +161,8 @@ def test_a_worker_that_died_while_it_waited_costs_no_job(
 def test_a_cancelled_job_is_not_begun_again(tmp_path: Path) -> None:
     begun, released = threading.Event(), threading.Event()
 
-    class Silent(ScriptedWorker):
-        def run(self, task: Task, tell: Callable[[Step], None]) -> TaskFailure | None:
+    class NullObserver(ScriptedWorker):
+        def run(self, task: Task, on_step: Callable[[Step], None]) -> TaskFailure | None:
             self.tasks.append(task)
             begun.set()
             released.wait(20)
@@ -173,8 +173,8 @@ def test_a_cancelled_job_is_not_begun_again(tmp_path: Path) -> None:
 
     jobs, started = filled(tmp_path, 1), []
 
-    def start() -> Silent:
-        started.append(Silent(released))
+    def start() -> NullObserver:
+        started.append(NullObserver(released))
         return started[-1]
 
     runner = Runner(jobs, {"tiny": Path("/models/tiny")}, start)
@@ -192,14 +192,14 @@ def test_a_result_that_the_disk_refuses_for_a_moment_is_kept(
 ) -> None:
     jobs, released = filled(tmp_path, 1), threading.Event()
     released.set()
-    refused, settle = iter([True, False]), jobs.settle
+    refused, record_result = iter([True, False]), jobs.record_result
 
     def once(job: Job, failure: TaskFailure | None) -> None:
         if next(refused):
             raise OutputError("the disk is full")
-        settle(job, failure)
+        record_result(job, failure)
 
-    monkeypatch.setattr(jobs, "settle", once)
+    monkeypatch.setattr(jobs, "record_result", once)
     runner = Runner(jobs, {"tiny": Path("/models/tiny")}, lambda: ScriptedWorker(released))
     runner.start()
     assert ends(jobs, 1) == ["None"]

@@ -28,7 +28,7 @@ from zoomseg.study.ablations import Ablation, StudyTraining, TableRow
 from zoomseg.study.multi_atlas import segment_by_atlas
 from zoomseg.study.recipe_edits import chain, only, times_atlas, without_atlas
 from zoomseg.study.run import run_ablation
-from zoomseg.study.trainings import StudySettings, Trainings, Watch, open_trainings
+from zoomseg.study.trainings import StudyObserver, StudySettings, Trainings, open_trainings
 
 ALONE = TableRow("atlases alone", None)
 
@@ -42,7 +42,7 @@ def trainings(data: Dataset, folder: Path, atlas: AtlasSpec | None, said: list[s
     path = folder / "tiny.yaml"
     path.write_text(dump(tiny_recipe(together=True, iterations=6).model_copy(update={"atlas": atlas})))
     study = Ablation("tiny", str(path), "", (ALONE,), baseline=ALONE.name, folds=2)
-    return open_trainings(study, data, folder / "out", StudySettings(), CPU, Watch(said.append))
+    return open_trainings(study, data, folder / "out", StudySettings(), CPU, StudyObserver(said.append))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from zoomseg.study.ablations import Ablation, Published, StudyTraining, TableRow
 from zoomseg.study.recipe_edits import only, trained_apart, unchanged
 from zoomseg.study.run import StudyOutcome, run_ablation, slug, with_changed_prediction
 from zoomseg.study.steps import paper_steps
-from zoomseg.study.trainings import StudySettings, Watch, open_trainings
+from zoomseg.study.trainings import StudyObserver, StudySettings, open_trainings
 from zoomseg.training import training_run
 
 BOTH = StudyTraining("both")
@@ -53,7 +53,9 @@ def done(study: Ablation, data: Dataset, tmp_path_factory: pytest.TempPathFactor
 
 def carried_out(study: Ablation, data: Dataset, out: Path, said: list[str] | None = None) -> StudyOutcome:
     said = [] if said is None else said
-    return run_ablation(study, open_trainings(study, data, out, StudySettings(), CPU, Watch(said.append)))
+    return run_ablation(
+        study, open_trainings(study, data, out, StudySettings(), CPU, StudyObserver(said.append))
+    )
 
 
 def table(out: Path) -> dict[tuple[str, str], dict[str, str]]:

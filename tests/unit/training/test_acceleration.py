@@ -34,7 +34,7 @@ from zoomseg.recipe.spec import (
 )
 from zoomseg.training import acceleration, record, training_run
 from zoomseg.training.acceleration import Acceleration
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.requested_recipe import TrainingRequest
 
 SCANS = 5
@@ -54,7 +54,7 @@ class Oracle:
         return type("Found", (), {"labels": labels})
 
 
-class Notes(Silent):
+class Notes(NullObserver):
     def __init__(self) -> None:
         self.told: list[str] = []
 
@@ -107,22 +107,22 @@ def test_the_model_computes_around_what_the_coarse_stage_finds(
 ) -> None:
     out = tmp_path / "fast"
     run = begin(scans, model, out)
-    run.label(CPU, Silent())
+    run.label(CPU, NullObserver())
     assert sorted(oracle.seen) == [f"scan_{n}" for n in range(SCANS)]
     assert len(run.split.validation) == 1
     assert run.organs == SCHEMA.names
-    coarse = run.region_stage(CPU, Silent())
+    coarse = run.region_stage(CPU, NullObserver())
     assert coarse.domain is not None
     far = tuple(tuple(value + 1e4 for value in row) for row in coarse.domain.intensities)
     unlike = replace(coarse, domain=replace(coarse.domain, intensities=far))
-    regions = run.choose(unlike, CPU, Silent())  # a held-out scan is not refused
+    regions = run.choose(unlike, CPU, NullObserver())  # a held-out scan is not refused
     chosen = regions["whole"]
     assert chosen.lowest_recall >= 0.999
     assert chosen.roi.of == "region"
     assert chosen.tile_share < 1
-    run.write(coarse, regions, Silent())
+    run.write(coarse, regions, NullObserver())
     monkeypatch.setattr(acceleration, "load_predictor", load_predictor)
-    run.compare(regions, CPU, Silent())
+    run.compare(regions, CPU, NullObserver())
     fast = bundle.load(out)
     assert [stage.name for stage in fast.recipe.stages] == ["region", "whole"]
     assert [stage.fusion for stage in fast.recipe.stages] == ["none", "replace_in_roi"]
@@ -171,8 +171,8 @@ def test_the_coarse_stage_is_planned_for_the_axes_that_the_model_reads(
         recipe = everywhere().model_copy(update={"orientation": orientation})
         bundle.save(untrained(recipe, SCHEMA), folder / "slow")
         run = begin(folder / "scans", folder / "slow", folder / "fast")
-        run.label(CPU, Silent())
-        (stage,) = run._region_recipe(CPU, Silent()).stages
+        run.label(CPU, NullObserver())
+        (stage,) = run._region_recipe(CPU, NullObserver()).stages
         return stage
 
     planned = coarse(tmp_path / "canonical", "RAS", "canonical").grid
@@ -186,9 +186,9 @@ def test_the_coarse_stage_is_planned_for_the_axes_that_the_model_reads(
 
 def test_what_was_interrupted_goes_on(scans: Path, model: Path, oracle: Oracle, tmp_path: Path) -> None:
     run = begin(scans, model, tmp_path / "fast")
-    run.label(CPU, Silent())
+    run.label(CPU, NullObserver())
     again = acceleration.reopen([str(model)], scans, tmp_path / "fast")
-    again.label(CPU, Silent())
+    again.label(CPU, NullObserver())
     assert len(oracle.seen) == SCANS
     assert again.split == run.split
     assert (again.models, again.request.epochs, again.longer) == ((str(model.resolve()),), 1, False)
@@ -219,17 +219,17 @@ def test_a_scan_that_could_not_be_used_is_tried_again_until_the_training_begins(
 
     with monkeypatch.context() as patch:
         patch.setattr(oracle, "predict", without_memory)
-        run.label(CPU, Silent())
+        run.label(CPU, NullObserver())
     oracle.seen.clear()
     again = acceleration.reopen([str(model)], scans, tmp_path / "fast")
-    again.label(CPU, Silent())
+    again.label(CPU, NullObserver())
     assert oracle.seen == ["scan_2"]
     assert len(again.split.train) + len(again.split.validation) == SCANS
     file = tmp_path / "fast" / "distillation" / "labels" / "labels.json"
     found = json.loads(file.read_text())
     file.write_text(json.dumps({"cases": {**found["cases"], "scan_2": None}}))
     (tmp_path / "fast" / "distillation" / "region.yaml").write_text("")
-    acceleration.reopen([str(model)], scans, tmp_path / "fast").label(CPU, Silent())
+    acceleration.reopen([str(model)], scans, tmp_path / "fast").label(CPU, NullObserver())
     assert oracle.seen == ["scan_2"]
 
 
@@ -264,7 +264,7 @@ def test_a_damaged_list_of_labels_is_refused(
     change: dict[str, list[str]], reason: str, scans: Path, model: Path, oracle: Oracle, tmp_path: Path
 ) -> None:
     run = begin(scans, model, tmp_path / "fast")
-    run.label(CPU, Silent())
+    run.label(CPU, NullObserver())
     file = tmp_path / "fast" / "distillation" / "labels" / "labels.json"
     file.write_text(json.dumps({"cases": {**json.loads(file.read_text())["cases"], **change}}))
     again = acceleration.reopen([str(model)], scans, tmp_path / "fast")
@@ -303,15 +303,15 @@ def test_a_small_cascade_learns_the_models_labels(
     scans: Path, model: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(scans, model, tmp_path / "small", small=True)
-    run.label(CPU, Silent())
+    run.label(CPU, NullObserver())
     run = replace(run, request=replace(run.request, recipe=_tiny(tmp_path)))
-    trained = run.small_cascade(CPU, Silent())
+    trained = run.small_cascade(CPU, NullObserver())
     assert trained.provenance["training_cases"] == list(run.split.train)
     assert trained.provenance["data_set"] == "scans, labelled by slow"
     assert [stage.name for stage in trained.recipe.stages] == ["coarse", "fine"]
     asked: list[object] = []
     monkeypatch.setattr(training_run, "resume", lambda *given: asked.append(given[-2:]))
-    replace(run, longer=True, request=replace(run.request, epochs=2)).small_cascade(CPU, Silent())
+    replace(run, longer=True, request=replace(run.request, epochs=2)).small_cascade(CPU, NullObserver())
     assert asked == [(None, 2)]
 
 

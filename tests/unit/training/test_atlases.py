@@ -15,7 +15,7 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.pipeline import stage_input
 from zoomseg.recipe.spec import Recipe
 from zoomseg.training import atlases
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def recipe(data: Dataset) -> Recipe:
 
 
 def test_no_case_is_its_own_atlas(data: Dataset, recipe: Recipe) -> None:
-    library = atlases.collect(data, data.ids, recipe, Silent(), threading.Event())
+    library = atlases.collect(data, data.ids, recipe, NullObserver(), threading.Event())
     asked: list[str | None] = []
 
     class Watched(type(library)):  # type: ignore[misc]
@@ -48,19 +48,19 @@ def test_no_case_is_its_own_atlas(data: Dataset, recipe: Recipe) -> None:
 def test_atlases_are_completely_annotated_cases(data: Dataset, recipe: Recipe) -> None:
     partly = [replace(case, annotated=frozenset({"left kidney"})) for case in data.cases]
     some = replace(data, cases=(*partly[:3], data.cases[3]))
-    library = atlases.collect(some, some.ids, recipe, Silent(), threading.Event())
+    library = atlases.collect(some, some.ids, recipe, NullObserver(), threading.Event())
     assert [atlas.id for atlas in library.atlases] == ["case_3"]
     labelled = replace(data.cases[2], pseudo=True)
     without = replace(data, cases=(*data.cases[:2], labelled, data.cases[3]))
-    library = atlases.collect(without, without.ids, recipe, Silent(), threading.Event())
+    library = atlases.collect(without, without.ids, recipe, NullObserver(), threading.Event())
     assert [atlas.id for atlas in library.atlases] == ["case_0", "case_1", "case_3"]
     none = replace(data, cases=tuple(partly))
     with pytest.raises(DatasetError, match="annotated completely"):
-        atlases.collect(none, none.ids, recipe, Silent(), threading.Event())
+        atlases.collect(none, none.ids, recipe, NullObserver(), threading.Event())
 
 
 def test_stopping_while_atlases_are_read(data: Dataset, recipe: Recipe) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(InterruptedTrainingError, match="--resume"):
-        atlases.collect(data, data.ids, recipe, Silent(), stop)
+        atlases.collect(data, data.ids, recipe, NullObserver(), stop)

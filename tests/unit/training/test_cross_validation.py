@@ -20,7 +20,7 @@ from zoomseg.recipe.load import dump, load
 from zoomseg.recipe.spec import PlannedRecipe, Recipe
 from zoomseg.training import cross_validation, requested_recipe
 from zoomseg.training.cross_validation import CrossValidation
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.loop import Split
 from zoomseg.training.requested_recipe import TrainingRequest
 
@@ -38,12 +38,12 @@ def recipe(tmp_path: Path) -> str:
 
 
 def begin(data: Dataset, out: Path, request: TrainingRequest, count: int = 2) -> CrossValidation:
-    return cross_validation.begin(data, out, count, request, CPU, Silent())
+    return cross_validation.begin(data, out, count, request, CPU, NullObserver())
 
 
 def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_path: Path) -> None:
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe, seed=5))
-    models = [begun.model(fold, CPU, Silent()) for fold in range(2)]
+    models = [begun.model(fold, CPU, NullObserver()) for fold in range(2)]
     for fold, model in enumerate(models):
         assert model.provenance["validation_cases"] == list(begun.split(fold).validation)
         assert model.provenance["seed"] == 5
@@ -54,12 +54,12 @@ def test_every_fold_leaves_out_its_own_cases(data: Dataset, recipe: str, tmp_pat
 
 def test_what_is_finished_is_not_done_again(data: Dataset, recipe: str, tmp_path: Path) -> None:
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe))
-    begun.model(0, CPU, Silent())
+    begun.model(0, CPU, NullObserver())
     written = (tmp_path / "m" / "fold-0" / "model.json").stat().st_mtime_ns
 
     told: list[str] = []
 
-    class Listening(Silent):
+    class Listening(NullObserver):
         def message(self, text: str) -> None:
             told.append(text)
 
@@ -72,12 +72,12 @@ def test_what_is_finished_is_not_done_again(data: Dataset, recipe: str, tmp_path
 def test_a_complete_fold_without_graphs_gets_them(data: Dataset, recipe: str, tmp_path: Path) -> None:
     """It was stopped after its model was written, or is of an earlier version."""
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe))
-    begun.model(0, CPU, Silent())
+    begun.model(0, CPU, NullObserver())
     file = tmp_path / "m" / "fold-0" / "model.json"
     manifest = json.loads(file.read_text())
     assert set(manifest.pop("graphs")) == {"coarse", "fine"}
     file.write_text(json.dumps(manifest))
-    begun.model(0, CPU, Silent())
+    begun.model(0, CPU, NullObserver())
     assert set(bundle.load(tmp_path / "m" / "fold-0").graphs) == {"coarse", "fine"}
 
 
@@ -87,11 +87,11 @@ def test_a_case_that_cannot_be_segmented_is_listed_and_tried_once(recipe: str, t
     validated: list[str] = []
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe))
     for fold in range(2):
-        begun.model(fold, CPU, Silent())
+        begun.model(fold, CPU, NullObserver())
     (tmp_path / "d" / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"damaged")
     for again in (begun, cross_validation.reopen(data, tmp_path / "m")):
         scores = again.run(
-            CPU, lambda: nullcontext(Silent()), lambda folder, _: validated.append(folder.name)
+            CPU, lambda: nullcontext(NullObserver()), lambda folder, _: validated.append(folder.name)
         )
         assert [case.id for case in scores.cases] == ["case_0", "case_1", "case_3"]
         assert [failure.case for failure in scores.failures] == ["case_2"]
@@ -103,13 +103,13 @@ def test_a_case_that_cannot_be_segmented_is_listed_and_tried_once(recipe: str, t
 def test_an_interrupted_fold_goes_on(data: Dataset, recipe: str, tmp_path: Path) -> None:
     """Its file states that it is incomplete, as after Ctrl-C; the recipe may be missing."""
     begun = begin(data, tmp_path / "m", TrainingRequest(recipe, epochs=None))
-    model = begun.model(0, CPU, Silent())
+    model = begun.model(0, CPU, NullObserver())
     stopped = replace(model, provenance={**model.provenance, "complete": False})
     bundle.save(stopped, tmp_path / "m" / "fold-0")
     Path(recipe).unlink()
     again = cross_validation.reopen(data, tmp_path / "m")
-    assert again.model(0, CPU, Silent()).provenance["complete"] is True
-    assert again.model(1, CPU, Silent()).provenance["complete"] is True
+    assert again.model(0, CPU, NullObserver()).provenance["complete"] is True
+    assert again.model(1, CPU, NullObserver()).provenance["complete"] is True
 
 
 def test_the_initial_model_is_needed_only_at_the_beginning(data: Dataset, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_initial_model_is_needed_only_at_the_beginning(data: Dataset, tmp_pa
     (tmp_path / "old").rename(tmp_path / "elsewhere")
     again = cross_validation.reopen(data, tmp_path / "m")
     assert again.request.init == begun.request.init == tmp_path / "m" / "init" / "old"
-    assert again.model(1, CPU, Silent()).provenance["init"] == {
+    assert again.model(1, CPU, NullObserver()).provenance["init"] == {
         "model": "old",
         "recipe": "tiny",
         "tensors": 50,
@@ -171,11 +171,11 @@ def test_an_organ_that_one_case_has_is_refused_before_anything_is_trained(
 def test_given_splits_are_kept_and_leave_out_other_cases(data: Dataset, recipe: str, tmp_path: Path) -> None:
     splits = (Split(("case_0", "case_1"), ("case_2",)), Split(("case_2", "case_0"), ("case_1",)))
     request = TrainingRequest(recipe)
-    begun = cross_validation.begin(data, tmp_path / "m", 2, request, CPU, Silent(), splits)
+    begun = cross_validation.begin(data, tmp_path / "m", 2, request, CPU, NullObserver(), splits)
     again = cross_validation.reopen(data, tmp_path / "m")
     for run in (begun, again):
         assert [run.split(fold) for fold in range(2)] == list(splits)
-    model = again.model(1, CPU, Silent())
+    model = again.model(1, CPU, NullObserver())
     assert model.provenance["training_cases"] == ["case_2", "case_0"]
     assert model.provenance["validation_cases"] == ["case_1"]
 
@@ -187,7 +187,7 @@ def test_a_plan_does_not_see_cases_that_no_split_trains_on(tmp_path: Path) -> No
     with pytest.raises(ScanError):
         begin(data, tmp_path / "all", TrainingRequest("default", epochs=1))
     cross_validation.begin(
-        data, tmp_path / "m", 2, TrainingRequest("default", epochs=1), CPU, Silent(), splits
+        data, tmp_path / "m", 2, TrainingRequest("default", epochs=1), CPU, NullObserver(), splits
     )
     assert (tmp_path / "m" / "plan.md").is_file()
 
@@ -195,7 +195,7 @@ def test_a_plan_does_not_see_cases_that_no_split_trains_on(tmp_path: Path) -> No
 def test_a_single_split_is_no_cross_validation(data: Dataset, recipe: str, tmp_path: Path) -> None:
     one = (Split(("case_0", "case_1"), ("case_2",)),)
     with pytest.raises(DatasetError, match="at least 2 folds, got 1"):
-        cross_validation.begin(data, tmp_path / "m", 1, TrainingRequest(recipe), CPU, Silent(), one)
+        cross_validation.begin(data, tmp_path / "m", 1, TrainingRequest(recipe), CPU, NullObserver(), one)
 
 
 def test_wrong_beginnings(data: Dataset, recipe: str, tmp_path: Path) -> None:

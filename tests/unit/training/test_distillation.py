@@ -21,7 +21,7 @@ from zoomseg.io.bundle import Bundle
 from zoomseg.recipe.spec import DiceCrossEntropy, Recipe
 from zoomseg.training import distillation, loop, loss
 from zoomseg.training.data.patches import Batch, PatchSource
-from zoomseg.training.log import RunningDice, Silent
+from zoomseg.training.log import NullObserver, RunningDice
 from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.stage_group import StageGroup
 
@@ -47,7 +47,7 @@ def two_teachers(data: Dataset, root: Path) -> distillation.Teachers:
 def drawn(
     data: Dataset, recipe: Recipe, teachers: distillation.Teachers | None, out: Path
 ) -> tuple[StageGroup, Batch]:
-    run = loop._Run(data, SPLIT, recipe, out, LoopSettings(CPU, teachers=teachers), Silent())
+    run = loop._Run(data, SPLIT, recipe, out, LoopSettings(CPU, teachers=teachers), NullObserver())
     group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     return group, source.draw(2, np.random.default_rng(0))
@@ -121,7 +121,7 @@ def test_a_student_comes_to_say_what_its_teachers_say(data: Dataset, tmp_path: P
     """Its loss falls to half the entropy of their predictions, and not below."""
     recipe = taught_alone(tiny_recipe(together=False, iterations=80, lr=1e-2))
     teachers = distillation.load([saved(tmp_path / "t", decided(untrained_bundle(11)))], data, recipe)
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, teachers=teachers), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, teachers=teachers), NullObserver())
     group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(2, np.random.default_rng(0))
@@ -152,7 +152,7 @@ def test_other_teachers_are_another_training(data: Dataset, tmp_path: Path) -> N
 
     def fingerprint(taught_by: distillation.Teachers | None) -> str:
         settings = LoopSettings(CPU, teachers=taught_by)
-        return loop._Run(data, SPLIT, recipe, tmp_path / "m", settings, Silent()).fingerprint
+        return loop._Run(data, SPLIT, recipe, tmp_path / "m", settings, NullObserver()).fingerprint
 
     first = distillation.load([tmp_path / "t11"], data, recipe)
     found = [fingerprint(t) for t in (None, teachers, first)]

@@ -25,14 +25,14 @@ from zoomseg.recipe import graph
 from zoomseg.recipe.load import dump
 from zoomseg.recipe.spec import BoxAround, PriorInput, Recipe, ResidualFCN, UNet3D
 from zoomseg.training import fine_tuning, loop, training_run
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.requested_recipe import TrainingRequest
 
 MORE = LabelSchema(("Kidney (right)", "spleen", "left_kidney"), (1, 2, 3))
 """The kidneys in another order and spelling, and an additional organ."""
 
 
-class Told(Silent):
+class Told(NullObserver):
     def __init__(self) -> None:
         self.messages: list[str] = []
 
@@ -80,7 +80,7 @@ def test_with_the_same_labels_the_first_answer_is_the_old_models(data: Dataset, 
     recipe = fitted(old, data.schema)
     taken = fine_tuning.match("old", old, recipe, data.schema, 1)
     settings = loop.LoopSettings(CPU, seed=4, init=taken)
-    run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path / "m", settings, Silent())
+    run = loop._Run(data, loop.Split(data.ids, ()), recipe, tmp_path / "m", settings, NullObserver())
     group = run._group(0)
     before = {stage.name: build_network(stage, old.recipe, SCHEMA, 1) for stage in old.recipe.stages}
     for name, module in before.items():
@@ -227,11 +227,11 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
     recipe = tmp_path / "r.yaml"
     recipe.write_text(dump(tiny_recipe(together=False, iterations=4)))
     request = TrainingRequest(str(recipe), init=model)
-    whole = training_run.start(data, tmp_path / "whole", request, CPU, Silent())
+    whole = training_run.start(data, tmp_path / "whole", request, CPU, NullObserver())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     stop = threading.Event()
 
-    class Killed(Silent):
+    class Killed(NullObserver):
         def preparing(self, stage: str, done: int, total: int) -> None:
             if kill_at == 0:
                 stop.set()
@@ -248,7 +248,7 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
         with pytest.raises(InterruptedTrainingError):
             training_run.start(data, tmp_path / "cut", request, CPU, Killed())
     model.rename(tmp_path / "elsewhere")
-    resumed = training_run.resume(data, tmp_path / "cut", CPU, Silent())
+    resumed = training_run.resume(data, tmp_path / "cut", CPU, NullObserver())
     for name, state in whole.weights.items():
         assert all(np.array_equal(resumed.weights[name][key], value) for key, value in state.items())
     assert resumed.provenance["init"] == whole.provenance["init"]
@@ -256,21 +256,23 @@ def test_resumed_fine_tuning_needs_the_model_no_more(
 
 def test_a_model_of_other_channels_and_what_is_no_model(data: Dataset, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a model"):
-        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path), CPU, NullObserver())
     for fold in (0, 1):
         shutil.copytree(model, tmp_path / "folds" / f"fold-{fold}")
     (tmp_path / "folds" / bundle.FOLDS).write_text("{}")
     with pytest.raises(
         ModelError, match=r"holds 2, one for each fold; give one of them, e\.g\. .*folds/fold-0"
     ):
-        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path / "folds"), CPU, Silent())
+        training_run.start(
+            data, tmp_path / "m", TrainingRequest(init=tmp_path / "folds"), CPU, NullObserver()
+        )
     old = untrained_bundle()
     double = bundle.Bundle(old.recipe, SCHEMA, ("T1", "T2"), old.weights, {})
     bundle.save(double, tmp_path / "two")
     with pytest.raises(ModelError, match=r"reads 2 channel\(s\) \(T1, T2\), data set 'tiny' has 1 \(CT\)"):
-        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path / "two"), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(init=tmp_path / "two"), CPU, NullObserver())
     with pytest.raises(ModelError, match="has no layer of recipe 'default'"):
-        training_run.start(data, tmp_path / "m", TrainingRequest("default", init=model), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest("default", init=model), CPU, NullObserver())
 
 
 @pytest.mark.parametrize("theirs", [("T2", "T1"), ("T2", "PET")])

@@ -25,7 +25,7 @@ from zoomseg.io import bundle
 from zoomseg.recipe.spec import SGD, Recipe, UNet3D
 from zoomseg.training import loop
 from zoomseg.training.data.preprocessing import Finished, PackedCases, Preprocessing
-from zoomseg.training.log import LogRow, Silent
+from zoomseg.training.log import LogRow, NullObserver
 from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.stage_group import StageGroup
 
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
-class Recorder(Silent):
+class Recorder(NullObserver):
     def __init__(self) -> None:
         self.rows: list[LogRow] = []
         self.messages: list[str] = []
@@ -89,7 +89,7 @@ def test_learns_and_the_model_predicts(data: Dataset, tmp_path: Path, together: 
     assert not (tmp_path / "m" / "training" / "cache").exists()
 
 
-class Listening(Silent):
+class Listening(NullObserver):
     def __init__(self) -> None:
         self.messages: list[str] = []
 
@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_converted_is_complete_and_told_of(
 def test_same_seed_same_weights_other_seed_others(data: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(together=True, iterations=6)
     runs = [
-        loop.train(data, SPLIT, recipe, tmp_path / str(n), LoopSettings(CPU, seed=seed), Silent())
+        loop.train(data, SPLIT, recipe, tmp_path / str(n), LoopSettings(CPU, seed=seed), NullObserver())
         for n, seed in enumerate((5, 5, 6))
     ]
     assert_same(runs[0], runs[1])
@@ -154,7 +154,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = retrained(recipe, ema_decay=ema_decay)
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), NullObserver())
     stop = threading.Event()
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopAfter(kill_at, stop))
@@ -162,7 +162,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
         run.train(stop)
     part = bundle.load(tmp_path / "cut")  # any checkpoint is a usable model
     Predictor(part, CPU).predict(Case("x", tiny_case(3)[0]))
-    resumed = loop.train(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU, resume=True), Silent())
+    resumed = loop.train(
+        data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU, resume=True), NullObserver()
+    )
     assert_same(whole, resumed)
     with (tmp_path / "cut" / "training" / "metrics.csv").open(newline="") as file:
         steps = [(r["group"], int(r["step"])) for r in csv.DictReader(file) if r["split"] == "train"]
@@ -179,7 +181,7 @@ def test_a_stage_in_two_groups_is_trained_further(data: Dataset, tmp_path: Path)
         alone.model_copy(update={"stages": alone.stages[:1]}),
         tmp_path / "alone",
         LoopSettings(CPU),
-        Silent(),
+        NullObserver(),
     )
     still = retrained(in_groups(first, last, iterations=3), optimiser=SGD(lr=1e-30, momentum=0.0))
     coarse = still.stages[0].model_copy(update={"training": alone.stages[0].training})
@@ -189,7 +191,7 @@ def test_a_stage_in_two_groups_is_trained_further(data: Dataset, tmp_path: Path)
     for name, value in begun.weights["coarse"].items():
         np.testing.assert_array_equal(model.weights["coarse"][name], value)
     further = retrained(both, optimiser=alone.stages[0].training.optimiser)
-    model = loop.train(data, SPLIT, further, tmp_path / "further", LoopSettings(CPU), Silent())
+    model = loop.train(data, SPLIT, further, tmp_path / "further", LoopSettings(CPU), NullObserver())
     head = "heads.0.weight"
     assert not np.array_equal(model.weights["coarse"][head], begun.weights["coarse"][head])
     shown = list(dict.fromkeys((row.group, row.stage) for row in watch.rows))
@@ -203,7 +205,7 @@ def test_training_resumes_in_the_second_group_of_a_stage(
     data: Dataset, tmp_path: Path, groups: tuple[tuple[str, ...], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, stop = in_groups(*groups, iterations=4), threading.Event()
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), NullObserver())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
     run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopAfter(1, stop, group=1))
     with pytest.raises(InterruptedTrainingError):
@@ -252,7 +254,7 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
         return packs(self, group, train, validation, finished, stop)
 
     monkeypatch.setattr(Preprocessing, "packs", spy)
-    run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", LoopSettings(CPU), Silent())
+    run = loop._Run(data, split, out_of_fold_recipe(2), tmp_path / "m", LoopSettings(CPU), NullObserver())
     model = run.train(threading.Event())
     (all_cases, *_), (one, no_validation, _), (two, *_), (fine, validation, networks_for) = prepared
     assert all_cases == fine == split.train
@@ -266,7 +268,7 @@ def test_out_of_fold_priors_come_from_the_copy_that_did_not_see_the_case(
     whole = model.weights["coarse"]["heads.0.weight"]
     assert np.array_equal(weight(networks_for("case_3")["coarse"]), whole)
     plain = tiny_recipe(together=False, iterations=2)
-    other = loop.train(data, split, plain, tmp_path / "plain", LoopSettings(CPU), Silent())
+    other = loop.train(data, split, plain, tmp_path / "plain", LoopSettings(CPU), NullObserver())
     assert np.array_equal(other.weights["coarse"]["heads.0.weight"], whole)
 
 
@@ -279,7 +281,7 @@ def test_out_of_fold_training_resumes_in_any_part(
     data: Dataset, tmp_path: Path, kill_in: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, stop = out_of_fold_recipe(3), threading.Event()
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), NullObserver())
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 1)
 
     run = loop._Run(data, SPLIT, recipe, tmp_path / "cut", LoopSettings(CPU), StopAfter(1, stop, kill_in))
@@ -297,21 +299,26 @@ def test_out_of_fold_training_resumes_in_any_part(
 def test_one_case_has_no_halves(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="out_of_fold needs 2 training cases or more, got 1"):
         loop.train(
-            data, Split(("case_0",), ()), out_of_fold_recipe(1), tmp_path / "m", LoopSettings(CPU), Silent()
+            data,
+            Split(("case_0",), ()),
+            out_of_fold_recipe(1),
+            tmp_path / "m",
+            LoopSettings(CPU),
+            NullObserver(),
         )
 
 
 def test_finished_run_resumes_to_itself(data: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(together=False, iterations=3)
-    first = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
-    again = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), Silent())
+    first = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), NullObserver())
+    again = loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), NullObserver())
     assert_same(first, again)
 
 
 def test_a_finished_stage_is_not_prepared_again(data: Dataset, tmp_path: Path) -> None:
     """The run was stopped while the next one was prepared."""
     recipe, stop = tiny_recipe(together=False, iterations=3), threading.Event()
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), NullObserver())
 
     class Preparing(Recorder):
         def __init__(self) -> None:
@@ -354,22 +361,22 @@ def test_a_budget_shorter_than_what_was_spent_is_told_of(data: Dataset, tmp_path
 
 
 def test_resume_refuses_another_run(data: Dataset, tmp_path: Path) -> None:
-    loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU), Silent())
+    loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU), NullObserver())
     other = LoopSettings(CPU, seed=9, resume=True)
     with pytest.raises(TrainingError, match="another recipe, seed, choice of cases or teachers"):
-        loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, Silent())
+        loop.train(data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", other, NullObserver())
 
 
 def test_a_checkpoint_is_recognised_by_the_recipe_as_it_was_recorded(data: Dataset, tmp_path: Path) -> None:
     """Also if an earlier version recorded it, which knew fewer keys."""
     recipe = tiny_recipe(True, 2)
     earlier = recipe.model_dump(mode="json", exclude={"description"})
-    loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, recorded=earlier), Silent())
+    loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, recorded=earlier), NullObserver())
     loop.train(
-        data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True, recorded=earlier), Silent()
+        data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True, recorded=earlier), NullObserver()
     )
     with pytest.raises(TrainingError, match="another recipe"):
-        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), Silent())
+        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), NullObserver())
 
 
 def test_loss_that_is_not_finite_names_the_cases_and_gives_up(
@@ -394,7 +401,7 @@ def test_a_single_bad_step_changes_no_weight(data: Dataset, tmp_path: Path, batc
     if batch_norm:
         stages = tuple(s.model_copy(update={"network": UNet3D(channels=(8, 16))}) for s in recipe.stages)
         recipe = recipe.model_copy(update={"stages": stages})
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), NullObserver())
     group = run._group(0)
     source = loop.PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     batch = source.draw(1, np.random.default_rng(0))
@@ -413,7 +420,7 @@ def test_a_model_without_its_last_stage_can_be_used(data: Dataset, tmp_path: Pat
     recipe = tiny_recipe(together=False)
     coarse, fine = recipe.stages
     recipe = recipe.model_copy(update={"stages": (coarse.model_copy(update={"fusion": "none"}), fine)})
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), NullObserver())
     first = run._group(0)
     run._save_model(first)
     (stage,) = bundle.load(tmp_path / "m").recipe.stages
@@ -448,7 +455,9 @@ def test_budget_used_up_by_preparation_is_an_error(data: Dataset, tmp_path: Path
     with pytest.raises(
         TrainingError, match=r"used up by preparing the data, which took \d+\.\d s of the 0\.0 s"
     ):
-        loop.train(data, SPLIT, tiny_recipe(True), tmp_path / "m", LoopSettings(CPU, seconds=1e-3), Silent())
+        loop.train(
+            data, SPLIT, tiny_recipe(True), tmp_path / "m", LoopSettings(CPU, seconds=1e-3), NullObserver()
+        )
 
 
 def test_patch_that_does_not_suit_the_network_is_named(data: Dataset, tmp_path: Path) -> None:
@@ -457,12 +466,12 @@ def test_patch_that_does_not_suit_the_network_is_named(data: Dataset, tmp_path: 
     bad = fine.model_copy(update={"training": fine.training.model_copy(update={"patch": (15, 16, 12)})})
     recipe = recipe.model_copy(update={"stages": (recipe.stages[0], bad)})
     with pytest.raises(RecipeError, match=r"stage 'fine', training.patch: .*15 \(nearest: 14 or 16\)"):
-        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+        loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), NullObserver())
 
 
 def test_no_training_cases(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no training cases"):
-        loop.train(data, Split((), ()), tiny_recipe(True), tmp_path / "m", LoopSettings(CPU), Silent())
+        loop.train(data, Split((), ()), tiny_recipe(True), tmp_path / "m", LoopSettings(CPU), NullObserver())
 
 
 def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Dataset, tmp_path: Path) -> None:
@@ -479,7 +488,7 @@ def test_stopping_while_preparing_does_not_wait_for_the_other_cases(data: Datase
         run.train(stop)
     assert watch.messages == ["0 of 4"]
     model = loop.train(
-        data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU, resume=True), Silent()
+        data, SPLIT, tiny_recipe(True, 2), tmp_path / "m", LoopSettings(CPU, resume=True), NullObserver()
     )
     assert model.provenance["complete"] is True
 
@@ -488,7 +497,7 @@ def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(together=False, iterations=2)
-    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), Silent())
+    whole = loop.train(data, SPLIT, recipe, tmp_path / "whole", LoopSettings(CPU), NullObserver())
     write = Path.write_bytes
 
     def full(file: Path, content: bytes) -> int:
@@ -500,11 +509,11 @@ def test_a_full_disk_ends_training_and_a_resumed_one_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OutputError, match="No space left on device"):
-            loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+            loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), NullObserver())
     left = [p.name for p in (tmp_path / "m").rglob("*") if p.is_file() and "cache" not in p.parts]
     assert not any("safetensors" in name for name in left)
     assert_same(
-        whole, loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), Silent())
+        whole, loop.train(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, resume=True), NullObserver())
     )
 
 
@@ -514,6 +523,6 @@ def test_an_epoch_is_as_long_as_each_stage_says(data: Dataset, tmp_path: Path) -
     recipe = tiny_recipe(together=False).model_copy(
         update={"stages": (coarse, fine.model_copy(update={"training": longer}))}
     )
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, epochs=3), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU, epochs=3), NullObserver())
     assert run._group(0).length.steps == 15
     assert run._group(1).length.steps == 21

@@ -13,10 +13,10 @@ from zoomseg.core.errors import OutputError, ScanError, TrainingError
 from zoomseg.inference.batch import Failed
 from zoomseg.io.scans import find_scans, write_image
 from zoomseg.training import model_labels
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 
 
-class Watching(Silent):
+class Watching(NullObserver):
     def __init__(self) -> None:
         self.told: list[str] = []
         self.steps: list[tuple[str, int, int]] = []
@@ -84,7 +84,9 @@ def test_a_scan_that_fails_is_named_and_the_others_are_labelled(
 def test_a_disk_that_is_full_ends_the_labelling(scans: Path, tmp_path: Path) -> None:
     full = Predictor(OutputError("no space left"))
     with pytest.raises(OutputError):
-        list(model_labels.label(find_scans(scans), full, tmp_path, lambda *found: 1, "labels", Silent()))  # type: ignore[arg-type]
+        list(
+            model_labels.label(find_scans(scans), full, tmp_path, lambda *found: 1, "labels", NullObserver())
+        )  # type: ignore[arg-type]
 
 
 class Known(BaseModel):

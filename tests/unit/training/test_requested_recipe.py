@@ -11,7 +11,7 @@ from zoomseg.core.errors import DatasetError
 from zoomseg.datasets.layouts import Dataset
 from zoomseg.recipe.load import load
 from zoomseg.recipe.spec import PlannedRecipe
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.requested_recipe import TrainingRequest, choose_split, plan_recipe
 
 
@@ -64,7 +64,7 @@ def test_a_plan_knows_the_length_and_the_start(data: Dataset, tmp_path: Path) ->
     split = choose_split(data, TrainingRequest())
 
     def told(request: TrainingRequest) -> dict[str, str]:
-        made = plan_recipe(data, split, recipe, CPU, Silent(), request)
+        made = plan_recipe(data, split, recipe, CPU, NullObserver(), request)
         return {reason.what: reason.value for reason in made.reasons}
 
     assert told(TrainingRequest(epochs=3))["length"] == "300 steps"
@@ -80,7 +80,7 @@ def test_organs_that_hardly_show_are_told_of(data: Dataset, tmp_path: Path) -> N
     recipe = recipe.model_copy(update={"iterations": 20_000})  # a short one has a coarser grid
     heard: list[str] = []
 
-    class Listening(Silent):
+    class Listening(NullObserver):
         def message(self, text: str) -> None:
             heard.append(text)
 

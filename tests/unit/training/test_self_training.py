@@ -26,7 +26,7 @@ from zoomseg.pipeline.cascade import OrganUncertainty, Prediction
 from zoomseg.pipeline.uncertainty import Uncertainty
 from zoomseg.recipe.load import dump, load
 from zoomseg.training import record, self_training
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.loop import Split
 from zoomseg.training.requested_recipe import TrainingRequest
 from zoomseg.training.self_training import SelfTraining, extended
@@ -39,7 +39,7 @@ Sure = Mapping[str, Mapping[str, float]]
 """The expected Dice by scan and organ; other scans are refused."""
 
 
-class Notes(Silent):
+class Notes(NullObserver):
     def __init__(self) -> None:
         self.told: list[str] = []
 
@@ -171,7 +171,7 @@ def test_the_calibration_says_what_a_promise_is_worth(
     one organ, +1, cancels this."""
     ask(calibration=Calibration(offset=-1.0, slope=1.0, organs={"Kidney_R": 1.0}, cases=4))
     out = tmp_path / "m"
-    begin(data, out, unlabelled, teacher).label(CPU, Silent())
+    begin(data, out, unlabelled, teacher).label(CPU, NullObserver())
     added = {case.id: case.annotated for case in extended(data, out).cases if case.pseudo}
     assert added == {"new_10": {"right kidney"}, "new_12": {"right kidney"}}
 
@@ -190,17 +190,19 @@ def test_what_is_labelled_is_not_labelled_again(
     out = tmp_path / "m"
     run = begin(data, out, unlabelled, teacher)
     with pytest.raises(KeyboardInterrupt):
-        run.label(CPU, Silent())
+        run.label(CPU, NullObserver())
     assert oracle.seen == ["new_10", "new_11"]
     oracle = ask()
     again = self_training.reopen(data, out)
-    again.label(CPU, Silent())
+    again.label(CPU, NullObserver())
     assert oracle.seen == ["new_12", "new_13"]
-    again.label(CPU, Silent())  # only the scan that could not be used, which may have been for the moment
+    again.label(
+        CPU, NullObserver()
+    )  # only the scan that could not be used, which may have been for the moment
     assert oracle.seen == ["new_12", "new_13", "new_13"]
     assert len(extended(data, out).cases) == 6
     ask({**SURE, "new_13": {"Kidney_R": 0.9}})
-    again.label(CPU, Silent())
+    again.label(CPU, NullObserver())
     assert len(extended(data, out).cases) == 7
 
 
@@ -217,7 +219,7 @@ def test_a_teachers_organs_may_have_any_name(
     bundle.save(replace(untrained_bundle(), schema=schema), tmp_path / "teacher")
     ask({"new_10": {"liver": 0.9, "RK": 0.9, "LKI": 0.5}, "new_11": {"RK": 0.9, "LKI": 0.9}})
     out = tmp_path / "m"
-    begin(data, out, unlabelled, str(tmp_path / "teacher")).label(CPU, Silent())
+    begin(data, out, unlabelled, str(tmp_path / "teacher")).label(CPU, NullObserver())
     added = {case.id: case.annotated for case in extended(data, out).cases if case.pseudo}
     assert added == {"new_10": {"right kidney"}, "new_11": {"left kidney", "right kidney"}}
     kept = read_labels(out / "pseudo-labels" / "new_11.nii.gz", SCHEMA).data
@@ -248,7 +250,7 @@ def test_teachers_are_not_trained_again_once_the_student_has_begun(
 ) -> None:
     """They may have been removed."""
 
-    def never() -> Silent:
+    def never() -> NullObserver:
         raise AssertionError("trained")
 
     run = begin(data, tmp_path / "m", unlabelled)
@@ -264,8 +266,8 @@ def test_a_model_learns_from_both_and_goes_on(
     ask()
     out = tmp_path / "m"
     run = begin(data, out, unlabelled, teacher, recipe=recipe, folds=2, fold=1, seed=3)
-    run.label(CPU, Silent())
-    model = run.model(CPU, Silent())
+    run.label(CPU, NullObserver())
+    model = run.model(CPU, NullObserver())
     assert model.provenance["validation_cases"] == list(run.held_out)
     assert set(run.held_out) < set(data.ids)
     drawn = [i for i in data.ids if i not in run.held_out]
@@ -274,8 +276,8 @@ def test_a_model_learns_from_both_and_goes_on(
     assert "teachers" not in model.provenance  # nothing is distilled
     bundle.save(replace(model, provenance={**model.provenance, "complete": False}), out)
     resumed = self_training.reopen(data, out)
-    resumed.label(CPU, Silent())
-    assert resumed.model(CPU, Silent()).provenance["complete"] is True
+    resumed.label(CPU, NullObserver())
+    assert resumed.model(CPU, NullObserver()).provenance["complete"] is True
     assert resumed.held_out == run.held_out
 
 
@@ -317,8 +319,8 @@ def test_named_cases_are_kept_to(
     assert run.teachers_request.split is None
     again = self_training.reopen(data, tmp_path / "m")
     assert again.request == run.request
-    again.label(CPU, Silent())
-    model = again.model(CPU, Silent())
+    again.label(CPU, NullObserver())
+    model = again.model(CPU, NullObserver())
     assert model.provenance["training_cases"] == [*data.ids[:2], "new_10", "new_12"]
     assert model.provenance["validation_cases"] == list(data.ids[3:])
 
@@ -342,7 +344,7 @@ def test_a_teacher_that_is_sure_of_nothing_teaches_nothing(
 ) -> None:
     ask({"new_10": {"Kidney_R": 0.7}})
     with pytest.raises(TrainingError, match="the teachers predict no organ"):
-        begin(data, tmp_path / "m", unlabelled, teacher).label(CPU, Silent())
+        begin(data, tmp_path / "m", unlabelled, teacher).label(CPU, NullObserver())
 
 
 def test_a_scan_of_the_data_set_is_refused(data: Dataset, teacher: str, tmp_path: Path) -> None:

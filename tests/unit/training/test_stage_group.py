@@ -17,7 +17,7 @@ from zoomseg.datasets.layouts import Dataset
 from zoomseg.recipe.spec import SGD, AdamW, ImageInput, OptimiserSpec, PriorInput, Recipe
 from zoomseg.training import loop, stage_group
 from zoomseg.training.data.patches import Batch, PatchSource, StageBatch
-from zoomseg.training.log import RunningDice, Silent
+from zoomseg.training.log import NullObserver, RunningDice
 from zoomseg.training.loop import LoopSettings, Split
 from zoomseg.training.stage_group import StageGroup, overlaps
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def drawn(data: Dataset, recipe: Recipe, out: Path) -> tuple[StageGroup, Batch]:
     """Both stages of a recipe, trained together, and a batch for them."""
-    run = loop._Run(data, SPLIT, recipe, out, LoopSettings(CPU), Silent())
+    run = loop._Run(data, SPLIT, recipe, out, LoopSettings(CPU), NullObserver())
     group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     return group, source.draw(2, np.random.default_rng(0))
@@ -81,7 +81,7 @@ def test_a_dropped_channel_of_a_prior_is_zero(data: Dataset, tmp_path: Path) -> 
 def test_the_channel_of_a_label_is_found_among_those_that_are_stored(data: Dataset, tmp_path: Path) -> None:
     """Of three labels, those that the stage reads, in the prior's order."""
     recipe = tiny_recipe(together=False)
-    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path / "m", LoopSettings(CPU), NullObserver())
     group = replace(run._group(1), labels={"coarse": ("aorta", "liver", "spleen")})
     image, stored = torch.zeros(1, 1, 2, 2, 2), torch.arange(24.0).reshape(1, 3, 2, 2, 2)
     target, counts = torch.zeros(1, 2, 2, 2, dtype=torch.uint8), torch.ones(1, 3)
@@ -137,7 +137,7 @@ class _Norm(torch.nn.Module):
 def shown_brightness(data: Dataset, out: Path) -> tuple[StageGroup, _Norm, Callable[[float], None]]:
     """A group of one stage with one batch norm, and a training step on one patch with this mean."""
     recipe = retrained(tiny_recipe(together=False), batch=1, ema_decay=0.0)
-    run = loop._Run(data, SPLIT, recipe, out, LoopSettings(CPU), Silent())
+    run = loop._Run(data, SPLIT, recipe, out, LoopSettings(CPU), NullObserver())
     group, module = run._group(0), _Norm()
     group.modules["coarse"] = module
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
@@ -294,7 +294,7 @@ def test_no_bfloat16_on_a_cpu_where_feature_maps_are_two_voxels_long(
     coarse = recipe.stages[0].model_copy(update={"training": training})
     recipe = recipe.model_copy(update={"stages": (coarse,)})
     device = Device("cpu", bfloat16=True)
-    run = loop._Run(data, SPLIT, recipe, tmp_path, LoopSettings(device), Silent())
+    run = loop._Run(data, SPLIT, recipe, tmp_path, LoopSettings(device), NullObserver())
     group = run._group(0)
     source = PatchSource(recipe, group.stages, run._pack(group).train, run.schemas)
     seen: list[torch.dtype] = []

@@ -30,7 +30,7 @@ from zoomseg.planning import training_domain
 from zoomseg.recipe.load import dump, from_dict, load
 from zoomseg.training import cross_validation, record, requested_recipe, training_run, validation
 from zoomseg.training.distributed import Processes
-from zoomseg.training.log import LogRow, Silent
+from zoomseg.training.log import LogRow, NullObserver
 from zoomseg.training.requested_recipe import TrainingRequest
 
 
@@ -47,7 +47,9 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_what_was_decided_is_written_down(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2, fold=1, seed=3), CPU, Silent())
+    training_run.start(
+        data, tmp_path / "m", TrainingRequest(recipe, folds=2, fold=1, seed=3), CPU, NullObserver()
+    )
     record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
     assert from_dict(record["recipe"]) == tiny_recipe(together=True, iterations=2)
     assert sorted(record["train"] + record["validation"]) == [f"case_{n}" for n in range(4)]
@@ -59,7 +61,7 @@ def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: 
     """For published and planned recipes alike, without the held-out cases; also when resumed."""
     for name, wanted in (("published", recipe), ("planned", small_plan(tmp_path / "plan.yaml"))):
         request = TrainingRequest(wanted, folds=2, fold=1)
-        model = training_run.start(data, tmp_path / name, request, CPU, Silent())
+        model = training_run.start(data, tmp_path / name, request, CPU, NullObserver())
         known = bundle.load(tmp_path / name).domain
         assert known is not None
         assert known == model.domain
@@ -67,7 +69,7 @@ def test_a_model_knows_what_its_training_cases_were_like(data: Dataset, recipe: 
         samples = [training_domain.sample(data.load(case)) for case in cases]
         expected = training_domain.describe(samples, model.recipe.intensity, ["CT"], data.schema.names)
         assert known == expected
-        assert training_run.resume(data, tmp_path / name, CPU, Silent()).domain == known
+        assert training_run.resume(data, tmp_path / name, CPU, NullObserver()).domain == known
 
 
 def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_how_ambiguous_headers_are_read_is_told_once(recipe: str, tmp_path: Path
         image.header["sform_code"] = image.header["qform_code"] = 0
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), file)
 
-    class Listening(Silent):
+    class Listening(NullObserver):
         def __init__(self) -> None:
             self.heard: list[str] = []
 
@@ -110,24 +112,24 @@ def test_pseudo_labelled_cases_are_in_no_fold_and_nothing_is_planned_from_them(
     looked: list[str] = []
     samples = training_domain.samples
 
-    def spied(dataset: Dataset, ids: tuple[str, ...], tell: object) -> object:
+    def spied(dataset: Dataset, ids: tuple[str, ...], on_progress: object) -> object:
         looked.extend(ids)
-        return samples(dataset, ids, tell)  # type: ignore[arg-type]
+        return samples(dataset, ids, on_progress)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run.training_domain, "samples", spied)
-    training_run.start(mixed, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+    training_run.start(mixed, tmp_path / "m", TrainingRequest(recipe), CPU, NullObserver())
     assert looked == ["case_0", "case_1", "case_3"]
 
 
 def test_start_does_not_overwrite_resume_needs_a_start(data: Dataset, recipe: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no training to resume"):
-        training_run.resume(data, tmp_path / "m", CPU, Silent())
-    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+        training_run.resume(data, tmp_path / "m", CPU, NullObserver())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, NullObserver())
     with pytest.raises(ModelError, match=r"already holds a training \(model.json\)"):
-        training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, NullObserver())
 
 
-class _Beside(Silent):
+class _Beside(NullObserver):
     """Does something once, during a training."""
 
     def __init__(self, do: Callable[[], None]) -> None:
@@ -148,20 +150,20 @@ def test_one_training_at_a_time_writes_to_a_folder(
 
     def refused() -> None:
         with pytest.raises(OutputError, match=used):
-            training_run.resume(data, out, CPU, Silent())
+            training_run.resume(data, out, CPU, NullObserver())
         with pytest.raises(OutputError, match=used):
             validation.validate(data, out, ("case_0",), CPU)
         for begun in (True, False):  # False: both start at the same time
             if not begun:
                 (out / "training" / "job.json").rename(tmp_path / "job.json")
             with pytest.raises(OutputError, match=used):
-                training_run.start(data, out, other, CPU, Silent())
+                training_run.start(data, out, other, CPU, NullObserver())
             with pytest.raises(OutputError, match=used):
-                cross_validation.begin(data, out, 2, other, CPU, Silent())
+                cross_validation.begin(data, out, 2, other, CPU, NullObserver())
         (tmp_path / "job.json").rename(out / "training" / "job.json")
 
     if resumed:
-        training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+        training_run.start(data, out, TrainingRequest(recipe), CPU, NullObserver())
         (out / "training" / "checkpoint.safetensors").unlink()
         (out / "model.json").unlink()
     beside = _Beside(refused)
@@ -187,7 +189,7 @@ def test_what_another_began_before_the_lock_was_had_is_not_replaced(
 
     monkeypatch.setattr(record, "locked_folder", late)
     with pytest.raises(ModelError, match=r"already holds a training \(job.json\)"):
-        training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+        training_run.start(data, out, TrainingRequest(recipe), CPU, NullObserver())
     assert (out / "training" / "job.json").read_text() == "theirs"
 
 
@@ -199,8 +201,8 @@ def test_a_folder_of_a_larger_training_is_taken_by_its_own_parts_alone(
     for other in (None, "another.json"):
         request = TrainingRequest(recipe, epochs=1, part_of=other)
         with pytest.raises(ModelError, match=re.escape(f"already holds a training ({of})")):
-            training_run.start(data, tmp_path, request, CPU, Silent())
-    training_run.start(data, tmp_path, TrainingRequest(recipe, part_of=of), CPU, Silent())
+            training_run.start(data, tmp_path, request, CPU, NullObserver())
+    training_run.start(data, tmp_path, TrainingRequest(recipe, part_of=of), CPU, NullObserver())
 
 
 def seconds_and_epochs(model: Path) -> tuple[float | None, int | None]:
@@ -219,18 +221,18 @@ def test_a_resumed_training_keeps_the_last_length_given(
         given[4].accepted()
         raise InterruptedTrainingError("stopped")
 
-    training_run.start(data, out, TrainingRequest(recipe), CPU, Silent())
+    training_run.start(data, out, TrainingRequest(recipe), CPU, NullObserver())
     monkeypatch.setattr(training_run.loop, "train", spied)
     for length in ({"epochs": 3}, {}, {"epochs": 2}, {}, {"seconds": 50.0}, {}):
         with pytest.raises(InterruptedTrainingError):
-            training_run.resume(data, out, CPU, Silent(), **length)
+            training_run.resume(data, out, CPU, NullObserver(), **length)
         assert bundle.load(out).provenance["complete"] is False  # also before its first checkpoint
     planning = record.read_training(out).planning_seconds
     budget = pytest.approx(50 - planning)
     assert asked == [(None, 3), (None, 3), (None, 2), (None, 2), (budget, None), (budget, None)]
     assert seconds_and_epochs(out) == (50.0, None)
     with pytest.raises(TrainingError, match="epochs must be"):
-        training_run.resume(data, out, CPU, Silent(), epochs=0)
+        training_run.resume(data, out, CPU, NullObserver(), epochs=0)
     assert seconds_and_epochs(out) == (50.0, None)
 
 
@@ -244,10 +246,10 @@ def test_planning_also_counts_in_a_resumed_training(
 
     monkeypatch.setattr(training_run.loop, "train", spied)
     out, request = tmp_path / "m", TrainingRequest(recipe, seconds=500, began=time.monotonic() - 100)
-    training_run.start(data, out, request, CPU, Silent())
-    training_run.resume(data, out, CPU, Silent())
-    training_run.resume(data, out, CPU, Silent(), seconds=600)
-    training_run.resume(data, out, CPU, Silent(), seconds=60)
+    training_run.start(data, out, request, CPU, NullObserver())
+    training_run.resume(data, out, CPU, NullObserver())
+    training_run.resume(data, out, CPU, NullObserver(), seconds=600)
+    training_run.resume(data, out, CPU, NullObserver(), seconds=60)
     first, again, longer, shorter = budgets
     assert first is not None
     assert 300 < first < 400
@@ -266,13 +268,13 @@ def test_a_training_is_resumed_by_the_recipe_as_it_was_recorded(
         recorded.append(given[4].recorded)
 
     monkeypatch.setattr(training_run.loop, "train", spied)
-    training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, Silent())
+    training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, NullObserver())
     file = tmp_path / record.FILE
     known = json.loads(file.read_text())
     first = dict(known["recipe"])
     del known["recipe"]["description"]
     file.write_text(json.dumps(known))
-    training_run.resume(data, tmp_path, CPU, Silent())
+    training_run.resume(data, tmp_path, CPU, NullObserver())
     assert recorded == [first, known["recipe"]]
 
 
@@ -281,7 +283,7 @@ def test_a_finished_training_is_resumed_to_its_model(
 ) -> None:
     """Nothing is prepared or written again, and the calibration stays."""
     out = tmp_path / "m"
-    model = training_run.start(data, out, TrainingRequest(recipe, epochs=1, folds=2), CPU, Silent())
+    model = training_run.start(data, out, TrainingRequest(recipe, epochs=1, folds=2), CPU, NullObserver())
     held_out = [str(case) for case in model.provenance["validation_cases"]]  # type: ignore[union-attr]
     validation.validate(data, out, held_out, CPU)
     before = (out / "model.json").read_bytes()
@@ -294,35 +296,35 @@ def test_a_finished_training_is_resumed_to_its_model(
     with monkeypatch.context() as patch:
         patch.setattr(training_run.loop, "train", never)
         for length in ({}, {"epochs": 1}):
-            same = training_run.resume(data, out, CPU, Silent(), **length)
+            same = training_run.resume(data, out, CPU, NullObserver(), **length)
             assert (same.calibration, same.provenance) == (known.calibration, known.provenance)
         assert (out / "model.json").read_bytes() == before
         file = json.loads(before)
         del file["graphs"]  # stopped before they were written
         (out / "model.json").write_text(json.dumps(file))
-        training_run.resume(data, out, CPU, Silent())
+        training_run.resume(data, out, CPU, NullObserver())
         assert set(bundle.load(out).graphs) == {"coarse", "fine"}
     (out / "model.json").write_text("{")
-    assert training_run.resume(data, out, CPU, Silent()).provenance["complete"] is True
-    assert training_run.resume(data, out, CPU, Silent(), epochs=2).calibration is None
+    assert training_run.resume(data, out, CPU, NullObserver()).provenance["complete"] is True
+    assert training_run.resume(data, out, CPU, NullObserver(), epochs=2).calibration is None
 
 
 def test_resume_refuses_a_data_set_that_lacks_a_case(data: Dataset, recipe: str, tmp_path: Path) -> None:
-    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, NullObserver())
     with pytest.raises(TrainingError, match=r"has other cases than .* was trained with \(case_3\)"):
-        training_run.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, Silent())
+        training_run.resume(data.subset(["case_0", "case_1", "case_2"]), tmp_path / "m", CPU, NullObserver())
 
 
 def test_resume_refuses_a_data_set_in_which_a_case_lost_its_labels(recipe: str, tmp_path: Path) -> None:
     data = tiny_dataset(tmp_path / "d")
-    training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2), CPU, Silent())
-    training_run.start(data, tmp_path / "all", TrainingRequest(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe, folds=2), CPU, NullObserver())
+    training_run.start(data, tmp_path / "all", TrainingRequest(recipe), CPU, NullObserver())
     for case in requested_recipe.choose_split(data, TrainingRequest(folds=2)).validation:
         (tmp_path / "d" / "labelsTr" / f"{case}.nii.gz").rename(tmp_path / f"{case}.nii.gz")
         fewer = open_dataset(tmp_path / "d")
         for out in (tmp_path / "m", tmp_path / "all"):
             with pytest.raises(TrainingError, match=f"{case} has no labels any more, but {out} was"):
-                training_run.resume(fewer, out, CPU, Silent(), epochs=1)
+                training_run.resume(fewer, out, CPU, NullObserver(), epochs=1)
         (tmp_path / f"{case}.nii.gz").rename(tmp_path / "d" / "labelsTr" / f"{case}.nii.gz")
 
 
@@ -334,15 +336,15 @@ def test_a_folder_with_a_model_alone_cannot_be_resumed_and_says_so(
     with pytest.raises(
         ModelError, match=f"^{re.escape(str(tmp_path))} already holds a model; choose another"
     ):
-        training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, Silent())
+        training_run.start(data, tmp_path, TrainingRequest(recipe), CPU, NullObserver())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": {}}', '{"recipe": 3, "train": 5}'])
 def test_damaged_job_file(data: Dataset, recipe: str, tmp_path: Path, text: str) -> None:
-    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, NullObserver())
     (tmp_path / "m" / "training" / "job.json").write_text(text)
     with pytest.raises((TrainingError, RecipeError), match=r"job\.json"):
-        training_run.resume(data, tmp_path / "m", CPU, Silent())
+        training_run.resume(data, tmp_path / "m", CPU, NullObserver())
 
 
 @pytest.mark.parametrize(
@@ -378,7 +380,7 @@ def test_a_job_file_with_a_number_that_cannot_be(
     job.parent.mkdir()
     job.write_text(json.dumps({**known.model_dump(mode="json"), key: "here"}).replace('"here"', value))
     with pytest.raises(TrainingError) as error:
-        training_run.resume(data, tmp_path, CPU, Silent())
+        training_run.resume(data, tmp_path, CPU, NullObserver())
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
 
@@ -392,7 +394,7 @@ def test_recipe_that_predicts_labels_the_data_lacks(data: Dataset, tmp_path: Pat
     with pytest.raises(
         RecipeError, match="predicts none of the data set's labels: left kidney, right kidney"
     ):
-        training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, NullObserver())
 
 
 def test_shapes_that_do_not_suit_the_network_are_refused_before_a_case_is_read(
@@ -410,7 +412,7 @@ def test_shapes_that_do_not_suit_the_network_are_refused_before_a_case_is_read(
     path.write_text(dump(recipe.model_copy(update={"stages": (odd, recipe.stages[1])})))
     monkeypatch.setattr(Dataset, "load", never)
     with pytest.raises(RecipeError, match=r"stage 'coarse', grid\.tile: .*13 \(nearest: 12 or 14\)"):
-        training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, NullObserver())
     assert not training_run.is_begun(tmp_path / "m")
 
 
@@ -435,10 +437,10 @@ def test_resume_refuses_other_labels_and_channels(
     data: Dataset, recipe: str, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     """With the same cases and number of classes, training could otherwise continue with other labels."""
-    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(recipe), CPU, NullObserver())
     other = described(tmp_path / "d", **changes)
     with pytest.raises(TrainingError, match=f"has {next(iter(changes))[:6]}.* but .* was trained with"):
-        training_run.resume(other, tmp_path / "m", CPU, Silent())
+        training_run.resume(other, tmp_path / "m", CPU, NullObserver())
 
 
 RECORD = {
@@ -479,13 +481,13 @@ def job_file(model: Path, **changes: object) -> None:
 def test_a_job_file_with_wrong_entries(data: Dataset, tmp_path: Path, key: str, value: object) -> None:
     job_file(tmp_path / "m", **{key: value})
     with pytest.raises((TrainingError, RecipeError)) as refusal:
-        training_run.resume(data, tmp_path / "m", CPU, Silent())
+        training_run.resume(data, tmp_path / "m", CPU, NullObserver())
     assert "\n" not in str(refusal.value)
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_again(data: Dataset, tmp_path: Path) -> None:
     job_file(tmp_path / "m")
-    model = training_run.resume(data, tmp_path / "m", CPU, Silent())
+    model = training_run.resume(data, tmp_path / "m", CPU, NullObserver())
     assert model.provenance["training_cases"] == ["case_0"]
     assert model.provenance["complete"] is True
 
@@ -493,7 +495,7 @@ def test_a_training_killed_before_its_first_checkpoint_starts_again(data: Datase
 def test_a_place_that_cannot_be_written_is_noticed_before_planning(data: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    class Busy(Silent):
+    class Busy(NullObserver):
         def preparing(self, stage: str, done: int, total: int) -> None:
             raise AssertionError("planned first")
 
@@ -503,7 +505,7 @@ def test_a_place_that_cannot_be_written_is_noticed_before_planning(data: Dataset
 
 def test_a_wrong_recipe_leaves_nothing_behind(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe 'defualt'"):
-        training_run.start(data, tmp_path / "m", TrainingRequest("defualt"), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest("defualt"), CPU, NullObserver())
     assert not (tmp_path / "m").exists()
 
 
@@ -512,11 +514,11 @@ def test_a_budget_counts_from_when_the_command_began(data: Dataset, tmp_path: Pa
     with pytest.raises(
         TrainingError, match=r"of 30 s was used up by start-up and planning, which took 6\d\.\d s"
     ):
-        training_run.start(data, tmp_path / "m", request, CPU, Silent())
+        training_run.start(data, tmp_path / "m", request, CPU, NullObserver())
 
 
 def test_cases_without_labels_are_named(data: Dataset, tmp_path: Path) -> None:
-    class Told(Silent):
+    class Told(NullObserver):
         said: ClassVar[list[str]] = []
 
         def message(self, text: str) -> None:
@@ -534,12 +536,16 @@ def test_planning_may_take_all_the_time(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"the time budget of 1e-06 s was used up by start-up and planning"
     ):
-        training_run.start(data, tmp_path / "m", TrainingRequest("default", seconds=1e-6), CPU, Silent())
+        training_run.start(
+            data, tmp_path / "m", TrainingRequest("default", seconds=1e-6), CPU, NullObserver()
+        )
     assert not (tmp_path / "m" / "training" / "job.json").exists()
 
 
 def test_a_training_says_how_it_was_planned(data: Dataset, tmp_path: Path) -> None:
-    training_run.start(data, tmp_path / "m", TrainingRequest(small_plan(tmp_path / "r.yaml")), CPU, Silent())
+    training_run.start(
+        data, tmp_path / "m", TrainingRequest(small_plan(tmp_path / "r.yaml")), CPU, NullObserver()
+    )
     page = (tmp_path / "m" / "training" / "plan.md").read_text()
     assert page.startswith("# How default was planned for tiny\n")
     record = json.loads((tmp_path / "m" / "training" / "job.json").read_text())
@@ -558,7 +564,7 @@ def test_every_process_gets_a_patch(data: Dataset, tmp_path: Path, monkeypatch: 
     batches = []
     for world in (1, 4):
         planned: Any = training_run.start(
-            data, tmp_path / f"{world}", plan, CPU, Silent(), Processes(0, world)
+            data, tmp_path / f"{world}", plan, CPU, NullObserver(), Processes(0, world)
         )
         batches.append([stage.training.batch for stage in planned.stages])
     assert batches == [[2, 2], [4, 4]]
@@ -576,7 +582,7 @@ def test_what_the_data_set_leaves_unsaid_is_told_of(tmp_path: Path, recipe: str,
         write_image(file, Volume(air, scan.grid))
     heard: list[str] = []
 
-    class Listening(Silent):
+    class Listening(NullObserver):
         def message(self, text: str) -> None:
             heard.append(text)
 
@@ -595,7 +601,7 @@ def test_an_organ_that_no_training_case_has_is_refused(tmp_path: Path, recipe: s
     data = described(tmp_path / "d", labels=WITH_SPLEEN)
     wanted = recipe if kind == "concrete" else small_plan(tmp_path / "p.yaml")
     with pytest.raises(DatasetError, match="no voxel of spleen in any of the 4 training cases"):
-        training_run.start(data, tmp_path / "m", TrainingRequest(wanted), CPU, Silent())
+        training_run.start(data, tmp_path / "m", TrainingRequest(wanted), CPU, NullObserver())
     assert not (tmp_path / "m" / "training" / "job.json").exists()
 
 
@@ -605,4 +611,4 @@ def test_an_organ_that_the_recipe_does_not_predict_may_be_absent(tmp_path: Path)
     stages = tuple(s.model_copy(update={"labels": ("left kidney", "right kidney")}) for s in kidneys.stages)
     path = tmp_path / "r.yaml"
     path.write_text(dump(kidneys.model_copy(update={"stages": stages})))
-    training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, Silent())
+    training_run.start(data, tmp_path / "m", TrainingRequest(str(path)), CPU, NullObserver())

@@ -305,7 +305,8 @@ def reference_priors(
 
     Stages that are trained together get their regions from these, as the earlier stages have not learned
     anything yet. No network reads them. In a partially annotated case, only annotated labels are known:
-    regions contain these, and are empty (see ``on_missing``) if they would contain only other labels.
+    regions contain these, and are empty (see the recipe's ``on_missing``) if they would contain only other
+    labels.
     """
     assert scan.labels is not None
     out: dict[str, StagePrediction] = {}

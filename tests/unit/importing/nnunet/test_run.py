@@ -28,7 +28,7 @@ from zoomseg.importing.nnunet.run import import_models
 from zoomseg.inference.load import PredictionSettings, load_predictor, ready_predictor
 from zoomseg.io import bundle
 from zoomseg.training import loop, training_run
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.requested_recipe import TrainingRequest
 
 Floats = npt.NDArray[np.float64]
@@ -461,7 +461,7 @@ def test_an_imported_model_can_be_fine_tuned(
     )
     data = tiny_dataset(tmp_path / "data")
     asked = TrainingRequest(epochs=1, init=tmp_path / "model")
-    tuned = training_run.start(data, tmp_path / "tuned", asked, CPU, Silent())
+    tuned = training_run.start(data, tmp_path / "tuned", asked, CPU, NullObserver())
     before, after = bundle.load(tmp_path / "model").weights["whole"], tuned.weights["whole"]
     # A hundred steps at a tenth of nnU-Net's learning rate: copied weights are in place, and changed little.
     for key in ("encoder.0.0.0.weight", "up.0.weight"):

@@ -21,13 +21,13 @@ from zoomseg.recipe.spec import BoxAround, FixedShape, ImageInput, Recipe
 from zoomseg.training import loop
 from zoomseg.training.data.patches import PatchSource
 from zoomseg.training.data.preprocessing import PackedCases, Preprocessing, check_annotated
-from zoomseg.training.log import Silent
+from zoomseg.training.log import NullObserver
 from zoomseg.training.loop import LoopSettings, Split
 
 IDS = ("case_0", "case_1")
 
 
-class Watch(Silent):
+class Watch(NullObserver):
     def __init__(self) -> None:
         self.messages: list[str] = []
 
@@ -182,9 +182,9 @@ def test_a_label_that_no_case_teaches_is_refused(data: Dataset) -> None:
 
 
 def test_stopping_is_possible_between_cases(data: Dataset, tmp_path: Path) -> None:
-    run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, LoopSettings(CPU), Silent())
+    run = loop._Run(data, Split(IDS, ()), tiny_recipe(True), tmp_path, LoopSettings(CPU), NullObserver())
     group = run._group(0)
-    preparation = Preprocessing(data, run.recipe, run.labels, run.cache, 0, CPU, Silent(), None)
+    preparation = Preprocessing(data, run.recipe, run.labels, run.cache, 0, CPU, NullObserver(), None)
     stop = threading.Event()
     stop.set()
     with pytest.raises(InterruptedTrainingError, match="--resume"):
