@@ -150,7 +150,11 @@ class Cascade:
             if run.compute(stage):
                 clock.lap(f"stage {stage.name}" if stage.name in STEPS else stage.name)
         run.fuse()
+        absent = run.remove_absent()
         notes, misplaced = self._clean(run.fused, organs)
+        notes += tuple(
+            _note_on_absent(name, self.recipe) for name in absent if organs is None or name in organs
+        )
         labels = _on_own_grid(run.fused, scan, case)
         implausible: Mapping[str, tuple[str, ...]] | None = None
         if organs is not None and set(organs) != set(self.schema.names):
@@ -189,6 +193,14 @@ class Cascade:
         wanted = select("all" if organs is None else organs)
         notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
         return notes, tuple(name for name, own in found.items() if own.alone)
+
+
+def _note_on_absent(organ: str, recipe: Recipe) -> str:
+    assert recipe.presence is not None
+    return (
+        f"{organ}: removed, as stage '{recipe.presence.of}', which sees the whole scan, finds it nowhere "
+        f"with a probability of {recipe.presence.at_least:g} or more"
+    )
 
 
 def _on_own_grid(fused: fusion.FusedLabelMap, scan: PreparedScan, case: Case) -> LabelMap:
@@ -322,6 +334,25 @@ class _Run:
         for organ, own in done.found.items():
             self.uncertainty[organ] = OrganUncertainty(own, organ in cut)
 
+    def remove_absent(self) -> tuple[str, ...]:
+        """Remove organs that the stage which decides about their presence finds nowhere; returns those that
+        others had found."""
+        presence = self.cascade.recipe.presence
+        if presence is None:
+            return ()
+        decided = self.priors[presence.of]
+        highest = to_numpy(decided.probabilities).reshape(1 + len(decided.labels), -1).max(axis=1)[1:]
+        wanted = self.cascade.schema.select(presence.labels)
+        absent = [
+            label
+            for label, share in zip(decided.labels, highest.tolist(), strict=True)
+            if label in wanted and share < presence.at_least
+        ]
+        removed = fusion.remove(self.fused, absent)
+        for label in removed:
+            self.uncertainty.pop(label, None)
+        return removed
+
     def fuse(self) -> None:
         """Write every prediction to the label map; consecutive ones of one kind are fused together, as they
         may vote. This is done after all predictions, as no stage reads the label map before."""
@@ -338,12 +369,14 @@ class _Run:
 
 
 def keeps_full_prediction(stage: Stage, recipe: Recipe, keep: bool) -> bool:
-    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage, fused together
-    with others, or pasted if its region may still be widened, as other organs under what is pasted could not
-    be restored; otherwise it is written to the label map slab by slab."""
+    """Whether a stage's prediction is held as a whole: to be returned, read by a later stage or for the
+    presence of organs, fused together with others, or pasted if its region may still be widened, as other
+    organs under what is pasted could not be restored; otherwise it is written to the label map slab by
+    slab."""
     pasted_once = stage.fusion == "paste" and not (recipe.roi_expansion and roi_expansion.may_cut(stage))
     by_slabs = stage.fusion == "replace_in_roi" or pasted_once
-    return keep or not by_slabs or graph.is_read(recipe, stage.name)
+    decides = recipe.presence is not None and recipe.presence.of == stage.name
+    return keep or decides or not by_slabs or graph.is_read(recipe, stage.name)
 
 
 def _overwritten(stage: Stage, recipe: Recipe) -> bool:

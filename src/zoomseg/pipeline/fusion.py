@@ -358,6 +358,14 @@ def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask
     fused.labels[...] = array_like(data, fused.labels)
 
 
+def remove(fused: FusedLabelMap, labels: Iterable[str]) -> tuple[str, ...]:
+    """Set all voxels of these labels to background; returns those that had any."""
+    data = to_numpy(fused.labels)
+    found = tuple(name for name in labels if (data == fused.schema.class_of(name)).any())
+    _erase(fused, {fused.schema.class_of(name) for name in found})
+    return found
+
+
 def find_misplaced(
     fused: FusedLabelMap, known: Mapping[str, TypicalPosition], remove: bool
 ) -> dict[str, Misplaced]:

@@ -128,6 +128,17 @@ def validate(recipe: Recipe) -> None:
             )
     for group in recipe.train_together:
         _validate_group(recipe, group)
+    _validate_presence(recipe)
+
+
+def _validate_presence(recipe: Recipe) -> None:
+    """Check that the stage which decides about the presence of organs sees whole scans."""
+    whole = [s.name for s in recipe.stages if s.roi.kind in ("whole_volume", "body_mask") and not s.per_label]
+    if recipe.presence is not None and recipe.presence.of not in whole:
+        raise RecipeError(
+            f"presence.of: '{recipe.presence.of}' is not a stage of the whole scan without per_label; "
+            f"allowed: {', '.join(whole) or 'none'}"
+        )
 
 
 _ANY_INTERPOLATION = ("none", "replace_in_roi", "paste")
@@ -268,6 +279,9 @@ def fit(recipe: Recipe, schema: LabelSchema) -> tuple[Recipe, tuple[str, ...]]:
     }
     if recipe.islands is not None:
         update["islands"] = recipe.islands.model_copy(update={"labels": cleaned["islands.labels"][0]})
+    if recipe.presence is not None:
+        own = recipe.presence.model_copy(update={"labels": cleaned["presence.labels"][0]})
+        update["presence"] = own if own.of in kept else None
     return recipe.model_copy(update=update), tuple(notes)
 
 
@@ -388,7 +402,8 @@ def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
         for stage in recipe.stages
     )
     groups = tuple(tuple(names[name] for name in group) for group in recipe.train_together)
-    return recipe.model_copy(update={"stages": stages, "train_together": groups})
+    presence = recipe.presence and recipe.presence.model_copy(update={"of": names[recipe.presence.of]})
+    return recipe.model_copy(update={"stages": stages, "train_together": groups, "presence": presence})
 
 
 def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
@@ -418,7 +433,8 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
 
     Raises:
         RecipeError: a stage predicts a label that the data set lacks, or reads one from a stage that does not
-            predict it, or from the atlases; post-processing names one that the data set lacks.
+            predict it, or from the atlases; post-processing names one that the data set, or the stage that
+            decides about its presence, lacks.
     """
     for field, named in _cleaned(recipe).items():
         try:
@@ -435,6 +451,14 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
                         f"predict '{label}'; allowed: {', '.join(predicted[reference.of])}"
                     )
         _check_atlas_labels(stage, schema)
+    if recipe.presence is not None and not isinstance(recipe.presence.labels, str):
+        own = predicted[recipe.presence.of]
+        unknown = [label for label in schema.select(recipe.presence.labels) if label not in own]
+        if unknown:
+            raise RecipeError(
+                f"presence.labels: stage '{recipe.presence.of}' does not predict '{unknown[0]}'; allowed: "
+                f"{', '.join(own)}"
+            )
 
 
 def _check_atlas_labels(stage: Stage, schema: LabelSchema) -> None:
@@ -452,8 +476,11 @@ def _check_atlas_labels(stage: Stage, schema: LabelSchema) -> None:
 
 def _cleaned(recipe: Recipe) -> dict[str, tuple[str, ...] | str]:
     """The labels that post-processing changes, by field."""
-    islands = () if recipe.islands is None else recipe.islands.labels
-    return {"largest_component": recipe.largest_component, "islands.labels": islands}
+    return {
+        "largest_component": recipe.largest_component,
+        "islands.labels": () if recipe.islands is None else recipe.islands.labels,
+        "presence.labels": () if recipe.presence is None else recipe.presence.labels,
+    }
 
 
 def resolve_labels(stage: Stage, schema: LabelSchema) -> tuple[str, ...]:

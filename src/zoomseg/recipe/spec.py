@@ -800,6 +800,16 @@ class Islands(Spec):
     below: PositiveShare = 0.25
 
 
+class Presence(Spec):
+    """Whether an organ is in the scan is decided by the stage ``of``, which sees the whole scan: each of
+    ``labels`` whose probability it puts nowhere at ``at_least`` or more finally becomes background. In a part
+    of the body that no training patch of a later stage shows, this one may find something similar."""
+
+    of: str
+    labels: tuple[LabelName, ...] | Literal["all"] = "all"
+    at_least: PositiveShare = 0.1
+
+
 class Recipe(Spec):
     """A complete recipe: it contains every number, nothing is planned later."""
 
@@ -840,6 +850,9 @@ class Recipe(Spec):
     """Labels of which only the largest connected component is finally kept."""
     islands: Islands | None = None
     """Final removal of small separate parts; None: they are kept."""
+    presence: Presence | None = None
+    """Final removal of organs that a stage of the whole scan finds nowhere; None: they are kept. None of the
+    published methods here has this step."""
 
 
 class PlannedRecipe(Spec):

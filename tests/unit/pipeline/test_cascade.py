@@ -48,6 +48,7 @@ from zoomseg.recipe.spec import (
     FixedShape,
     ImageInput,
     Islands,
+    Presence,
     PriorInput,
     Recipe,
     Stage,
@@ -291,6 +292,41 @@ def test_small_parts_that_lie_apart_go_in_the_end() -> None:
     assert below(0.5) == "110111222000"
     assert below(0.7) == "000111222000"
     assert below(0.7, ("left kidney",)) == "000111222020"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_organ_that_the_stage_of_the_whole_scan_finds_nowhere_goes_in_the_end(keep: bool) -> None:
+    """That stage gives the left kidney a probability of 0.09, and the right one 0.61, everywhere."""
+
+    @each
+    def whole(x_BCIJK: np.ndarray, tile: Tile) -> np.ndarray:
+        shares = np.array([0.3, 0.09, 0.61], dtype=np.float32).reshape(1, 3, 1, 1, 1)
+        return np.broadcast_to(shares, (1, 3, *tile.inner.shape))
+
+    def run(presence: Presence, organs: tuple[str, ...] | None = None) -> tuple[str, Prediction]:
+        recipe = chain(("whole", {"fusion": "none"}), ("fine", NEAREST), presence=presence)
+        networks = by_name({"whole": whole, "fine": stripes("110111222020")})
+        result = Cascade(recipe, SCHEMA, networks, CPU).run(case(), organs, keep=keep)
+        return "".join(str(int(c)) for c in result.labels.data[::2, 0, 0]), result
+
+    labels, result = run(Presence(of="whole"))
+    assert labels == "000000222020"
+    assert list(result.confidence) == ["right kidney"]
+    assert result.notes == (
+        "left kidney: removed, as stage 'whole', which sees the whole scan, finds it nowhere with a "
+        "probability of 0.1 or more",
+    )
+    assert run(Presence(of="whole", at_least=0.08))[0] == "110111222020"
+    assert run(Presence(of="whole", labels=("right kidney",), at_least=0.6))[0] == "110111222020"
+    assert run(Presence(of="whole", labels=("right kidney",), at_least=0.7))[0] == "110111000000"
+    labels, result = run(Presence(of="whole"), ("right kidney",))
+    assert (labels, result.notes) == ("000000222020", ())
+
+
+def test_an_organ_is_nowhere_in_a_stage_without_a_region() -> None:
+    nowhere = {"roi": BodyMask(threshold=1000.0), "fusion": "none"}
+    recipe = chain(("whole", nowhere), ("fine", NEAREST), on_missing="empty", presence=Presence(of="whole"))
+    assert along(recipe, fine=LEFT) == "000000000000"
 
 
 def test_only_the_organs_asked_for() -> None:

@@ -10,7 +10,7 @@ from zoomseg.core.labels import LabelSchema
 from zoomseg.recipe import graph
 from zoomseg.recipe.graph import TrainingGroup
 from zoomseg.recipe.load import load
-from zoomseg.recipe.spec import ATLAS, BoxAround, PriorInput, Recipe
+from zoomseg.recipe.spec import ATLAS, BoxAround, Presence, PriorInput, Recipe
 
 SCHEMA = LabelSchema(
     ("liver", "left kidney", "right kidney"), (1, 2, 3), {"kidneys": ("left kidney", "right kidney")}
@@ -231,12 +231,17 @@ def test_organs_that_no_stage_writes_to_the_label_map_are_omitted() -> None:
 def test_stages_may_be_renamed_also_where_they_name_each_other() -> None:
     box = {"kind": "box", "of": "a"}
     before = recipe(
-        stage("a"), stage("b", inputs=reads("a")), stage("c", roi=box), train_together=[["a", "b"]]
+        stage("a"),
+        stage("b", inputs=reads("a")),
+        stage("c", roi=box),
+        train_together=[["a", "b"]],
+        presence={"of": "a"},
     )
     after = graph.renamed(before, {"a": "x-a", "b": "x-b", "c": "x-c"})
     assert [one.name for one in after.stages] == ["x-a", "x-b", "x-c"]
     assert [graph.ancestors(after, name) for name in ("x-b", "x-c")] == [("x-a",), ("x-a",)]
     assert after.train_together == (("x-a", "x-b"),)
+    assert after.presence == Presence(of="x-a")
     assert [graph.is_read(after, name) for name in ("x-a", "x-b", "x-c")] == [True, False, False]
 
 
@@ -330,10 +335,14 @@ def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> Non
         stage("four", inputs=({"kind": "atlas", "labels": ("LIVER",)}, *reads("one", labels="own"))),
         largest_component=("left_kidney",),
         islands={"labels": ("LIVER", "spleen")},
+        presence={"of": "one", "labels": ("right_kidney", "pancreas")},
         atlas={},
     )
     fitted, notes = graph.fit(published, FOUND)
-    assert notes == ("islands.labels: the data set has no spleen; dropped",)
+    assert notes == (
+        "islands.labels: the data set has no spleen; dropped",
+        "presence.labels: the data set has no pancreas; dropped",
+    )
     _, two, three, four = fitted.stages
     assert [s.labels for s in fitted.stages] == [
         ("Liver", "kidney left", "kidney right"),
@@ -349,6 +358,7 @@ def test_label_names_become_the_data_set_s_spelling_wherever_they_stand() -> Non
     assert fitted.largest_component == ("kidney left",)
     assert fitted.islands is not None
     assert fitted.islands.labels == ("Liver",)
+    assert fitted.presence == Presence(of="one", labels=("kidney right",))
     graph.validate_labels(graph.expand(fitted, FOUND), FOUND)
 
 
@@ -597,11 +607,34 @@ def test_misspelled_labels_of_regions_and_post_processing_are_told() -> None:
     [
         ({"largest_component": ("livr",)}, "largest_component: .*livr"),
         ({"islands": {"labels": ("livr",)}}, "islands.labels: .*livr"),
+        ({"presence": {"of": "one", "labels": ("livr",)}}, "presence.labels: .*livr"),
     ],
 )
 def test_post_processing_of_unknown_labels_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         graph.validate_labels(recipe(stage("one"), **changes), FOUND)
+
+
+def test_the_presence_of_organs_is_decided_by_a_stage_of_the_whole_scan_that_predicts_them() -> None:
+    def deciding(of: str, labels: object = "all", **changes: object) -> Recipe:
+        stages = stage("one", labels=("kidneys",), **changes), stage("two", roi=BOX)
+        return recipe(*stages, presence={"of": of, "labels": labels})
+
+    graph.validate(deciding("one"))
+    for bad, allowed in ((deciding("two"), "one"), (deciding("three"), "one")):
+        with pytest.raises(RecipeError, match=rf"presence.of: .*not a stage of the whole scan.*: {allowed}$"):
+            graph.validate(bad)
+    with pytest.raises(RecipeError, match=r"presence.of: 'one' .* allowed: none"):
+        graph.validate(recipe(stage("one", per_label=True), presence={"of": "one"}))
+    graph.validate_labels(deciding("one", ("kidneys",)), SCHEMA)
+    with pytest.raises(RecipeError, match=r"presence.labels: stage 'one' does not predict 'liver'"):
+        graph.validate_labels(deciding("one", ("liver",)), SCHEMA)
+
+
+def test_without_the_stage_that_decides_nothing_is_decided() -> None:
+    stages = stage("one", labels=("spleen",)), stage("two", labels=("liver",))
+    fitted, _ = graph.fit(recipe(*stages, presence={"of": "one"}), FOUND)
+    assert ([s.name for s in fitted.stages], fitted.presence) == (["two"], None)
 
 
 def test_groups_of_labels_are_not_read_from_atlases() -> None:

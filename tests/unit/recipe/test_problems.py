@@ -79,7 +79,7 @@ FINE = ("stages", 1)
             put("extra", to=3),
             "unknown key 'extra' (allowed: name, description, source, intensity, stages, train_together, "
             "prior_from, orientation, crop, on_missing, roi_expansion, remove_misplaced, atlas, "
-            "largest_component, islands)",
+            "largest_component, islands, presence)",
         ),
         (
             put(*FINE, "roi", "kind", to="bodymask"),
