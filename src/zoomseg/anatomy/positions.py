@@ -81,14 +81,14 @@ class TypicalPosition:
 
 @dataclass(frozen=True)
 class _Found:
-    place: OrganPosition
+    position: OrganPosition
     box: tuple[slice, slice, slice]
     """Of the label map; structures smaller than the sampling may lie outside."""
 
 
 def organ_positions(classes: Classes, grid: Grid) -> dict[int, OrganPosition]:
     """The position of every class in a label map ``[I, J, K]``, by class index."""
-    return {c: found.place for c, found in _found(classes, grid).items()}
+    return {c: found.position for c, found in _found(classes, grid).items()}
 
 
 def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
@@ -104,7 +104,7 @@ def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
         start = np.maximum(own.min(axis=0) - step + 1, 0)
         stop = np.minimum(own.max(axis=0) + step, shape)
         low, high = grid.box_mm(start, stop)
-        place = OrganPosition(
+        position = OrganPosition(
             _vector(grid.world(np.median(own, axis=0))),
             _vector(low),
             _vector(high),
@@ -112,7 +112,7 @@ def _found(classes: Classes, grid: Grid) -> dict[int, _Found]:
             len(own) * voxel_ml,
         )
         i, j, k = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-        out[int(c)] = _Found(place, (i, j, k))
+        out[int(c)] = _Found(position, (i, j, k))
     return out
 
 
@@ -137,9 +137,9 @@ def learn(cases: Sequence[Mapping[str, OrganPosition]], names: Iterable[str]) ->
 _UNKNOWN: Offsets = ((None, None),) * 3
 
 
-def _volumes(places_of: Sequence[OrganPosition]) -> Span | None:
-    whole = [place.volume_ml for place in places_of if place.whole]
-    return (min(whole), max(p.volume_ml for p in places_of)) if len(whole) >= MIN_CASES else None
+def _volumes(positions: Sequence[OrganPosition]) -> Span | None:
+    whole = [position.volume_ml for position in positions if position.whole]
+    return (min(whole), max(p.volume_ml for p in positions)) if len(whole) >= MIN_CASES else None
 
 
 def _offsets(cases: Sequence[Mapping[str, OrganPosition]], name: str, other: str) -> Offsets:
@@ -193,13 +193,13 @@ class Misplaced:
         """One line that states what was removed or lies elsewhere."""
         volume = sum(part.volume_ml for part in self.parts)
         distance = max(part.distance_mm for part in self.parts)
-        place = "its position in the training scans"
+        usual = "its position in the training scans"
         if self.alone:
-            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from {place}"
+            return f"{organ}: all of it ({volume:.1f} ml) lies {distance:.0f} mm from {usual}"
         several = len(self.parts) > 1
         parts = f"{len(self.parts)} parts" if several else "1 part"
         what = "removed," if self.removed else "lie" if several else "lies"
-        return f"{organ}: {parts} ({volume:.1f} ml) {what} {distance:.0f} mm from {place}"
+        return f"{organ}: {parts} ({volume:.1f} ml) {what} {distance:.0f} mm from {usual}"
 
 
 def misplaced(
@@ -222,11 +222,11 @@ def misplaced(
         Findings by class index.
     """
     seen = _found(classes, grid)
-    by_name = {names[c - 1]: found.place for c, found in seen.items()}
+    by_name = {names[c - 1]: found.position for c, found in seen.items()}
     out = {}
     for c, found in seen.items():
         around = _around(names[c - 1], by_name, known)
-        if around is None or around.reach_mm(found.place) == 0:
+        if around is None or around.reach_mm(found.position) == 0:
             continue
         own = _misplaced_parts(classes[found.box], grid, found.box, c, around, remove)
         if own is not None:
@@ -241,11 +241,11 @@ class _Around:
     low_mm: FloatArray
     high_mm: FloatArray
 
-    def reach_mm(self, place: OrganPosition) -> float:
+    def reach_mm(self, position: OrganPosition) -> float:
         """Distance by which the organ's box extends beyond that range, by the anchors' median; 0 if it is
         inside."""
-        below = (self.low_mm - place.low_mm).max(axis=1)
-        above = (np.array(place.high_mm) - self.high_mm).max(axis=1)
+        below = (self.low_mm - position.low_mm).max(axis=1)
+        above = (np.array(position.high_mm) - self.high_mm).max(axis=1)
         return float(np.median(np.maximum(np.maximum(below, above), 0.0)))
 
     def distance_mm(self, low_mm: FloatArray, high_mm: FloatArray) -> FloatArray:
@@ -264,10 +264,10 @@ def _around(
     few."""
     lows, highs = [], []
     for other, offsets in known[name].offsets_mm.items() if name in known else ():
-        place = found.get(other)
-        if place is None or not place.whole or not usual_volume(place.volume_ml, known.get(other)):
+        position = found.get(other)
+        if position is None or not position.whole or not usual_volume(position.volume_ml, known.get(other)):
             continue
-        middle = np.array(place.median_mm)
+        middle = np.array(position.median_mm)
         lows.append(middle + [-math.inf if low is None else low for low, _ in offsets] - MARGIN_MM)
         highs.append(middle + [math.inf if high is None else high for _, high in offsets] + MARGIN_MM)
     return _Around(np.array(lows), np.array(highs)) if len(lows) >= MIN_ANCHORS else None

@@ -150,11 +150,7 @@ class Cascade:
             if run.compute(stage):
                 clock.lap(f"stage {stage.name}" if stage.name in STEPS else stage.name)
         run.fuse()
-        absent = run.remove_absent()
-        notes, misplaced = self._clean(run.fused, organs)
-        notes += tuple(
-            _note_on_absent(name, self.recipe) for name in absent if organs is None or name in organs
-        )
+        notes, misplaced = self._clean(run, organs)
         labels = _on_own_grid(run.fused, scan, case)
         implausible: Mapping[str, tuple[str, ...]] | None = None
         if organs is not None and set(organs) != set(self.schema.names):
@@ -178,12 +174,11 @@ class Cascade:
             last=self.recipe.stages[-1],
         )
 
-    def _clean(
-        self, fused: fusion.FusedLabelMap, organs: tuple[str, ...] | None
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Remove false parts of organs; returns notes on misplaced parts of the requested ones, and organs
-        that are misplaced as a whole."""
-        recipe, select = self.recipe, self.schema.select
+    def _clean(self, run: _Run, organs: tuple[str, ...] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Remove false organs, and false parts of organs; returns notes on the absent and the misplaced ones
+        of those requested, and organs that are misplaced as a whole."""
+        recipe, select, fused = self.recipe, self.schema.select, run.fused
+        absent = run.remove_absent()
         fusion.keep_parts(fused, select(recipe.largest_component), largest_component)
         if recipe.islands is not None:
             parts = partial(without_islands, below=recipe.islands.below)
@@ -191,8 +186,11 @@ class Cascade:
         typical, remove = self.typical_positions, recipe.remove_misplaced
         found = {} if typical is None else fusion.find_misplaced(fused, typical, remove)
         wanted = select("all" if organs is None else organs)
-        notes = tuple(own.note(name) for name, own in found.items() if name in wanted)
-        return notes, tuple(name for name, own in found.items() if own.alone)
+        notes = {name: own.note(name) for name, own in found.items()}
+        notes |= {name: _note_on_absent(name, recipe) for name in absent}
+        return tuple(note for name, note in notes.items() if name in wanted), tuple(
+            name for name, own in found.items() if own.alone
+        )
 
 
 def _note_on_absent(organ: str, recipe: Recipe) -> str:
@@ -341,7 +339,7 @@ class _Run:
         if presence is None:
             return ()
         decided = self.priors[presence.of]
-        highest = to_numpy(decided.probabilities).reshape(1 + len(decided.labels), -1).max(axis=1)[1:]
+        highest = to_numpy(decided.probabilities)[1:].max(axis=(1, 2, 3))
         wanted = self.cascade.schema.select(presence.labels)
         absent = [
             label

@@ -360,10 +360,12 @@ def keep_parts(fused: FusedLabelMap, labels: Iterable[str], kept: Callable[[Mask
 
 def remove(fused: FusedLabelMap, labels: Iterable[str]) -> tuple[str, ...]:
     """Set all voxels of these labels to background; returns those that had any."""
-    data = to_numpy(fused.labels)
-    found = tuple(name for name in labels if (data == fused.schema.class_of(name)).any())
-    _erase(fused, {fused.schema.class_of(name) for name in found})
-    return found
+    classes = [fused.schema.class_of(name) for name in labels]
+    if not classes:
+        return ()
+    found = class_boxes(to_numpy(fused.labels), classes)
+    _erase(fused, found.keys())
+    return tuple(fused.schema.names[c - 1] for c in found)
 
 
 def find_misplaced(

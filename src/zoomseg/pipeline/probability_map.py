@@ -64,7 +64,8 @@ def probability_map(
     atlas: StagePrediction | None = None,
 ) -> npt.NDArray[np.uint8]:
     """``[I, J, K]`` on the scan's canonical ``grid``: the probability of an organ times ``LEVELS``, linearly
-    interpolated. Post-processing of the finished label map (largest components, islands) is not applied.
+    interpolated. Post-processing of the finished label map (largest components, islands,
+    absent organs) is not applied.
 
     Args:
         stages: predictions of the stages that had a region, as in ``cascade.Prediction``.

@@ -38,7 +38,7 @@ def sample(case: Case) -> CaseSample:
         found = organ_positions(case.labels.data, case.labels.grid)
         names = case.labels.schema.names
         annotated = frozenset(names) if case.annotated is None else case.annotated
-        organs = {names[c - 1]: place for c, place in found.items() if names[c - 1] in annotated}
+        organs = {names[c - 1]: position for c, position in found.items() if names[c - 1] in annotated}
     return CaseSample(voxels, cell_cm2, organs)
 
 

@@ -406,6 +406,15 @@ def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     return recipe.model_copy(update={"stages": stages, "train_together": groups, "presence": presence})
 
 
+def restricted(recipe: Recipe, stages: tuple[Stage, ...]) -> Recipe:
+    """The recipe with some of its stages only, and without what needs others: groups that are trained
+    together, and the decision about the presence of organs."""
+    kept = {stage.name for stage in stages}
+    groups = tuple(group for group in recipe.train_together if set(group) <= kept)
+    presence = recipe.presence if recipe.presence is None or recipe.presence.of in kept else None
+    return recipe.model_copy(update={"stages": stages, "train_together": groups, "presence": presence})
+
+
 def _validate_group(recipe: Recipe, group: tuple[str, ...]) -> None:
     names = [stage.name for stage in recipe.stages]
     for name in group:
@@ -444,20 +453,19 @@ def validate_labels(recipe: Recipe, schema: LabelSchema) -> None:
     predicted = {stage.name: resolve_labels(stage, schema) for stage in recipe.stages}
     for stage in recipe.stages:
         for reference in _references(stage):
-            for label in reference.labels:
-                if label not in predicted[reference.of]:
-                    raise RecipeError(
-                        f"stage '{stage.name}', {reference.field}.labels: stage '{reference.of}' does not "
-                        f"predict '{label}'; allowed: {', '.join(predicted[reference.of])}"
-                    )
+            field = f"stage '{stage.name}', {reference.field}"
+            _require_predicted(field, reference.of, reference.labels, predicted[reference.of])
         _check_atlas_labels(stage, schema)
-    if recipe.presence is not None and not isinstance(recipe.presence.labels, str):
-        own = predicted[recipe.presence.of]
-        unknown = [label for label in schema.select(recipe.presence.labels) if label not in own]
-        if unknown:
+    presence = recipe.presence
+    if presence is not None and not isinstance(presence.labels, str):
+        _require_predicted("presence", presence.of, schema.select(presence.labels), predicted[presence.of])
+
+
+def _require_predicted(field: str, of: str, labels: Iterable[str], predicted: tuple[str, ...]) -> None:
+    for label in labels:
+        if label not in predicted:
             raise RecipeError(
-                f"presence.labels: stage '{recipe.presence.of}' does not predict '{unknown[0]}'; allowed: "
-                f"{', '.join(own)}"
+                f"{field}.labels: stage '{of}' does not predict '{label}'; allowed: {', '.join(predicted)}"
             )
 
 

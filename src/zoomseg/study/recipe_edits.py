@@ -61,10 +61,7 @@ def only(name: str) -> Edit:
     def apply(recipe: Recipe) -> Recipe:
         last = graph.in_label_map(graph.stage_of(recipe, name))
         needed = graph.ancestors(recipe, name)
-        stages = (*(s for s in recipe.stages if s.name in needed), last)
-        kept = {stage.name for stage in stages}
-        groups = tuple(group for group in recipe.train_together if set(group) <= kept)
-        return recipe.model_copy(update={"stages": stages, "train_together": groups})
+        return graph.restricted(recipe, (*(s for s in recipe.stages if s.name in needed), last))
 
     return apply
 

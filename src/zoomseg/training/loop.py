@@ -538,10 +538,8 @@ class _Run:
         stages = tuple(s for s in self.recipe.stages if s.name in weights)
         if all(stage.fusion == "none" for stage in stages):  # those that are fused are not trained yet
             stages = (*stages[:-1], graph.in_label_map(stages[-1]))
-        groups = tuple(g for g in self.recipe.train_together if set(g) <= set(weights))
-        recipe = self.recipe.model_copy(update={"stages": stages, "train_together": groups})
         model = bundle.Bundle(
-            recipe,
+            graph.restricted(self.recipe, stages),
             self.dataset.schema,
             self.dataset.channel_names,
             {name: {k: to_numpy(v) for k, v in w.items()} for name, w in weights.items()},

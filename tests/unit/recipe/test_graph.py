@@ -631,6 +631,19 @@ def test_the_presence_of_organs_is_decided_by_a_stage_of_the_whole_scan_that_pre
         graph.validate_labels(deciding("one", ("liver",)), SCHEMA)
 
 
+def test_a_recipe_restricted_to_some_stages_has_nothing_that_needs_others() -> None:
+    stages = stage("one"), stage("two", inputs=reads("one")), stage("three")
+    whole = recipe(*stages, train_together=[["one", "two"], ["three"]], presence={"of": "one"})
+    last = graph.restricted(whole, whole.stages[2:])
+    assert ([s.name for s in last.stages], last.train_together, last.presence) == (
+        ["three"],
+        (("three",),),
+        None,
+    )
+    assert graph.restricted(whole, whole.stages[:1]).presence == Presence(of="one")
+    assert graph.restricted(whole, whole.stages) == whole
+
+
 def test_without_the_stage_that_decides_nothing_is_decided() -> None:
     stages = stage("one", labels=("spleen",)), stage("two", labels=("liver",))
     fitted, _ = graph.fit(recipe(*stages, presence={"of": "one"}), FOUND)
